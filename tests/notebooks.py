@@ -1,0 +1,92 @@
+"""Runs, cleans and measures the lessons: the one place that knows what a stored notebook looks like.
+
+    python tests/notebooks.py run nbs/10_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
+    python tests/notebooks.py clean nbs/10_distractor.ipynb … # only strip what should not be stored
+"""
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def write(nb, path):
+    """Write under a temporary name, then rename: a stop never leaves half a notebook."""
+    temporary = Path(f"{path}.tmp{os.getpid()}")
+    temporary.write_text(nbformat.writes(nb, indent=1) + "\n", encoding="utf8")
+    os.replace(temporary, path)
+
+
+def clean_output(output):
+    """The output as stored, or None: no widget state (its still picture stays), no progress bars, no addresses."""
+    if output.output_type == "stream":
+        if output.name == "stderr":
+            return None
+        output.text = re.sub(r" at 0x[0-9a-f]{6,}", "", output.text)
+        return output
+    if output.output_type == "error":
+        return output
+    data = output.data
+    if data.pop(WIDGET_VIEW, None) is not None and not any(k.startswith("image/") for k in data):
+        return None
+    data.pop("text/html", None) if "image/png" in data else None
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]{6,}", "", data["text/plain"])
+    output.metadata = {}
+    if "execution_count" in output:
+        output.execution_count = None
+    return output
+
+
+def clean(nb, name):
+    """Strip what differs from run to run; give every cell an id made from its text, so that diffs stay small."""
+    seen = {}
+    for cell in nb.cells:
+        digest = hashlib.sha1(f"{name}:{cell.source}".encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [o for o in map(clean_output, cell.outputs) if o is not None]
+    nb.metadata = KERNEL
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    return nb
+
+
+def execute(nb, timeout=600):
+    """Run every cell in a fresh kernel from the repository root; raise at the first error that no cell expects."""
+    skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code" and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
+    run = nbformat.from_dict(nb)
+    kept = {i: run.cells[i] for i in skipped}
+    for i in skipped:
+        run.cells[i] = nbformat.v4.new_raw_cell("")
+    env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute(env=env)
+    for i, cell in kept.items():
+        run.cells[i] = cell
+    return run
+
+
+def main(action, *paths):
+    for path in paths:
+        nb = read(path)
+        if action == "run":
+            nb = execute(nb)
+        write(clean(nb, Path(path).stem), path)
+        print(f"{action}: {path} {Path(path).stat().st_size / 1e3:.0f} KB")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
