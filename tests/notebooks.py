@@ -2,6 +2,7 @@
 
     python tests/notebooks.py run nbs/10_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
     python tests/notebooks.py clean nbs/10_distractor.ipynb … # only strip what should not be stored
+    python tests/notebooks.py readme                          # write README.md from nbs/index.ipynb
 """
 import hashlib
 import os
@@ -79,7 +80,17 @@ def execute(nb, timeout=600):
     return run
 
 
+def readme(index):
+    "README.md from the index notebook: its prose, with links and pictures as seen from the repository's root."
+    text = "\n\n".join(c.source for c in index.cells if c.cell_type == "markdown")
+    return re.sub(r"\]\((?!https?:|#|\.\./)", "](nbs/", text).replace("](../", "](") + "\n"
+
+
 def main(action, *paths):
+    if action == "readme":
+        target = ROOT / "README.md"
+        target.write_text(readme(read(ROOT / "nbs" / "index.ipynb")), encoding="utf8")
+        return
     for path in paths:
         nb = read(path)
         if action == "run":

@@ -11,10 +11,17 @@ import importlib
 
 from torch import nn
 
-# %% ../../nbs/20_backbones.ipynb #57c9160c
+# %% ../../nbs/20_backbones.ipynb #71627079
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",
+    "c3d": "be_nb.backbones.c3d:C3D",
+    "i3d": "be_nb.backbones.i3d:I3D",
+    "r3d18": "be_nb.backbones.resnet3d:r3d18",
+    "r3d34": "be_nb.backbones.resnet3d:r3d34",
+    "r3d50": "be_nb.backbones.resnet3d:r3d50",
+    "r2plus1d18": "be_nb.backbones.r2plus1d:R2Plus1D18",
+    "s3dg": "be_nb.backbones.s3dg:S3DG",
 }
 
 # %% ../../nbs/20_backbones.ipynb #26cc6b9a

@@ -6,7 +6,7 @@
 __all__ = ['macs_of', 'Stage', 'Description', 'describe', 'skeleton', 'MeanOfChannels', 'receptive_field', 'plot_stages',
            'stage_maps', 'plot_maps']
 
-# %% ../../nbs/20_backbones.measure.ipynb #0f65977b
+# %% ../../nbs/20_backbones.measure.ipynb #91181f10
 import copy
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .layers import Backbone
+from .layers import Backbone, check_clips
 from ..visualize import Picture
 
 # %% ../../nbs/20_backbones.measure.ipynb #0af5e59c
@@ -51,7 +51,7 @@ class Description(list):
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in rows)
 
-# %% ../../nbs/20_backbones.measure.ipynb #46321677
+# %% ../../nbs/20_backbones.measure.ipynb #483847cb
 def describe(
     backbone: Backbone,  # looked at, not changed; may live on the meta device
     frames: int = 16,    # length of the imagined clip
@@ -60,7 +60,7 @@ def describe(
     "Shape, parameters and cost of every stage for one clip. Runs on shapes alone: no memory, no arithmetic."
     ghost = copy.deepcopy(backbone).to("meta", torch.float32).eval()
     clips = torch.empty(1, backbone.in_channels, frames, size, size, device="meta")
-    ghost.check(clips)
+    check_clips(clips, ghost.name, ghost.in_channels, ghost.minimum)
     counted, rows = [], Description()
     for module in ghost.modules():
         if isinstance(module, (nn.Conv3d, nn.Linear)):
@@ -117,7 +117,7 @@ def receptive_field(
             fields[name].append(math.inf if whole else int(seen[-1] - seen[0] + 1))
     return {name: tuple(field) for name, field in fields.items()}
 
-# %% ../../nbs/20_backbones.measure.ipynb #b9531a12
+# %% ../../nbs/20_backbones.measure.ipynb #1fc713c3
 def plot_stages(
     backbone: Backbone,  # looked at, not changed
     frames: int = 16,    # length of the imagined clip
@@ -129,7 +129,7 @@ def plot_stages(
     cost, sight = figure.subplots(1, 2)
     places, names = range(len(rows)), [row.name for row in rows]
     cost.bar(places, [row.macs / 1e9 for row in rows], color="#4477aa")
-    cost.set(title=f"{backbone.name}: {rows.macs / 1e9:.1f} GMAC, {rows.params / 1e6:.1f} M parameters",
+    cost.set(title=f"{backbone.name}: {rows.macs / 1e9:.3g} GMAC, {rows.params / 1e6:.3g} M parameters",
              ylabel=f"GMAC at {frames}×{size}²")
     cost.set_xticks(places, [f"{row.name}\n{'×'.join(map(str, row.shape[1:3]))}²" for row in rows])
     for axis, label, color, clip in ((0, "frames", "#cc6677", frames), (1, "pixels", "#228833", size)):
@@ -146,13 +146,13 @@ def plot_stages(
     sight.legend(fontsize=7, frameon=False)
     return figure
 
-# %% ../../nbs/20_backbones.measure.ipynb #090902fe
+# %% ../../nbs/20_backbones.measure.ipynb #c3e13cb3
 def stage_maps(
     backbone: Backbone,   # in whichever mode it is; call `.eval()` first for repeatable maps
     clips: torch.Tensor,  # (b, c, t, h, w), float
 ) -> dict:                # stage -> its output (b, d, t', h', w'), without gradient
     "What every stage makes of some clips."
-    backbone.check(clips)
+    check_clips(clips, backbone.name, backbone.in_channels, backbone.minimum)
     maps = {}
     with torch.no_grad():
         for name, stage in backbone.stages.named_children():

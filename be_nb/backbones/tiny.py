@@ -10,11 +10,12 @@ from collections import OrderedDict
 
 from .layers import Backbone, basic_block, conv_bn
 
-# %% ../../nbs/20_backbones.tiny.ipynb #0b8b6acc
+# %% ../../nbs/20_backbones.tiny.ipynb #fda91662
 class Tiny(Backbone):
-    """The course's own backbone: one convolution and two residual blocks, about a third of a million numbers.
+    """The course's own backbone: one convolution and two residual blocks, 214 thousand parameters.
 
-    Clips `(b, in_channels, t, h, w)` -> features `(b, 4·width, t/2, h/8, w/8)`, sizes rounded up.
+    Clips `(b, in_channels, t, h, w)` -> map `(b, 4·width, t/2, h/8, w/8)`, sizes rounded up.
+    22 MMAC at 8×24², 0.97 GMAC at 16×112².
     """
 
     def __init__(

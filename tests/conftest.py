@@ -1,0 +1,22 @@
+"""Shared by all tests: where the repository is, and where real footage may lie."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOOTAGE = Path(os.environ.get("BE_NB_FOOTAGE", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def footage():
+    "The folder of real videos, or a skip that says what is missing."
+    if not FOOTAGE.is_dir():
+        pytest.skip(f"no real footage at {FOOTAGE}; set BE_NB_FOOTAGE to a folder that holds clips/, lists/, ucf101-6/")
+    return FOOTAGE
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    "Frame counts are remembered in a folder of the test run, never in the user's home."
+    monkeypatch.setenv("BE_NB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

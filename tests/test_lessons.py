@@ -1,0 +1,69 @@
+"""Every notebook of the course: stored clean, short enough to teach, and running from top to bottom."""
+import re
+
+import notebooks
+import pytest
+from conftest import ROOT
+
+LESSONS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+
+
+def cells(nb, kind):
+    return [c for c in nb.cells if c.cell_type == kind]
+
+
+def code_lines(source):
+    return [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+@each_lesson
+def test_stored_clean(path):
+    before = notebooks.read(path)
+    after = notebooks.clean(notebooks.read(path), path.stem)
+    assert before == after, f"run: python tests/notebooks.py clean nbs/{path.name}"
+    assert not [o for c in cells(before, "code") for o in c.outputs if o.output_type == "error"], "an error is stored"
+
+
+@each_lesson
+def test_lesson_budget(path):
+    nb = notebooks.read(path)
+    code = [c.source for c in cells(nb, "code")]
+    prose = sum(len(c.source.split()) for c in cells(nb, "markdown"))
+    lines = sum(len(code_lines(s)) for s in code)
+    assert prose >= 3 * lines, f"{prose} words for {lines} lines of code: at least three words a line"
+    assert all(len(s.splitlines()) <= 40 for s in code), "a code cell is longer than 40 lines"
+    assert all(len(s.splitlines()) <= 16 for s in code if s.startswith("#| hide")), "a hidden cell is longer than 15 lines"
+    assert path.stat().st_size <= 300_000, "the notebook is larger than 300 KB"
+    assert max((len(line) for s in code for line in s.splitlines()), default=0) <= 120, "a line is longer than 120 columns"
+    first = nb.cells[0].source
+    assert re.match(r"# .+\n\n> .+", first), "the first cell is `# Title`, an empty line, `> promise`"
+
+
+@each_lesson
+def test_lesson_exports_politely(path):
+    for source in (c.source for c in cells(notebooks.read(path), "code")):
+        if re.match(r"#\| *export", source):
+            assert "import *" not in source and "@patch" not in source, "breaks go-to-definition"
+
+
+@each_lesson
+def test_lesson_teaches(path):
+    nb = notebooks.read(path)
+    if path.stem in ("index", "60_results"):
+        pytest.skip("a map and a record, not a lesson")
+    prose = "\n".join(c.source for c in cells(nb, "markdown")).lower()
+    pictures = [o for c in cells(nb, "code") for o in c.outputs if any(k.startswith("image/") for k in o.get("data", {}))]
+    assert pictures, "no picture is stored"
+    assert prose.count("<details>") >= 3, "at least three exercises with folded answers"
+    assert "summary" in prose and "exercises" in prose
+    assert any(re.search(r"^\s*assert |test_", c.source, re.M) for c in cells(nb, "code")), "nothing is tested"
+
+
+@each_lesson
+def test_lesson_runs(path):
+    notebooks.execute(notebooks.read(path))
+
+
+def test_readme_is_the_index():
+    assert (ROOT / "README.md").read_text(encoding="utf8") == notebooks.readme(notebooks.read(ROOT / "nbs/index.ipynb"))

@@ -1,0 +1,89 @@
+"""The library as others get it: exported from the notebooks, importable piece by piece, installable as a wheel."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+                 for p in (ROOT / "be_nb").rglob("*.py") if p.name != "_modidx.py")
+
+# Heavy libraries are imported once, then every module is imported in a fork of its own: alone, but quickly.
+IMPORT_ALONE = """
+import json, os, sys, traceback
+import torch, torchvision, av, sklearn.linear_model, sklearn.model_selection, matplotlib.pyplot, torch.utils.tensorboard
+assert not [m for m in sys.modules if m.startswith("be_nb")]
+failed = {}
+for name in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        try:
+            __import__(name)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        failed[name] = "see above"
+import be_nb
+print(os.path.dirname(be_nb.__file__))
+sys.exit(", ".join(failed))
+"""
+
+
+def run(*command, **settings):
+    done = subprocess.run(command, capture_output=True, text=True, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
+def test_every_module_imports_alone():
+    run(sys.executable, "-c", IMPORT_ALONE, json.dumps(MODULES), cwd=ROOT)
+
+
+def test_export_is_in_sync(tmp_path):
+    for part in ("nbs", "be_nb"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for part in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(ROOT / part, tmp_path / part)
+    run(str(Path(sys.executable).with_name("nbdev_export")), cwd=tmp_path)
+    read = lambda folder: {p.relative_to(folder): p.read_text() for p in (folder / "be_nb").rglob("*.py")}
+    fresh, stored = read(tmp_path), read(ROOT)
+    stale = sorted(str(p) for p in fresh.keys() | stored.keys() if fresh.get(p) != stored.get(p))
+    assert not stale, f"run nbdev_export: {', '.join(stale)} differ from the notebooks"
+
+
+def test_exports_use_no_notebook_globals():
+    run(sys.executable, "-m", "pyflakes", *(str(p) for p in (ROOT / "be_nb").rglob("*.py") if p.name != "__init__.py"))
+    run(sys.executable, "-m", "pyflakes", str(ROOT / "be_nb/backbones/__init__.py"))
+
+
+def test_library_needs_no_development_packages():
+    names = ("nbdev", "fastcore", "execnb", "IPython.core", "pytest", "hypothesis")
+    for path in (ROOT / "be_nb").rglob("*.py"):
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        wrong = [line for line in lines if line.startswith(tuple(f"{w} {n}" for w in ("import", "from") for n in names))]
+        assert not wrong, f"{path.name}: {wrong}"
+
+
+def test_wheel_works_outside_the_tree(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for part in ("be_nb", "settings.ini", "setup.py", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tree / part)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "wheel"), str(tree))
+    wheel, = (tmp_path / "wheel").glob("*.whl")
+    run(*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    where = run(sys.executable, "-c", IMPORT_ALONE, json.dumps(MODULES), cwd=elsewhere, env=env)
+    assert where.strip().endswith(str(tmp_path / "site" / "be_nb"))
+    assert "pretrain" in run(str(tmp_path / "site" / "bin" / "be-nb"), "--help", cwd=elsewhere, env=env)

@@ -1,0 +1,635 @@
+"""Videos: real files against independent oracles, official lists, bad input, windows, samplers and workers."""
+import itertools
+import json
+import os
+import pickle
+import re
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, default_collate
+
+from be_nb.data.videos import (ClipDataset, EpochSampler, FrameIndex, Split, VideoError, VideoFolder, collate,
+                               count_frames, decode, draw_starts, epoch_order, read_diving48, read_hmdb51, read_list,
+                               read_ucf101, uniform_starts, window_frames)
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+footage = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real footage at {DATA}")
+CLIPS = DATA / "clips"
+FILES = sorted(p.name for p in CLIPS.iterdir()) if CLIPS.is_dir() else ["none.avi"]
+AVIS = [name for name in FILES if name.endswith(".avi")]
+PLAYABLE = [name for name in FILES if name.endswith((".avi", ".mp4", ".mkv")) and name != "corrupted.mp4"]
+TURNK = "hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BE_NB_CACHE", str(tmp_path / "cache"))
+
+
+def frame(k, height=48, width=64):
+    "An image whose grey value tells its number."
+    return np.full((height, width, 3), 16 + 6 * (k % 40), np.uint8)
+
+
+def number(image):
+    return round((float(np.asarray(image, float).mean()) - 15) / 6)
+
+
+def write(path, images, codec="mpeg4", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={k: str(v) for k, v in options.items()})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        for k, image in enumerate(images):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts = k
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    "Four videos with awkward names, one of them in a sub-folder, a list and class names."
+    root = tmp_path / "data"
+    names = {"a [b] (c).avi": 20, "#1 hash!.mp4": 12, "sub/plain.mkv": 31, "50% é.avi": 7}
+    for name, length in names.items():
+        write(root / "videos" / name, [frame(k) for k in range(length)], bf=2)
+    (root / "list.txt").write_text("".join(f"{name} {k % 2}\n" for k, name in enumerate(names)), encoding="utf8")
+    (root / "classes.txt").write_text("even\nodd class\n")
+    return root
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("bframes", [0, 1, 2])
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
+def test_every_frame_in_order(tmp_path, ending, bframes):
+    path = write(tmp_path / f"x.{ending}", [frame(k) for k in range(23)], bf=bframes)
+    assert [number(image) for image in decode(path)] == list(range(23))
+    asked = [22, 0, 5, 5, 21]
+    assert [number(image) for image in decode(path, frames=asked)] == asked
+
+
+def test_reads_only_as_far_as_needed(tmp_path):
+    path = write(tmp_path / "x.avi", [frame(k) for k in range(40)])
+    data = bytearray(path.read_bytes())
+    vops = [m.start() for m in re.finditer(b"\x00\x00\x01\xb6", data)]
+    data[vops[30]:vops[30] + 4] = b"\xff" * 4  # picture 30 is broken
+    path.write_bytes(data)
+    assert number(decode(path, frames=[20])[0]) == 20
+    with pytest.raises(VideoError, match="x.avi"):
+        decode(path)
+
+
+@pytest.mark.parametrize("frames", [[20], [-1], [3, 99], []])
+def test_frame_numbers_out_of_range(tmp_path, frames):
+    with pytest.raises(IndexError, match="x.avi"):
+        decode(write(tmp_path / "x.avi", [frame(k) for k in range(20)]), frames=frames)
+
+
+@pytest.mark.parametrize("size,shape", [((48, 64), (96, 128)), ((40, 60), (62, 82)), ((33, 35), (90, 46)), ((50, 70), (20, 30))])
+def test_cover_and_crop_against_pillow(tmp_path, size, shape):
+    from PIL import Image
+    (height, width), (h, w) = size, shape
+    y, x = np.mgrid[:h, :w] / 8
+    image = np.stack([128 + 90 * np.sin(x), 128 + 90 * np.cos(y), 128 + 60 * np.sin(x + y)], -1).astype(np.uint8)
+    path = write(tmp_path / "x.mp4", [image] * 2)
+    stored, got = decode(path)[0], decode(path, size)[0]
+    assert stored.shape == (h, w, 3) and got.shape == (height, width, 3)
+    scale = max(height / h, width / w)
+    tall, wide = max(height, round(h * scale)), max(width, round(w * scale))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    expected = np.asarray(Image.fromarray(stored).resize((wide, tall), Image.BICUBIC))
+    expected = expected[top:top + height, left:left + width]
+    assert np.abs(got.astype(int) - expected).mean() < 4  # other chroma siting and rounding, but the same picture
+    shifted = np.abs(got[:, 2:].astype(int) - expected[:, :-2]).mean()
+    assert np.abs(got.astype(int) - expected).mean() < shifted / 2
+
+
+def test_truncated_files_are_reported(tmp_path):
+    for ending in ("avi", "mp4", "mkv"):
+        whole = write(tmp_path / f"x.{ending}", [frame(k) for k in range(60)]).read_bytes()
+        for cut in range(1, len(whole) - 1, max(1, len(whole) // 17)):
+            path = tmp_path / f"cut.{ending}"
+            path.write_bytes(whole[:cut])
+            with pytest.raises(VideoError, match=f"cut.{ending}"):
+                count_frames(path)
+
+
+def test_no_video_in_the_file(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match="sound.mp4.*no video"):
+        decode(tmp_path / "sound.mp4")
+    with av.open(str(tmp_path / "none.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(VideoError, match="none.avi"):
+        decode(tmp_path / "none.avi")
+
+
+class Bits:
+    def __init__(self, data):
+        self.value, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def __call__(self, count):
+        self.left -= count
+        return self.value >> self.left & (1 << count) - 1
+
+
+def coded_pictures(data):
+    "How many pictures an MPEG-4 (part 2) stream codes, read from its headers alone: ISO/IEC 14496-2, 6.2.3 and 6.2.5."
+    pictures = 0
+    for code in re.finditer(b"\x00\x00\x01[\x20-\x2f\xb6]", data):
+        bits = Bits(data[code.end():code.end() + 40])
+        if data[code.end() - 1] != 0xb6:  # the header of the stream: only the resolution of time matters
+            bits(9)
+            bits(7) if bits(1) else None
+            bits(16) if bits(4) == 15 else None
+            if bits(1):
+                bits(3)
+                bits(79) if bits(1) else None
+            assert bits(2) == 0 and bits(1)
+            width = max((bits(16) - 1).bit_length(), 1)
+        else:
+            bits(2)
+            while bits(1):
+                pass
+            bits(1 + width + 1)
+            pictures += bits(1)  # vop_coded; 0 is the filler behind a packed pair
+    return pictures
+
+
+@footage
+@pytest.mark.parametrize("name", AVIS)
+def test_real_avis_lose_no_frame(name):
+    coded = coded_pictures((CLIPS / name).read_bytes())
+    if name == TURNK:  # cut off right behind a packed pair, without the filler that makes FFmpeg decode its B-frame
+        assert (count_frames(CLIPS / name), coded) == (83, 84)
+    else:
+        assert count_frames(CLIPS / name) == coded
+
+
+@footage
+@pytest.mark.parametrize("name", PLAYABLE)
+def test_real_clips_against_opencv(name):
+    cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
+    capture, asked, images = cv2.VideoCapture(str(CLIPS / name)), [], []
+    for k in itertools.count():
+        found, image = capture.read()
+        if not found:
+            break
+        if k % 30 == 0:
+            asked.append(k), images.append(image[..., ::-1])
+    assert count_frames(CLIPS / name) == k
+    for mine, other in zip(decode(CLIPS / name, frames=asked), images, strict=True):
+        assert np.abs(mine.astype(int) - other).mean() < 2
+
+
+@footage
+def test_corrupted_clip_is_reported():
+    with pytest.raises(VideoError, match="corrupted.mp4"):
+        count_frames(CLIPS / "corrupted.mp4")
+    with pytest.raises(VideoError, match=r"\.mat"):
+        decode(CLIPS / "100_pullups_pullup_f_nm_np1_fr_med_1.mat")
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+@footage
+@pytest.mark.parametrize("split,train,test", [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
+def test_ucf101(split, train, test):
+    sides = read_ucf101(DATA / "lists" / "ucf101", split)
+    assert (len(sides.train), len(sides.test)) == (train, test)
+    for side in sides:
+        assert len(side.classes) == 101 and set(side.labels.tolist()) == set(range(101))
+        assert all(path.split("/")[0] == side.classes[label] for path, label in zip(side.paths, side.labels))
+        assert not any("\r" in path for path in side.paths)
+    assert sides.train.classes[0] == "ApplyEyeMakeup" and sides.train.classes[100] == "YoYo"
+    assert not set(sides.train.paths) & set(sides.test.paths)
+
+
+@footage
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_hmdb51(split):
+    sides = read_hmdb51(DATA / "lists" / "hmdb51", split)
+    assert (len(sides.train), len(sides.test), len(sides.train.classes)) == (3570, 1530, 51)
+    assert all(np.bincount(sides.train.labels) == 70) and all(np.bincount(sides.test.labels) == 30)
+    assert any("[" in path for path in sides.train.paths + sides.test.paths)  # the names that glob would lose
+    jhmdb = {1: (660, 268), 2: (658, 270), 3: (663, 265)}
+    assert tuple(map(len, read_hmdb51(DATA / "lists" / "jhmdb", split))) == jhmdb[split]
+
+
+@footage
+def test_diving48():
+    sides = read_diving48(DATA / "lists" / "diving48")
+    assert (len(sides.train), len(sides.test), len(sides.train.classes)) == (15027, 1970, 48)
+    assert len(set(sides.train.labels.tolist()) | set(sides.test.labels.tolist())) == 47
+    assert sides.train.paths[0] == "-mmq0PT-u8k_00155.mp4" and sides.train.classes[0] == "Back 15som 05Twis FREE"
+
+
+@pytest.mark.parametrize("split", [0, 4, "1", None])
+def test_official_splits_are_1_2_3(tmp_path, split):
+    for read in (read_ucf101, read_hmdb51):
+        with pytest.raises(ValueError, match="splits 1, 2 and 3"):
+            read(tmp_path, split)
+
+
+def test_official_lists_missing_or_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="classInd.txt"):
+        read_ucf101(tmp_path)
+    with pytest.raises(FileNotFoundError, match="CLASS_test_split1.txt"):
+        read_hmdb51(tmp_path)
+    with pytest.raises(FileNotFoundError, match="vocab"):
+        read_diving48(tmp_path)
+    (tmp_path / "classInd.txt").write_bytes(b"1 A\r\n2 B\r\n")
+    (tmp_path / "trainlist01.txt").write_bytes(b"A/x.avi 1\r\nB/y.avi 1\r\n")
+    with pytest.raises(ValueError, match="trainlist01.txt, line 2"):
+        read_ucf101(tmp_path)
+    (tmp_path / "wave_test_split1.txt").write_text("x.avi 3\n")
+    with pytest.raises(ValueError, match="wave_test_split1.txt, line 1: code 3"):
+        read_hmdb51(tmp_path)
+    (tmp_path / "Diving48_vocab.json").write_text("[[")
+    with pytest.raises(ValueError, match="vocab.json: not valid JSON"):
+        read_diving48(tmp_path)
+
+
+names = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20).map(str.strip).filter(bool)
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries=st.lists(st.tuples(names, st.integers(0, 400)), min_size=1, max_size=6),
+       end=st.sampled_from(["\n", "\r\n", " \n\n"]), bom=st.booleans())
+def test_lists_keep_any_name(tmp_path_factory, entries, end, bom):
+    path = tmp_path_factory.mktemp("lists") / "list.txt"
+    text = "".join(f"{name} {label}{end}" for name, label in entries)
+    path.write_bytes(text.encode("utf-8-sig" if bom else "utf8"))
+    if not bom and text.startswith("\ufeff"):
+        return  # a name that looks like a byte-order mark
+    split = read_list(path)
+    assert split.paths == [name.strip(" \t\r") for name, _ in entries]
+    assert split.labels.tolist() == [label for _, label in entries] and split.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("text,message", [
+    ("", "list.txt: the list is empty"), ("\n \r\n", "list.txt: the list is empty"),
+    ("a.avi 0\n\nb c.avi\n", "list.txt, line 3: expected"), ("a.avi 0\nb.avi 1.5\n", "list.txt, line 2: expected"),
+    ("7\n", "list.txt, line 1: expected"), ("a.avi 0\nb.avi -2\n", "list.txt, line 2: label -2"), ("a.avi ３\n", "line 1: expected"),
+])
+def test_list_errors_name_file_and_line(tmp_path, text, message):
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_list(tmp_path / "list.txt")
+
+
+def test_list_missing_and_labels_beyond_the_classes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
+        read_list(tmp_path / "nowhere.txt")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "list.txt").write_text("x.avi 1\ny.avi 2\n")
+    with pytest.raises(ValueError, match="list.txt, line 2: label 2, but the classes are 0 to 1"):
+        read_list(tmp_path / "list.txt")
+
+
+def test_list_without_labels(tmp_path):
+    (tmp_path / "list.txt").write_text("a b.avi\nc.avi 4\n")
+    split = read_list(tmp_path / "list.txt", labels=False)
+    assert split.paths == ["a b.avi", "c.avi"] and split.labels.tolist() == [-1, 4]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.avi"
+    try:
+        os.rename(write(tmp_path / "x.avi", [frame(k) for k in range(5)]), raw)
+    except OSError:
+        pytest.skip("this file system wants UTF-8 names")
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.avi 0\n")
+    source = VideoFolder(tmp_path, "list.txt", frame_size=(8, 8))
+    assert source.num_frames(0) == 5 and VideoFolder(tmp_path, "list.txt", frame_size=(8, 8)).num_frames(0) == 5
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_folder_is_a_source(root, cache):
+    source = VideoFolder(root, "list.txt", frame_size=(24, 40), cache=cache)
+    assert len(source) == 4 and source.classes == ["even", "odd class"] and not source.skipped
+    assert source.labels.dtype == np.int64 and source.labels.tolist() == [0, 1, 0, 1]
+    assert [source.num_frames(i) for i in range(4)] == [20, 12, 31, 7]
+    for twin in (source, pickle.loads(pickle.dumps(source))):
+        for i in range(4):
+            last = source.num_frames(i) - 1
+            clip = twin.read(i, np.array([last, 0, 3, 3]))
+            assert clip.dtype == torch.uint8 and clip.shape == (4, 3, 24, 40) and clip.is_contiguous()
+            assert [number(image) for image in clip] == [last, 0, 3, 3]
+            with pytest.raises(IndexError):  # also in RAM, where the neighbour's frames lie right behind
+                twin.read(i, np.array([last + 1]))
+            with pytest.raises(IndexError):
+                twin.read(i, np.array([-1]))
+
+
+def test_folder_without_videos_subfolder_and_absolute_list(root, tmp_path):
+    split = tmp_path / "elsewhere.txt"
+    split.write_text("sub/plain.mkv 3\n")
+    source = VideoFolder(root / "videos", split, frame_size=(8, 8))
+    assert source.names == ["sub/plain.mkv"] and source.num_frames(0) == 31 and source.classes == ["0", "1", "2", "3"]
+    unlabelled = VideoFolder(root, Split(["sub/plain.mkv"], [-1]), frame_size=(8, 8))
+    assert unlabelled.labels.tolist() == [-1]
+
+
+def test_skip_leaves_out_counts_and_names(root):
+    (root / "videos" / "bad.avi").write_bytes(b"RIFF....AVI nothing")
+    (root / "list.txt").write_text("bad.avi 1\nsub/plain.mkv 0\ngone #2.avi 1\n50% é.avi 1\n", encoding="utf8")
+    for cache in (False, True):
+        with pytest.warns(UserWarning) as caught:
+            source = VideoFolder(root, "list.txt", frame_size=(8, 8), cache=cache, on_error="skip")
+        text = " ".join(str(w.message) for w in caught)
+        assert "1 of 4 videos left out" in text and "list.txt, line 3: no such video" in text and "bad.avi" in text
+        assert list(source.skipped) == ["gone #2.avi", "bad.avi"] and "bad.avi" in source.skipped["bad.avi"]
+        assert source.names == ["sub/plain.mkv", "50% é.avi"] and source.labels.tolist() == [0, 1]
+        assert [source.num_frames(i) for i in range(len(source))] == [31, 7] and number(source.read(1, [6])[0]) == 6
+    with pytest.raises(VideoError, match="list.txt, line 3: no such video"):
+        VideoFolder(root, "list.txt")
+    (root / "list.txt").write_text("bad.avi 1\nsub/plain.mkv 0\n")
+    with pytest.raises(VideoError, match="bad.avi"):
+        VideoFolder(root, "list.txt", cache=True)
+    with pytest.raises(VideoError, match="bad.avi"):
+        VideoFolder(root, "list.txt").num_frames(1)
+    (root / "list.txt").write_text("bad.avi 1\n")
+    with pytest.raises(VideoError, match="none of the 1 videos"):
+        VideoFolder(root, "list.txt", on_error="skip")
+
+
+def test_folder_arguments(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        VideoFolder(tmp_path / "nowhere", "list.txt")
+    with pytest.raises(FileNotFoundError, match="val.txt"):
+        VideoFolder(root, "val.txt")
+    with pytest.raises(ValueError, match="on_error"):
+        VideoFolder(root, "list.txt", on_error="ignore")
+    with pytest.raises(ValueError, match="frame_size"):
+        VideoFolder(root, "list.txt", frame_size=(0, 8))
+    with pytest.raises(ValueError, match="no videos"):
+        VideoFolder(root, Split([], []))
+    with pytest.raises(ValueError, match="classes.txt: 2 classes, but a label is 5"):
+        VideoFolder(root, Split(["sub/plain.mkv"], [5]))
+
+
+def test_counts_are_remembered_and_forgotten(root, monkeypatch):
+    import be_nb.data.videos as module
+    counted, real = [], module.count_frames
+    monkeypatch.setattr(module, "count_frames", lambda path: counted.append(path) or real(path))
+    assert VideoFolder(root, "list.txt").num_frames(2) == 31 and len(counted) == 4
+    assert VideoFolder(root, "list.txt").num_frames(2) == 31 and len(counted) == 4  # from the JSON
+    write(root / "videos" / "sub" / "plain.mkv", [frame(k) for k in range(9)])
+    assert VideoFolder(root, "list.txt").num_frames(2) == 9 and len(counted) == 5
+    index = FrameIndex(root)
+    assert index.file.parent == Path(os.environ["BE_NB_CACHE"]) and len(json.loads(index.file.read_text())) == 4
+    assert [p.name for p in index.file.parent.iterdir()] == [index.file.name]  # nothing half-written is left
+    for rubbish in ("{broken", "[1, 2]"):
+        index.file.write_text(rubbish)
+        assert VideoFolder(root, "list.txt").num_frames(0) == 20
+    (root / "blocked").write_text("a file where a folder should be")
+    monkeypatch.setenv("BE_NB_CACHE", str(root / "blocked"))
+    with pytest.warns(UserWarning, match="BE_NB_CACHE"):
+        assert VideoFolder(root, "list.txt").num_frames(0) == 20
+
+
+@footage
+def test_real_folders(tmp_path):
+    source = VideoFolder(DATA / "ucf101-6", "val.txt", frame_size=(32, 43))
+    assert len(source) == 148 and source.classes[0] == "Archery" and source.read(0, [0]).shape == (1, 3, 32, 43)
+    split = read_list(DATA / "jhmdb-21" / "val.txt")
+    assert len(split) == 176 and len(split.classes) == 21
+    split = Split(split.paths[:6], split.labels[:6], split.classes)
+    some = VideoFolder(DATA / "jhmdb-21", split, frame_size=(32, 43), cache=True)
+    assert all(15 <= some.num_frames(i) <= 40 for i in range(6))
+    names = ["corrupted.mp4", TURNK, "Golf_Tips_-_Hit_The_Driver_300+_Yards!!!_golf_f_nm_np1_fr_med_0.avi"]
+    with pytest.warns(UserWarning, match="1 of 3 videos left out: .*corrupted.mp4"):
+        odd = VideoFolder(CLIPS, Split(names, [0, 1, 2]), frame_size=(32, 43), on_error="skip")
+    assert [odd.num_frames(i) for i in range(2)] == [83, 89] and odd.labels.tolist() == [1, 2]
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+windows = dict(n=st.integers(1, 120), frames=st.integers(1, 20), stride=st.integers(1, 8))
+
+
+@settings(max_examples=200, deadline=None)
+@given(**windows, start=st.integers(0, 119))
+def test_window_frames(n, frames, stride, start):
+    start %= n
+    loop, clamp = (window_frames(n, frames, stride, start, short) for short in ("loop", "clamp"))
+    assert loop.tolist() == [(start + k * stride) % n for k in range(frames)] and loop.dtype == np.int64
+    assert clamp.tolist() == [min(start + k * stride, n - 1) for k in range(frames)]
+    if start + (frames - 1) * stride < n:
+        assert window_frames(n, frames, stride, start, "drop").tolist() == loop.tolist() == clamp.tolist()
+    else:
+        with pytest.raises(ValueError, match="drop"):
+            window_frames(n, frames, stride, start, "drop")
+    assert window_frames(n, frames, stride, np.array([start, 0])).shape == (2, frames)
+
+
+@settings(max_examples=200, deadline=None)
+@given(**windows, clips=st.integers(1, 12))
+def test_uniform_starts(n, frames, stride, clips):
+    span = (frames - 1) * stride + 1
+    starts = uniform_starts(n, frames, stride, clips)
+    assert starts.dtype == np.int64 and len(starts) == clips
+    if n < span:
+        assert not starts.any() and len(uniform_starts(n, frames, stride, clips, "drop")) == 0
+    else:
+        assert starts.min() >= 0 and starts.max() + span <= n and (np.diff(starts) >= 0).all()
+        gaps = np.diff(starts)
+        assert clips == 1 or (starts[0] == 0 and starts[-1] + span == n and gaps.max() - gaps.min() <= 1)
+        assert starts.tolist() == uniform_starts(n, frames, stride, clips, "drop").tolist()
+
+
+def test_window_arguments():
+    for bad in ((10, 0, 1, 0), (10, 4, 0, 0), (10, 4, 1, 10), (10, 4, 1, -1), (10, 4, 1, 0, "pad"), (0, 4, 1, 0)):
+        with pytest.raises(ValueError):
+            window_frames(*bad)
+    for bad in ((0, 4, 1, 10), (10, 4, 1, 0), (10, 0, 1, 10), (10, 4, 1, 10, "pad")):
+        with pytest.raises(ValueError):
+            uniform_starts(*bad)
+
+
+def distance(a, b, positions, circular):
+    return min((a - b) % positions, (b - a) % positions) if circular else abs(a - b)
+
+
+@settings(max_examples=150, deadline=None)
+@given(positions=st.integers(1, 60), count=st.integers(2, 4), offset=st.integers(0, 30), circular=st.booleans(),
+       seed=st.integers(0, 9))
+def test_starts_keep_their_distance(positions, count, offset, circular, seed):
+    starts = draw_starts(np.random.default_rng(seed), positions, count, offset, circular)
+    possible = positions // count if circular else (positions - 1) // (count - 1)
+    assert len(starts) == count and starts.min() >= 0 and starts.max() < positions
+    closest = min(distance(a, b, positions, circular) for a, b in itertools.combinations(starts.tolist(), 2))
+    assert closest >= min(offset, possible)
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("positions,count,offset",
+                         [(9, 2, 3), (7, 2, 1), (9, 3, 2), (8, 4, 2), (5, 2, 0), (6, 1, 3), (7, 3, 9)])
+def test_starts_are_uniform_over_all_that_is_allowed(positions, count, offset, circular):
+    "Against all tuples, listed by brute force; a chi-square of more than 6 sd would be no accident."
+    if count > 1:
+        offset = min(offset, positions // count if circular else (positions - 1) // (count - 1))
+    allowed = [t for t in itertools.product(range(positions), repeat=count)
+               if all(distance(a, b, positions, circular) >= offset for a, b in itertools.combinations(t, 2))]
+    rng, draws = np.random.default_rng(0), 20 * len(allowed)
+    seen = Counter(tuple(draw_starts(rng, positions, count, offset, circular).tolist()) for _ in range(draws))
+    assert set(seen) <= set(allowed)
+    chi = sum((seen[t] - 20) ** 2 / 20 for t in allowed)
+    assert abs(chi - len(allowed)) < 6 * (2 * len(allowed)) ** .5
+
+
+# --- datasets and samplers --------------------------------------------------------------------------------------------
+
+class Numbers:
+    "A source whose frame k of video i is filled with (i, k, 0)."
+
+    def __init__(self, lengths):
+        self.lengths, self.classes = lengths, ["a", "b"]
+        self.labels, self.names = np.arange(len(lengths)) % 2, [f"v{i}" for i in range(len(lengths))]
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def num_frames(self, i):
+        return self.lengths[i]
+
+    def read(self, i, frames):
+        frames = torch.as_tensor(frames)
+        assert 0 <= int(frames.min()) and int(frames.max()) < self.lengths[i]
+        clip = torch.zeros(len(frames), 3, 2, 2, dtype=torch.uint8)
+        clip[:, 0], clip[:, 1] = i, frames.view(-1, 1, 1)
+        return clip
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), frames=st.integers(1, 8), stride=st.integers(1, 5),
+       n=st.integers(1, 3), offset=st.integers(0, 10), short=st.sampled_from(["loop", "clamp", "drop"]),
+       epoch=st.integers(0, 10**6))
+def test_items(lengths, frames, stride, n, offset, short, epoch):
+    source, span = Numbers(lengths), (frames - 1) * stride + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if short == "drop" and max(lengths) < span:
+            with pytest.raises(ValueError, match="drop"):
+                ClipDataset(source, frames, stride, n, offset, short)
+            return
+        ds = ClipDataset(source, frames, stride, n, offset, short)
+    assert sorted(ds.dropped + [source.names[i] for i in ds.indices]) == sorted(source.names)
+    for k in range(len(ds)):
+        item = ds[epoch, k]
+        i, starts = item["index"], item["starts"]
+        assert item["clips"].shape == (n, frames, 3, 2, 2) and item["label"] == i % 2 and starts.dtype == torch.int64
+        assert (item["clips"][:, :, 0] == i).all() and len(starts) == n
+        for clip, start in zip(item["clips"], starts.tolist()):
+            assert clip[:, 1, 0, 0].tolist() == window_frames(lengths[i], frames, stride, start, short).tolist()
+        if short != "loop":
+            assert starts.max() <= max(lengths[i] - span, 0)
+        if n > 1 and lengths[i] >= span + (n - 1) * offset:  # the video allows it
+            assert min(abs(a - b) for a, b in itertools.combinations(starts.tolist(), 2)) >= offset
+
+
+def test_starts_are_drawn_anew_in_every_epoch_video_and_seed():
+    sets = [ClipDataset(Numbers([200] * 30), seed=seed) for seed in (0, 1)]
+    draws = [ds[epoch, i]["starts"].item() for ds in sets for epoch in range(30) for i in range(30)]
+    table = np.array(draws).reshape(2, 30, 30)
+    assert len(set(draws)) == 185 and np.abs(np.corrcoef(table.reshape(60, 30)) - np.eye(60)).max() < .8
+    for axis in range(3):
+        assert (np.diff(table, axis=axis) == 0).mean() < .05
+
+
+def test_drop_says_what_it_drops_and_keeps_the_items_of_the_others():
+    source = Numbers([5, 30, 15, 14])
+    with pytest.warns(UserWarning, match="leaves out 2 of 4 videos"):
+        strict = ClipDataset(source, 8, 2, short="drop")
+    assert strict.dropped == ["v0", "v3"] and len(strict) == 2 and [strict[0, k]["index"] for k in range(2)] == [1, 2]
+    assert torch.equal(strict[7, 0]["starts"], ClipDataset(source, 8, 2)[7, 1]["starts"])
+
+
+@pytest.mark.parametrize("item,error", [(3, TypeError), ((0, 9), IndexError), ((0, -1), IndexError), ((1, 2, 3), TypeError)])
+def test_item_must_be_epoch_and_index(item, error):
+    with pytest.raises(error):
+        ClipDataset(Numbers([30] * 4))[item]
+
+
+@pytest.mark.parametrize("kwargs", [{"windows": 0}, {"min_offset": -1}, {"short": "pad"}, {"frames": 0}, {"seed": -1}])
+def test_dataset_arguments(kwargs):
+    with pytest.raises(ValueError):
+        ClipDataset(Numbers([30]), **kwargs)
+
+
+samplers = dict(length=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 2**40))
+
+
+@settings(max_examples=100, deadline=None)
+@given(**samplers, first=st.integers(0, 30), rest=st.integers(0, 30))
+def test_a_resumed_sampler_continues_the_straight_run(length, batch, seed, first, rest):
+    straight = list(EpochSampler(length, batch, seed, steps=first + rest))
+    resumed = EpochSampler(length, batch, seed, start_step=first, steps=rest)
+    assert list(EpochSampler(length, batch, seed, steps=first)) + list(resumed) == straight
+    endless = EpochSampler(length, batch, seed, start_step=first)
+    assert list(itertools.islice(endless, rest)) == list(resumed) and len(resumed) == rest
+    assert all(len(b) == batch for b in straight)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**samplers)
+def test_every_epoch_is_a_permutation(length, batch, seed):
+    flat = [item for b in EpochSampler(length, batch, seed, steps=-(-3 * length // batch)) for item in b]
+    for epoch in range(3):
+        part = flat[epoch * length:(epoch + 1) * length]
+        assert {e for e, _ in part} == {epoch} and [i for _, i in part] == epoch_order(length, seed, epoch)
+        assert sorted(i for _, i in part) == list(range(length))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own_and_late_starts_are_direct():
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    batch = next(iter(EpochSampler(1000, 64, start_step=10**12)))
+    assert len(batch) == 64 and batch[0][0] == 64 * 10**12 // 1000
+    with pytest.raises(TypeError):
+        len(EpochSampler(5, 2))
+    for bad in ((0, 1), (1, 0), (1, 1, -1), (1, 1, 0, -1)):
+        with pytest.raises(ValueError):
+            EpochSampler(*bad)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
+def test_batches_are_the_same_for_any_number_of_workers(root):
+    source = VideoFolder(root, "list.txt", frame_size=(24, 32))
+    ds = ClipDataset(source, frames=4, stride=2, windows=2, min_offset=3, seed=5)
+
+    def run(workers, start, steps):
+        sampler = EpochSampler(len(ds), 3, seed=2, start_step=start, steps=steps)
+        return list(DataLoader(ds, batch_sampler=sampler, num_workers=workers, collate_fn=collate))
+    alone = run(0, 0, 5)
+    assert alone[0]["clips"].shape == (3, 2, 4, 3, 24, 32)
+    for other, expected in ((run(2, 0, 5), alone), (run(2, 2, 3), alone[2:])):
+        assert len(other) == len(expected)
+        for a, b in zip(expected, other):
+            assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    items = [ds[0, 0], ds[0, 1]]
+    assert all(torch.equal(a, b) for a, b in zip(collate(items).values(), default_collate(items).values()))
