@@ -216,7 +216,7 @@ def denormalize(
     mean, std = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
     return (clips * std + mean).clamp_(0, 1)
 
-# %% ../nbs/04_augment.ipynb #90dce7e5
+# %% ../nbs/04_augment.ipynb #bcc539d4
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 
@@ -232,7 +232,8 @@ class _View(nn.Module):
     def view(self, clips, parameters):
         """uint8 `(b, t, 3, h, w)` and `ClipParameters` → float32 `(b, 3, t, size, size)`, normalised."""
         out = augment_clips(clips, parameters, self.size)
-        return out.mul_(self.scale.to(out.device)).add_(self.shift.to(out.device))  # also where the module was not moved
+        scale, shift = self.scale.to(out.device), self.shift.to(out.device)  # works where the module was not moved, too
+        return out.mul_(scale).add_(shift)
 
 # %% ../nbs/04_augment.ipynb #23376d18
 def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue):
@@ -285,9 +286,9 @@ class Augment(_View):
         _check_clips(clips)
         return self.view(clips, self.sample(len(clips), *clips.shape[-2:], generator=generator))
 
-# %% ../nbs/04_augment.ipynb #797bbcef
+# %% ../nbs/04_augment.ipynb #dc5796fb
 class CenterCrop(_View):
-    """The deterministic view for tests: the central square, resized and normalised, uint8 → float32 like `Augment`."""
+    """The deterministic view for tests: the central square, resized and normalised like those of `Augment`."""
 
     def __init__(
         self,

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-# %% ../nbs/10_distractor.ipynb #4b67a662
+# %% ../nbs/10_distractor.ipynb #b65b1c19
 def _check_clips(clips):
     if not torch.is_tensor(clips) or clips.ndim != 5 or not clips.is_floating_point():
         got = f"{clips.dtype} {tuple(clips.shape)}" if torch.is_tensor(clips) else type(clips).__name__
-        raise ValueError(f"clips must be a float tensor (b, c, t, h, w), got {got}; the distractor follows the augmentation")
+        raise ValueError(f"clips must be a float tensor (b, c, t, h, w), got {got}; "
+                         "the distractor comes after the augmentation")
 
 
 def _per_clip(values, clips):
@@ -41,9 +42,9 @@ def mix_static_frame(
         raise ValueError(f"lam must be ({b},), one number a clip, got {tuple(lam.shape)}")
     return torch.lerp(clips, frames.to(clips.dtype).unsqueeze(2), _per_clip(lam, clips))
 
-# %% ../nbs/10_distractor.ipynb #9bd3a123
+# %% ../nbs/10_distractor.ipynb #2cd890cc
 class Draw(NamedTuple):
-    """What was drawn for a batch: tensors `(b,)` on the CPU, and a seed. Make one by hand to choose λ and frame yourself."""
+    """What was drawn for a batch: tensors `(b,)` on the CPU, and a seed. Make one by hand to choose λ yourself."""
     lam: torch.Tensor     # float32, share of the distractor
     frame: torch.Tensor   # int64, which frame is the still one
     other: torch.Tensor   # int64, place in the batch of another clip (in a batch of one: the clip itself)
@@ -129,12 +130,12 @@ def video_cutmix(clips, draw):
 VARIANTS = {"none": lambda clips, draw: clips, "gaussian_noise": gaussian_noise, "video_mixup": video_mixup,
             "video_cutmix": video_cutmix, "inter_frame": inter_frame, "intra_frame": intra_frame}
 
-# %% ../nbs/10_distractor.ipynb #96071768
+# %% ../nbs/10_distractor.ipynb #e41be55f
 class Distractor(nn.Module):
-    """Turn clips into distracted clips, `x_d = (1 − λ)·x + λ·d` with `λ ~ U(0, gamma)` (paper, section 3 and its ablation).
+    """Turn clips into distracted clips, `x_d = (1 − λ)·x + λ·d` with `λ ~ U(0, gamma)` (paper, section 3, ablation).
 
-    Raises `ValueError` for an unknown variant, a gamma outside [0, 1], clips that are not float `(b, c, t, h, w)`, and for
-    a batch of one where the variant borrows from another clip.
+    Raises `ValueError` for an unknown variant, a gamma outside [0, 1], clips that are not float `(b, c, t, h, w)`, and
+    for a batch of one where the variant borrows from another clip.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from .augment import CenterCrop
 from .data.videos import uniform_starts, window_frames
 from .device import autocast, pick_device
 
-# %% ../nbs/50_evaluate.ipynb #fb6edd9d
+# %% ../nbs/50_evaluate.ipynb #93c55d39
 class VideoClips(Dataset):
     """Every video of a source as its evenly spread clips: item j is `(j, uint8 (clips, t, c, h, w))`. Not random.
 
@@ -51,7 +51,8 @@ class VideoClips(Dataset):
             raise ValueError(f"No video to score: all {len(source)} are shorter than a clip of {span}. "
                              "Use short='loop' or a shorter clip.")
         if self.dropped:
-            warnings.warn(f"{len(self.dropped)} of {len(source)} videos are not scored: shorter than {span}.", stacklevel=2)
+            warnings.warn(f"{len(self.dropped)} of {len(source)} videos are not scored: shorter than {span}.",
+                          stacklevel=2)
 
     def __len__(self):
         return len(self.kept)

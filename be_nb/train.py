@@ -33,7 +33,7 @@ from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
 from .moco import MoCo
 
-# %% ../nbs/40_train.ipynb #17c810dc
+# %% ../nbs/40_train.ipynb #ac8a5107
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
 # metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
 METHODS = {"moco": "be_nb.train:moco"}
@@ -52,10 +52,10 @@ def moco(
     backbone: torch.nn.Module,  # the network to train
 ) -> MoCo:
     "MoCo or MoCo + BE, as the config says."
-    return MoCo(backbone, augmentation(config), Distractor(config.distractor, config.gamma), dim=config.dim,
-                queue_size=config.queue_size, momentum=config.momentum, temperature=config.temperature,
-                negative=config.negative, negative_offset=config.negative_offset, head=config.head,
-                bn_groups=config.bn_groups)
+    return MoCo(backbone, dim=config.dim, queue_size=config.queue_size, momentum=config.momentum,
+                temperature=config.temperature, augment=augmentation(config),
+                distractor=Distractor(config.distractor, config.gamma), negative=config.negative,
+                negative_offset=config.negative_offset, head=config.head, bn_groups=config.bn_groups)
 
 
 def build_method(

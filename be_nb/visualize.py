@@ -26,9 +26,9 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/52_visualize.ipynb #6c4ac7af
+# %% ../nbs/52_visualize.ipynb #25b65cb1
 class Picture(Figure):
-    """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed with its last reference."""
+    """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it."""
 
     def png(self):
         """The picture as PNG bytes at its own dpi."""
@@ -39,12 +39,13 @@ class Picture(Figure):
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"image/png": base64.b64encode(self.png()).decode(), "text/plain": repr(self)}
 
-# %% ../nbs/52_visualize.ipynb #e225db71
+# %% ../nbs/52_visualize.ipynb #9f2ddd8d
 def _as_image(clip):
     """One clip `(t, c, h, w)`, uint8 or float in [0, 1] → uint8 numpy `(t, h, w, 3)`."""
     clip = torch.as_tensor(clip).detach()
     if clip.ndim != 4 or clip.shape[1] not in (1, 3) or clip.numel() == 0:
-        hint = "; it looks like (c, t, h, w): use clip.transpose(0, 1)" if clip.ndim == 4 and clip.shape[0] in (1, 3) else ""
+        swapped = clip.ndim == 4 and clip.shape[0] in (1, 3)
+        hint = "; it looks like (c, t, h, w): use clip.transpose(0, 1)" if swapped else ""
         raise ValueError(f"a clip to draw must be (t, c, h, w) with 1 or 3 channels, got {tuple(clip.shape)}{hint}")
     if clip.is_floating_point():
         low, high = float(clip.min()), float(clip.max())
@@ -56,9 +57,9 @@ def _as_image(clip):
         raise ValueError(f"a clip to draw must be uint8 or float, got {clip.dtype}")
     return clip.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
 
-# %% ../nbs/52_visualize.ipynb #2dea4764
+# %% ../nbs/52_visualize.ipynb #730e4c34
 def _row(image, n, room):
-    """Frames uint8 `(t, h, w, 3)` → one picture, at most `room` pixels wide, of `n` of them, and which frames those are."""
+    """Frames uint8 `(t, h, w, 3)` → a picture of `n` of them, at most `room` pixels wide, and which they are."""
     shown = np.linspace(0, len(image) - 1, n).round().astype(int)
     h, w = image.shape[1:3]
     scale = (room / n - 2) / w
@@ -70,7 +71,7 @@ def _row(image, n, room):
         frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
     return np.concatenate(np.pad(frames, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255), axis=1), shown
 
-# %% ../nbs/52_visualize.ipynb #ce87f1b1
+# %% ../nbs/52_visualize.ipynb #c729181c
 def strip(
     clips,         # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     n: int = 8,    # frames to show of each, evenly spaced
@@ -81,7 +82,8 @@ def strip(
     clips = [clips] if hasattr(clips, "ndim") and clips.ndim == 4 else list(clips)
     titles = [titles] if isinstance(titles, str) else titles or [""] * len(clips)
     if len(titles) != len(clips) or not clips or n < 1:
-        raise ValueError(f"strip needs a clip, n ≥ 1 and a title a clip; got {len(clips)} clips, n={n}, {len(titles)} titles")
+        raise ValueError(f"strip needs a clip, n ≥ 1 and a title a clip; got {len(clips)} clips, n={n} and "
+                         f"{len(titles)} titles")
     images = [_as_image(clip) for clip in clips]
     left = 110 if any(titles) else 4
     rows = [_row(image, min(n, len(image)), round(12 * dpi) - left - 4) for image in images]
@@ -133,7 +135,7 @@ def curves(
             axes.legend(fontsize=7)
     return figure
 
-# %% ../nbs/52_visualize.ipynb #64232eac
+# %% ../nbs/52_visualize.ipynb #22cc6ca8
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
@@ -155,17 +157,17 @@ def _control(name, abbreviation):
     from ipywidgets import interactive  # not above: it brings IPython along, which a training run does not need
     control = interactive.widget_from_abbrev(abbreviation)
     if control is None:
-        raise ValueError(f"cannot make a control from {name}={abbreviation!r}: give (low, high[, step]) for a slider, a list "
-                         "for a dropdown, a bool for a checkbox, or a widget")
+        raise ValueError(f"cannot make a control from {name}={abbreviation!r}: give (low, high[, step]) for a slider, "
+                         "a list for a dropdown, a bool for a checkbox, or a widget")
     control.description = control.description or name
     return control
 
-# %% ../nbs/52_visualize.ipynb #1622870f
+# %% ../nbs/52_visualize.ipynb #4dbc6553
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 
-    Made by `explore`. `.controls[name].value = …` moves a control, `.png` is the present picture as PNG bytes, `.error` what
-    `draw` complained of ("" if it did not), `.widget` the whole as an ipywidget.
+    Made by `explore`. `.controls[name].value = …` moves a control, `.png` is the present picture as PNG bytes, `.error`
+    what `draw` complained of ("" if it did not), `.widget` the whole as an ipywidget.
     """
 
     def __init__(self, draw, controls):

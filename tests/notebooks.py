@@ -67,14 +67,14 @@ def clean(nb, name):
 
 
 def execute(nb, timeout=600):
-    """Run every cell in a fresh kernel from the repository root; raise at the first error that no cell expects."""
+    """Run every cell in a fresh kernel, in the folder where JupyterLab would start it; raise at the first error."""
     skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code" and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
     run = nbformat.from_dict(nb)
     kept = {i: run.cells[i] for i in skipped}
     for i in skipped:
         run.cells[i] = nbformat.v4.new_raw_cell("")
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute(env=env)
+    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "nbs")}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
     return run

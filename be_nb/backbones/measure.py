@@ -117,7 +117,7 @@ def receptive_field(
             fields[name].append(math.inf if whole else int(seen[-1] - seen[0] + 1))
     return {name: tuple(field) for name, field in fields.items()}
 
-# %% ../../nbs/20_backbones.measure.ipynb #1fc713c3
+# %% ../../nbs/20_backbones.measure.ipynb #3aee667d
 def plot_stages(
     backbone: Backbone,  # looked at, not changed
     frames: int = 16,    # length of the imagined clip
@@ -125,13 +125,14 @@ def plot_stages(
 ) -> Picture:
     "Where the cost is (bars) and how far each stage sees in time and space (lines, against the clip's own size)."
     rows, fields = describe(backbone, frames, size), receptive_field(backbone)
-    figure = Picture(figsize=(9, 3.4), dpi=72, layout="constrained")
+    figure = Picture(figsize=(9, 3.6), dpi=72, layout="constrained")
     cost, sight = figure.subplots(1, 2)
     places, names = range(len(rows)), [row.name for row in rows]
     cost.bar(places, [row.macs / 1e9 for row in rows], color="#4477aa")
     cost.set(title=f"{backbone.name}: {rows.macs / 1e9:.3g} GMAC, {rows.params / 1e6:.3g} M parameters",
              ylabel=f"GMAC at {frames}×{size}²")
-    cost.set_xticks(places, [f"{row.name}\n{'×'.join(map(str, row.shape[1:3]))}²" for row in rows])
+    gap, turn = ("\n", 0) if len(rows) < 7 else ("  ", 90)
+    cost.set_xticks(places, [f"{row.name}{gap}{row.shape[1]}×{row.shape[2]}²" for row in rows])
     for axis, label, color, clip in ((0, "frames", "#cc6677", frames), (1, "pixels", "#228833", size)):
         # "All of the clip" has no place on the axis: it is drawn at the top, at 600.
         seen = [min(fields[name][axis], 600) for name in names]
@@ -141,7 +142,7 @@ def plot_stages(
     sight.set_yticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
     sight.set_xticks(places, names)
     for axes in (cost, sight):
-        axes.tick_params(axis="x", labelsize=7, rotation=45 if len(rows) > 8 else 0)
+        axes.tick_params(axis="x", labelsize=7, rotation=turn)
         axes.spines[["top", "right"]].set_visible(False)
     sight.legend(fontsize=7, frameon=False)
     return figure

@@ -503,7 +503,7 @@ class VideoFolder(_VideoList):
             return self._store.get(self._places[i], np.asarray(frames, dtype=np.int64))
         return torch.from_numpy(decode(self.paths[i], self.frame_size, frames)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../../nbs/02_data.videos.ipynb #e21a3514
+# %% ../../nbs/02_data.videos.ipynb #e6758f14
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -530,7 +530,7 @@ def window_frames(
     if window.max() < num_frames:
         return window
     if short == "drop":
-        raise ValueError(f"{frames} frames, stride {stride}, from {start.tolist()} do not fit into {num_frames} frames; "
+        raise ValueError(f"{frames} frames, stride {stride}, from {start.tolist()} do not fit into {num_frames}; "
                          "short='drop' means not to use such a video: ask ClipDataset or uniform_starts first")
     return window % num_frames if short == "loop" else np.minimum(window, num_frames - 1)
 
