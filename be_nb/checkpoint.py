@@ -92,7 +92,7 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/35_checkpoint.ipynb #85666bfc
+# %% ../nbs/35_checkpoint.ipynb #eb35cea5
 def read_checkpoint(
     path,    # a file written by `save_checkpoint`
 ) -> dict:
@@ -118,7 +118,8 @@ def read_checkpoint(
     except Exception as error:  # whatever a parser of foreign bytes may raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged, or no checkpoint ({reason}). Take an older one of the same run.") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not {"step", "config"} <= state.keys():
+    if not (isinstance(state, dict) and state.get("format") == FORMAT and isinstance(state.get("step"), int)
+            and isinstance(state.get("config"), dict)):
         raise CheckpointError(f"{path} is no checkpoint of this version of be_nb (no step, config and `format: {FORMAT}` in it).")
     return state
 
@@ -146,7 +147,7 @@ def check_fit(
                 ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
-# %% ../nbs/35_checkpoint.ipynb #38c92047
+# %% ../nbs/35_checkpoint.ipynb #641167cc
 def load(
     path,                      # a checkpoint, or the folder of a run (its newest intact checkpoint is taken)
 ) -> torch.nn.Module:
@@ -161,8 +162,9 @@ def load(
             raise CheckpointError(f"The folder {path} holds no readable checkpoint (step-….pt).")
     else:
         found, state = Path(path), read_checkpoint(path)
-    prefix = "backbone."
-    weights = {k[len(prefix):]: v for k, v in state.get("method", {}).items() if k.startswith(prefix)}
+    prefix, method = "backbone.", state.get("method")
+    method = method if isinstance(method, dict) else {}  # a file made by hand: reported below as missing weights
+    weights = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     try:
         backbone = create_backbone(state["config"].get("backbone"))
     except ValueError as error:

@@ -125,7 +125,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/00_config.ipynb #2483f4f0
+# %% ../nbs/00_config.ipynb #7c600025
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -148,56 +148,56 @@ class DataSettings(Config):
     "Which videos, and which clips of them."
 
     data: str = "scenebias"          # "scenebias" (built in) or a folder of videos
-    split: str = "train.txt"         # list of videos in that folder, lines `path label`
+    split: str = "train.txt"         # list of the videos in it, lines `path label`
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
-    frame_size: tuple[Count, Count] = (128, 171)  # videos: resize and crop frames to this height and width
-    cache: bool = False              # videos: decode all of them once and keep them in memory
-    on_error: OnError = "raise"      # videos that cannot be read: raise, or skip with a counted warning
+    frame_size: tuple[Count, Count] = (128, 171)  # videos: height and width of a decoded frame
+    cache: bool = False              # videos: decode all once and keep them in memory
+    on_error: OnError = "raise"      # unreadable videos: raise, or skip and warn
     frames: Count = 8                # frames a clip
     stride: Count = 1                # every stride-th frame of the video
     short: Short = "loop"            # videos shorter than a clip: loop, clamp or drop
     workers: Amount = 0              # loader processes; 0 loads in the training process
 
-# %% ../nbs/00_config.ipynb #735174a2
+# %% ../nbs/00_config.ipynb #a4f1d135
 @dataclass(frozen=True)
 class AugmentationSettings(Config):
     "What is done to a clip, the same to all of its frames."
 
     size: Count = 24               # side of the square clip that the network sees, pixels
     degrees: Annotated[float, Range(0, 180)] = 0.0  # rotation up to ± degrees
-    crop: tuple[Fraction, Fraction] = (0.6, 1.0)    # lowest and highest side of the crop ÷ short side of the frame
+    crop: tuple[Fraction, Fraction] = (0.6, 1.0)    # side of the crop, lowest and highest, ÷ short side
     flip: Share = 0.0              # probability of a mirror image; the authors use none
     brightness: NonNegative = 0.2  # factor drawn from 1 ± brightness
     contrast: NonNegative = 0.2    # factor drawn from 1 ± contrast
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/00_config.ipynb #9d72e095
+# %% ../nbs/00_config.ipynb #74fb9146
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network."
 
     method: str = "moco"            # name in be_nb.train.METHODS
-    backbone: str = "tiny"          # the network: a name of be_nb.backbones.list_backbones()
-    distractor: str = "intra_frame"  # what is added to the query: a name in be_nb.distractor.VARIANTS
-    gamma: Share = 0.3              # weight of the added frame: λ ~ U(0, gamma), drawn for each clip
-    negative: Negative = "intra_video"  # the extra negative: intra_video, other_video or none
-    negative_offset: Amount = 4     # frames between the starts of query and intra-video negative, at least
+    backbone: str = "tiny"          # network: a name in be_nb.backbones.list_backbones()
+    distractor: str = "intra_frame"  # added to the query: be_nb.distractor.VARIANTS
+    gamma: Share = 0.3              # weight of the added frame: λ ~ U(0, gamma), one a clip
+    negative: Negative = "intra_video"  # intra_video, other_video or none
+    negative_offset: Amount = 4     # least frames between query and intra-video negative
     dim: Count = 64                 # length of the embedding in which clips are compared
-    head: Literal["linear", "mlp"] = "mlp"  # projection: linear (MoCo v1, the authors) or mlp (MoCo v2)
+    head: Literal["linear", "mlp"] = "mlp"  # projection: linear (v1, the authors) or mlp (v2)
     queue_size: Count = 512         # K, number of negatives kept
     momentum: Share = 0.99          # m of the key encoder
     temperature: Positive = 0.07    # T (tau) of InfoNCE
-    bn_groups: Count = 1            # BatchNorm groups on one device; > 1 stands in for shuffle-BN
+    bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
-# %% ../nbs/00_config.ipynb #87011f50
+# %% ../nbs/00_config.ipynb #48b37d91
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
 
-    steps: Amount = 1000            # steps (epochs × videos ÷ batch_size); 0 writes the untrained network
+    steps: Amount = 1000            # epochs × videos ÷ batch_size; 0: untrained network
     batch_size: Count = 64          # videos a step
     optimizer: Literal["adamw", "sgd"] = "adamw"  # adamw or sgd
     lr: Positive = 2e-3             # peak learning rate
@@ -205,10 +205,10 @@ class OptimisationSettings(Config):
     sgd_momentum: Share = 0.9       # optimizer=sgd: momentum of the update
     schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the learning rate: cosine, step or constant
     warmup_steps: Amount = 50       # steps of linear warm-up before the schedule
-    milestones: tuple[Share, ...] = (0.6, 0.8)  # schedule=step: fractions of training at which lr drops
+    milestones: tuple[Share, ...] = (0.6, 0.8)  # schedule=step: lr drops at these fractions
     lr_drop: Fraction = 0.1         # schedule=step: factor of each drop
     clip_grad: NonNegative = 0.0    # largest gradient norm; 0 does not clip
-    amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where the machine is fast at it
+    amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,14 @@ class RecordSettings(Config):
     "What is written down on the way."
 
     log_every: Count = 20           # steps between lines of the history
-    checkpoint_every: Count = 500   # steps between checkpoints; the last step always writes one
+    checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/00_config.ipynb #48cfcb3f
+# %% ../nbs/00_config.ipynb #3a33d923
 @dataclass(frozen=True)
 class PretrainConfig(RecordSettings, OptimisationSettings, MethodSettings, AugmentationSettings, DataSettings,
                      RunSettings):
-    """Everything that `be_nb.train.pretrain` needs to know. The defaults are the miniature: SceneBias, minutes on a CPU.
+    """Everything that `be_nb.train.pretrain` needs. The defaults are the miniature: SceneBias, minutes on a CPU.
 
     Raises `ValueError` for a value of the wrong type, outside its range, or at odds with another one.
     """
@@ -264,12 +264,13 @@ def settings(
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])
             for f in dataclasses.fields(config_class)]
 
-# %% ../nbs/00_config.ipynb #e63825aa
+# %% ../nbs/00_config.ipynb #e7f4fa60
 def override(
     config,       # a config
+    /,
     **changes,    # fields to change
 ):
-    "A copy of `config` with some fields changed, checked anew; an unknown field is an error that names the nearest ones."
+    "A copy of `config` with some fields changed, checked anew; an unknown field is a `ValueError` naming the nearest."
     known = [f.name for f in dataclasses.fields(config)]
     for key in changes:
         if key not in known:  # the comments are read only now: it takes a moment
@@ -277,8 +278,8 @@ def override(
             check_choice(f"setting of {type(config).__name__}", key, known, notes)
     return dataclasses.replace(config, **changes)
 
-# %% ../nbs/00_config.ipynb #516ebfe9
-# What the authors' full-size runs share (section 4.1 of the paper, their option.py and scripts); a recipe adds the rest.
+# %% ../nbs/00_config.ipynb #9e462d99
+# What the authors' full-size runs share (paper, section 4.1; their option.py and scripts); a recipe adds the rest.
 # The milestones are those of 200 epochs; their 50 epochs of Kinetics end before the first one: schedule="constant".
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, schedule="step",
@@ -290,7 +291,7 @@ RECIPES = {
     "scenebias-be": ("MoCo + BE on the built-in set", dict()),
 }
 
-# %% ../nbs/00_config.ipynb #8b0e500b
+# %% ../nbs/00_config.ipynb #f8cd6da6
 def list_recipes() -> list[str]:  # names
     "Names that `recipe` knows."
     return list(RECIPES)
@@ -304,30 +305,31 @@ def describe_recipes() -> str:  # a table, one recipe a line
 
 def recipe(
     name: str,     # one of `list_recipes()`
+    /,             # a run has a `name`, too: it must be possible to change it
     **changes,     # fields to change
 ) -> PretrainConfig:
     "The config of a named recipe, with your changes. An unknown name is a `ValueError` that shows the nearest ones."
     check_choice("recipe", name, RECIPES)
     return override(PretrainConfig(), **RECIPES[name][1] | changes)
 
-# %% ../nbs/00_config.ipynb #569eb68e
+# %% ../nbs/00_config.ipynb #0a41c2e3
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
 
     checkpoint: str                 # a step-….pt file or the folder of a run
     data: str                       # folder of videos
-    train_split: str = "train.txt"  # labelled list: the probe is fitted on it, neighbours come from it
+    train_split: str = "train.txt"  # labelled list: fits the probe, holds the neighbours
     test_split: str = "val.txt"     # labelled list: every video of it is scored
     clips: Count = 10               # clips a video, spread evenly; their features are averaged
     frames: Count | None = None     # frames a clip; None: as in pretraining
     stride: Count | None = None     # every stride-th frame; None: as in pretraining
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
-    on_error: OnError = "raise"     # videos that cannot be read: raise, or skip with a counted warning
+    on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # auto, cpu, cuda or cuda:N
-    amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where the machine is fast at it
+    amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
     out: str = ""                   # JSON file for the result; empty: only printed
 
 

@@ -40,11 +40,11 @@ def autocast(
     enabled = amp == "bf16" or (amp == "auto" and bf16_is_fast(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
-# %% ../nbs/05_device.ipynb #816e0297
+# %% ../nbs/05_device.ipynb #fc047cd7
 def pick_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N
 ) -> torch.device:
-    "The device asked for; `auto` takes a GPU if there is one. `ValueError` for one that is not there: never a silent CPU."
+    "The device asked for; `auto` takes a GPU if there is one. A `ValueError` if it is not there, never a silent CPU."
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if str(name) == "auto":
         name = "cuda" if found else "cpu"

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'build_source', 'build_loader', 'learning_rate',
-           'build_optimizer', 'seed_of', 'train_step', 'History', 'PretrainResult', 'run_folder', 'find_start',
-           'pretrain', 'save', 'Meter', 'train']
+           'build_optimizer', 'seed_of', 'train_step', 'Meter', 'History', 'run_folder', 'find_start', 'save', 'train',
+           'PretrainResult', 'restore', 'pretrain']
 
-# %% ../nbs/40_train.ipynb #9cb0e2f4
+# %% ../nbs/40_train.ipynb #1064f020
 import dataclasses
 import importlib
 import json
 import math
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from tqdm.auto import tqdm
 
 from .augment import Augment
 from .backbones import create_backbone
-from .checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, remove_leftovers, save_checkpoint,
+                              write_atomically)
 from .config import PretrainConfig, check_choice, override, recipe
 from .data.scenebias import SceneBias
 from .data.videos import ClipDataset, EpochSampler, VideoFolder
@@ -33,7 +33,7 @@ from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
 from .moco import MoCo
 
-# %% ../nbs/40_train.ipynb #ac8a5107
+# %% ../nbs/40_train.ipynb #68db2f01
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
 # metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
 METHODS = {"moco": "be_nb.train:moco"}
@@ -48,14 +48,14 @@ def augmentation(
 
 
 def moco(
-    config: PretrainConfig,    # the run
+    config: PretrainConfig,     # the run
     backbone: torch.nn.Module,  # the network to train
 ) -> MoCo:
     "MoCo or MoCo + BE, as the config says."
-    return MoCo(backbone, dim=config.dim, queue_size=config.queue_size, momentum=config.momentum,
-                temperature=config.temperature, augment=augmentation(config),
-                distractor=Distractor(config.distractor, config.gamma), negative=config.negative,
-                negative_offset=config.negative_offset, head=config.head, bn_groups=config.bn_groups)
+    return MoCo(backbone, augment=augmentation(config), distractor=Distractor(config.distractor, config.gamma),
+                dim=config.dim, queue_size=config.queue_size, momentum=config.momentum, temperature=config.temperature,
+                negative=config.negative, negative_offset=config.negative_offset, head=config.head,
+                bn_groups=config.bn_groups)
 
 
 def build_method(
@@ -67,7 +67,7 @@ def build_method(
     torch.manual_seed(config.seed)
     return getattr(importlib.import_module(module), function)(config, create_backbone(config.backbone))
 
-# %% ../nbs/40_train.ipynb #adc116aa
+# %% ../nbs/40_train.ipynb #51a7c491
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -89,10 +89,9 @@ def build_loader(
     dataset = ClipDataset(source, config.frames, config.stride, method.windows, method.min_offset, config.short,
                           config.seed)
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=config.workers, pin_memory=pin,
-                      persistent_workers=config.workers > 0)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=config.workers, pin_memory=pin)
 
-# %% ../nbs/40_train.ipynb #178df903
+# %% ../nbs/40_train.ipynb #23513127
 def learning_rate(
     config: PretrainConfig,  # the run
     step: int,               # step, from 0
@@ -107,7 +106,7 @@ def learning_rate(
         return config.lr * config.lr_drop ** sum(step >= m * config.steps for m in config.milestones)
     return config.lr
 
-
+# %% ../nbs/40_train.ipynb #a48a821c
 def build_optimizer(
     config: PretrainConfig,   # the run
     method: torch.nn.Module,  # what is trained: its parameters that ask for a gradient
@@ -118,14 +117,14 @@ def build_optimizer(
         return torch.optim.AdamW(learning, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(learning, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay)
 
-# %% ../nbs/40_train.ipynb #6f25c616
+# %% ../nbs/40_train.ipynb #860c15ca
 def seed_of(
     *numbers: int,  # what the seed shall depend on: the run's seed, the step, …
 ) -> int:
     "One 63-bit seed from several numbers, far apart for neighbouring ones."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-
+# %% ../nbs/40_train.ipynb #bc86735c
 def train_step(
     method: torch.nn.Module,           # loss and weights
     clips: torch.Tensor,               # uint8 (b, windows, t, c, h, w), on the device
@@ -149,131 +148,7 @@ def train_step(
     method.after_step()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../nbs/40_train.ipynb #78266219
-class History:
-    "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
-
-    def __init__(
-        self,
-        folder: Path,   # folder of the run
-        step: int = 0,  # rows after this step are dropped
-    ):
-        self.path = folder / "history.jsonl"
-        lines = self.path.read_text(encoding="utf8").splitlines() if self.path.exists() else []
-        self.rows = [row for row in map(self._parse, lines) if row is not None and row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf8"))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-
-    @staticmethod
-    def _parse(line):
-        try:
-            return json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
-            return None
-
-    def add(self, row: dict):
-        "Append a row; `step` must be among its keys."
-        self.rows.append(row)
-        with open(self.path, "a", encoding="utf8") as file:
-            file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if key != "step":
-                self.board.add_scalar(f"pretrain/{key}", value, row["step"])
-
-    def close(self):
-        "Flush the curves to disk."
-        self.board.close()
-
-# %% ../nbs/40_train.ipynb #1daa9acd
-@dataclass
-class PretrainResult:
-    "What `pretrain` returns."
-
-    checkpoint: Path           # the last checkpoint
-    history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
-    backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
-
-# %% ../nbs/40_train.ipynb #fdf61f53
-# Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
-MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep"}
-
-
-def run_folder(
-    config: PretrainConfig,  # the run
-) -> Path:
-    "`out/name`; a name may not lead out of `out`."
-    name = config.name or f"{config.method}-{config.distractor}-{config.backbone}-seed{config.seed}"
-    if name in (".", "..") or Path(name).name != name:
-        raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
-    return Path(config.out) / name
-
-
-def find_start(
-    config: PretrainConfig,  # the run
-    folder: Path,            # its folder
-) -> dict | None:            # the state to go on from
-    "The newest intact checkpoint if the run is to be resumed; an error rather than overwriting or mixing runs."
-    if not config.resume:
-        if list_checkpoints(folder):
-            raise ValueError(f"The run {folder} exists. Continue it with resume=True, or choose another name or out.")
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        return None
-    path, state = newest_checkpoint(folder)
-    if state is None:
-        return None
-    now = dataclasses.asdict(config)
-    changed = [f"{k}: {state['config'].get(k)!r} → {v!r}" for k, v in now.items()
-               if k not in MAY_CHANGE and state["config"].get(k) != v]
-    if changed:
-        raise ValueError(f"{path} was made with other settings ({'; '.join(changed)}). Resume with the same ones, or "
-                         "start a new run under another name.")
-    return state
-
-# %% ../nbs/40_train.ipynb #b6b9bc93
-def pretrain(
-    config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
-    progress: bool = True,                       # show a progress bar and say what is going on
-    **overrides,                                 # fields of the config to change
-) -> PretrainResult:
-    """Pretrain a backbone without labels and leave checkpoints, history and TensorBoard curves in `out/name`.
-
-    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit).
-    Raises `ValueError` for unknown settings, for a run that exists (without `resume`) and for one with other settings.
-    """
-    config = recipe(config) if isinstance(config, str) else config or PretrainConfig()
-    config = override(config, **overrides)
-    folder, device = run_folder(config), pick_device(config.device)
-    state = find_start(config, folder)
-    method = channels_last(build_method(config).to(device)).train()
-    optimizer = build_optimizer(config, method)
-    step = 0
-    if state is not None:
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    history = History(folder, step)
-    say = print if progress else (lambda *_: None)
-    say(f"{folder}: {config.method}, {config.backbone}, distractor {config.distractor}, negative {config.negative}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}"
-        + (f"; resuming at step {step}" if step else ""))
-    say(f"  a network that knows nothing has loss {method.reference_loss:.3f}; far below it early on means a shortcut")
-    if step < config.steps:
-        meter = Meter(state["meter"] if state else None)
-        train(method, optimizer, config, folder, history, device, step, meter, progress)
-    elif not list_checkpoints(folder):
-        save(folder, method, optimizer, config, step)
-    history.close()
-    return PretrainResult(list_checkpoints(folder)[-1], history.rows, method.backbone.eval())
-
-# %% ../nbs/40_train.ipynb #1b59da88
-def save(folder, method, optimizer, config, step, meter=None) -> Path:
-    "A checkpoint with all that the next step depends on. The generators need no place in it: they are seeded by step."
-    state = {"step": step, "config": dataclasses.asdict(config), "method": method.state_dict(),
-             "optimizer": optimizer.state_dict(), "meter": meter.state() if meter else None}
-    return save_checkpoint(folder, state, config.keep)
-
-
+# %% ../nbs/40_train.ipynb #3fe98a22
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -281,7 +156,7 @@ class Meter:
         self.count, self.sums = (state["count"], dict(state["sums"])) if state else (0, {})
 
     def add(self, metrics: dict):
-        "Add one step's metrics (tensors)."
+        "Add one step's metrics (tensors), the same names at every step."
         self.count += 1
         self.sums = {k: self.sums.get(k, 0) + v for k, v in metrics.items()}
 
@@ -295,22 +170,171 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
+# %% ../nbs/40_train.ipynb #dc0939e5
+class History:
+    "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
-def train(method, optimizer, config, folder, history, device, start, meter, progress):
+    def __init__(
+        self,
+        folder: Path,   # folder of the run
+        step: int = 0,  # rows after this step are dropped
+    ):
+        self.path = folder / "history.jsonl"
+        lines = self.path.read_text(encoding="utf8").splitlines() if self.path.exists() else []
+        self.rows = [row for row in map(self._parse, lines) if row is not None and row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf8"))
+        board = folder / "tensorboard"
+        if not step:  # a run that starts from nothing has no curves yet
+            for old in board.glob("events.out.tfevents.*"):
+                old.unlink()
+        self.board = SummaryWriter(str(board), purge_step=step + 1 if step else None)
+
+    @staticmethod
+    def _parse(line):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+            return None
+
+    def add(self, row: dict):
+        "Append a row and flush it, so that a kill cannot take it back; `step` must be among its keys."
+        self.rows.append(row)
+        with open(self.path, "a", encoding="utf8") as file:
+            file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if key != "step":
+                self.board.add_scalar(f"pretrain/{key}", value, row["step"])
+        self.board.flush()
+
+    def close(self):
+        "Flush the curves to disk."
+        self.board.close()
+
+# %% ../nbs/40_train.ipynb #db32c870
+def run_folder(
+    config: PretrainConfig,  # the run
+) -> Path:
+    "`out/name`; a name may not lead out of `out`. An empty name is made from method, distractor, negative, backbone, seed."
+    parts = (config.method, config.distractor, config.negative, config.backbone, f"seed{config.seed}")
+    name = config.name or "-".join(parts)
+    if name in (".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
+    return Path(config.out) / name
+
+# %% ../nbs/40_train.ipynb #2c6ca105
+# Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
+MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep"}
+
+
+def find_start(
+    config: PretrainConfig,  # the run
+    folder: Path,            # its folder
+) -> dict | None:            # the state to go on from
+    "The newest intact checkpoint if the run is to be resumed; an error rather than overwriting or mixing runs."
+    found = list_checkpoints(folder)
+    if found and not config.resume:
+        raise ValueError(f"The run {folder} exists. Continue it with resume=True, or choose another name or out.")
+    if not found:
+        return None
+    path, state = newest_checkpoint(folder)
+    if state is None:
+        raise CheckpointError(f"None of the {len(found)} checkpoints in {folder} can be read (see the warnings). Move the "
+                              "folder away, or choose another name, to start anew.")
+    then = dataclasses.asdict(PretrainConfig()) | state["config"]  # a setting newer than the checkpoint had its default
+    changed = [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
+               if k not in MAY_CHANGE and then[k] != v]
+    if changed:
+        raise ValueError(f"{path} was made with other settings ({'; '.join(changed)}). Resume with the same ones, or "
+                         "start a new run under another name.")
+    for damaged in found[found.index(path) + 1:]:
+        damaged.rename(damaged.with_name(damaged.name + ".damaged"))
+    return state
+
+# %% ../nbs/40_train.ipynb #69778542
+def save(folder, method, optimizer, config, step, meter=None) -> Path:
+    "A checkpoint with all that the next step depends on. The generators need no place in it: they are seeded by step."
+    state = {"step": step, "config": dataclasses.asdict(config), "method": method.state_dict(),
+             "optimizer": optimizer.state_dict(), "meter": meter.state() if meter else None}
+    return save_checkpoint(folder, state, config.keep)
+
+# %% ../nbs/40_train.ipynb #f0cd6d0b
+def train(method, optimizer, config, folder, history, loader, start, meter, progress):
     "Steps `start` to `config.steps`. Metrics stay on the device until a line is logged."
-    loader = build_loader(config, method, build_source(config), start, device.type == "cuda")
-    bar = tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not progress)
+    device = next(method.parameters()).device
     clips, clock = 0, time.perf_counter()
-    for done, batch in enumerate(loader, start + 1):
-        step = done - 1
-        meter.add(train_step(method, batch["clips"].to(device, non_blocking=True), optimizer, step, config))
-        clips += len(batch["clips"])
-        bar.update()
-        if done % config.log_every == 0 or done == config.steps:
-            row = meter.mean()
-            speed, clips, clock = clips / (time.perf_counter() - clock), 0, time.perf_counter()
-            history.add({"step": done, **row, "lr": learning_rate(config, step), "clips_per_second": round(speed, 1)})
-            bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "positive", "queue") if k in row})
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            save(folder, method, optimizer, config, done, meter)
-    bar.close()
+    with tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not progress) as bar:
+        for done, batch in enumerate(loader, start + 1):
+            step = done - 1
+            meter.add(train_step(method, batch["clips"].to(device, non_blocking=True), optimizer, step, config))
+            clips += len(batch["clips"])
+            bar.update()
+            if done % config.log_every == 0 or done == config.steps:
+                row = meter.mean()
+                speed, clips, clock = clips / (time.perf_counter() - clock), 0, time.perf_counter()
+                history.add({"step": done, **row, "lr": learning_rate(config, step), "clips_per_second": round(speed, 1)})
+                bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "positive", "queue") if k in row})
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                save(folder, method, optimizer, config, done, meter)
+
+# %% ../nbs/40_train.ipynb #1daa9acd
+@dataclass
+class PretrainResult:
+    "What `pretrain` returns."
+
+    checkpoint: Path           # the last checkpoint
+    history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
+    backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
+
+# %% ../nbs/40_train.ipynb #e0bd6de6
+def restore(
+    config: PretrainConfig,  # the run
+    folder: Path,            # its folder
+    device: torch.device,    # where it trains
+) -> tuple:                  # method, optimiser, meter, and the steps that are done (None: nothing is there yet)
+    "Everything that changes during training, as the newest checkpoint left it, or fresh."
+    state = find_start(config, folder)
+    method = channels_last(build_method(config).to(device)).train()
+    optimizer = build_optimizer(config, method)
+    if state is None:
+        return method, optimizer, Meter(), None
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    return method, optimizer, Meter(state["meter"]), state["step"]
+
+# %% ../nbs/40_train.ipynb #08b90e1a
+def pretrain(
+    config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
+    progress: bool = True,                       # show a progress bar and say what is going on
+    **overrides,                                 # fields of the config to change
+) -> PretrainResult:
+    """Pretrain a backbone without labels and leave checkpoints, history and TensorBoard curves in `out/name`.
+
+    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit).
+    Raises `ValueError` for unknown settings, for a run that exists (without `resume`) and for one with other settings.
+    Seeds torch's global generator at every step.
+    """
+    config = recipe(config) if isinstance(config, str) else config or PretrainConfig()
+    config = override(config, **overrides)
+    folder, device = run_folder(config), pick_device(config.device)
+    method, optimizer, meter, done = restore(config, folder, device)
+    start, loader = done or 0, None
+    if start < config.steps:
+        loader = build_loader(config, method, build_source(config), start, device.type == "cuda")
+    remove_leftovers(folder)
+    history = History(folder, start)
+    say = print if progress else (lambda *_: None)
+    say(f"{folder}: {config.method}, {config.backbone}, distractor {config.distractor}, negative {config.negative}, "
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}" + (f"; resuming at step {start}" if start else ""))
+    say(f"  reference loss {method.reference_loss:.3f}: that of a network which tells nothing apart")
+    try:
+        if loader is not None:
+            train(method, optimizer, config, folder, history, loader, start, meter, progress)
+        elif done is None:
+            save(folder, method, optimizer, config, start)
+    except KeyboardInterrupt:
+        say("stopped; the same call with resume=True goes on from the last checkpoint")
+        raise
+    finally:
+        history.close()
+    return PretrainResult(list_checkpoints(folder)[-1], history.rows, method.backbone.eval())

@@ -1,5 +1,6 @@
 """The judges against loops, scikit-learn and random orders; feature extraction against averaging by hand."""
 import itertools
+import json
 import math
 import warnings
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch import nn
 
 from be_nb import evaluate
 from be_nb.augment import CenterCrop
-from be_nb.evaluate import (VideoClips, check_set, chance_recall, clip_batches, evaluating, extract_features, knn, largest,
-                            linear_probe, nearest, retrieval)
+from be_nb.evaluate import (VideoClips, chance_recall, check_set, clip_batches, evaluating, extract_features, knn,
+                            largest, linear_probe, nearest, retrieval)
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -31,7 +32,7 @@ class Videos:
 
     def __init__(self, lengths, side=12):
         generator = torch.Generator().manual_seed(5)
-        self.videos = [torch.randint(0, 256, (n, 3, side, side + 4), dtype=torch.uint8, generator=generator) for n in lengths]
+        self.videos = [torch.randint(0, 256, (n, 3, side, side + 4), generator=generator).byte() for n in lengths]
         self.labels = np.arange(len(lengths)) % 3
         self.names, self.classes = [f"video {i}" for i in range(len(lengths))], ["a", "b", "c"]
         self.reads = []
@@ -153,7 +154,8 @@ def test_features_can_train_a_classifier():
 
 def test_bfloat16_is_close_to_float32():
     net, source = Net(), Videos([9, 20])
-    exact, quick = (extract_features(net, source, clips=2, **(HOW | dict(amp=amp))).features for amp in ("fp32", "bf16"))
+    exact = extract_features(net, source, clips=2, **HOW).features
+    quick = extract_features(net, source, clips=2, **(HOW | dict(amp="bf16"))).features
     assert quick.dtype == torch.float32 and not torch.equal(exact, quick)
     torch.testing.assert_close(exact, quick, atol=0.03, rtol=0.03)
 
@@ -296,15 +298,13 @@ def test_properties_of_recall(seed, scale):
     (gx, gy), (qx, qy) = blobs(40, spread=4, seed=seed), blobs(20, spread=4, seed=seed + 1)
     ks = (1, 2, 5, 40)
     result = retrieval(gx, gy, qx, qy, ks=ks)
-    values = list(result.recall.values())
-    assert values == sorted(values)                                                      # longer lists find more
-    assert values[-1] == np.mean([int(y) in set(gy.tolist()) for y in qy])               # the whole gallery: is it there?
-    assert retrieval(scale * gx, gy, qx, qy, ks=ks).recall == result.recall               # lengths do not matter
-    order = torch.randperm(40)
-    assert retrieval(gx[order], gy[order], qx, qy, ks=ks).recall == result.recall         # nor does the order
-    assert retrieval(gx, gy + 7, qx, qy + 7, ks=ks).recall == result.recall               # nor the names of the classes
+    values, order = list(result.recall.values()), torch.randperm(40)
+    assert values == sorted(values)                                                  # longer lists find more
+    assert values[-1] == np.mean([int(y) in set(gy.tolist()) for y in qy])           # the whole gallery: is it there?
     turn = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
-    assert retrieval(gx.double() @ turn, gy, qx.double() @ turn, qy, ks=ks).recall == result.recall   # nor a rotation
+    for same in ((scale * gx, gy, qx, qy), (gx[order], gy[order], qx, qy), (gx, gy + 7, qx, qy + 7),
+                 (gx.double() @ turn, gy, qx.double() @ turn, qy)):                  # length, order, names, rotation
+        assert retrieval(*same, ks=ks).recall == result.recall
 
 
 def test_chance_is_what_random_orders_give():
@@ -342,13 +342,14 @@ def test_probe_is_scikit_learns_on_standardised_features():
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     (tx, ty), (x, y) = blobs(150, spread=3), blobs(80, spread=3, seed=1)
-    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=10_000)).fit(tx.double().numpy(), ty.numpy())
+    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=10_000))
+    oracle.fit(tx.double().numpy(), ty.numpy())
     with warnings.catch_warnings():
         warnings.simplefilter("error")                                                    # it converges
         result = linear_probe(tx, ty, x, y, c=0.1)
         scaled = linear_probe(tx * 100 + 5, ty, x * 100 + 5, y, c=0.1)
     assert np.array_equal(result.predictions.numpy(), oracle.predict(x.double().numpy()))
-    assert result.accuracy == scaled.accuracy > 0.5 and result.tested == 80               # scale and offset do not matter
+    assert result.accuracy == scaled.accuracy > 0.5 and result.tested == 80  # scale and offset do not matter
 
 
 def test_probe_survives_constant_channels_and_unseen_classes():
@@ -404,3 +405,23 @@ def test_a_vector_of_length_zero_is_no_error():
     result = retrieval(gx, gy, torch.zeros(2, 8), gy[:2], ks=(1,))
     assert result.neighbours.tolist() == [[0], [0]]                                       # similar to nothing: a tie
     assert check_set("set", gx, gy)[0].dtype == torch.float64
+
+
+def test_reports_of_a_checkpoint(tmp_path, capsys):
+    from be_nb.config import EvaluateConfig, RetrieveConfig
+    from be_nb.evaluate import evaluate, retrieve
+    from be_nb.train import pretrain
+
+    run = pretrain(out=str(tmp_path), name="untrained", steps=0, progress=False)
+    common = dict(checkpoint=str(run.checkpoint), data="scenebias", train_split="swapped", test_split="test", clips=1)
+    written = tmp_path / "deep" / "report.json"
+    found = retrieve(RetrieveConfig(**common, ks=(1, 5), out=str(written)))
+    assert json.loads(written.read_text()) == json.loads(json.dumps(found))
+    assert found["test"] == {"scored": 512, "too short": 0, "unreadable": 0} and found["frames"] == 8
+    assert found["R@1"] <= found["R@5"] and "R@5" in capsys.readouterr().out
+    judged = evaluate(EvaluateConfig(**common))
+    assert 0 <= judged["linear probe"] <= 1 and 0 <= judged["knn"] <= 1
+    with pytest.raises(ValueError, match="512 videos"):
+        retrieve(RetrieveConfig(**common, ks=(1, 513)))
+    with pytest.raises(ValueError, match="no split"):
+        evaluate(EvaluateConfig(**common | {"test_split": "val.txt"}))

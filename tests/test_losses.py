@@ -41,8 +41,8 @@ def slow_info_nce(rows):
 @given(b=st.integers(1, 5), d=st.integers(1, 9), size=st.integers(0, 12), n=st.integers(0, 3),
        temperature=st.sampled_from([0.02, 0.07, 0.5, 1.0]), seed=st.integers(0, 1000))
 def test_logits_match_the_loop(b, d, size, n, temperature, seed):
-    tensors = [unit(b, d, seed=seed), unit(b, d, seed=seed + 1), unit(size, d, seed=seed + 2), unit(b, n, d, seed=seed + 3)]
-    tensors[3] = tensors[3] if n else None
+    extra = unit(b, n, d, seed=seed + 3) if n else None
+    tensors = unit(b, d, seed=seed), unit(b, d, seed=seed + 1), unit(size, d, seed=seed + 2), extra
     expected = slow_logits(*tensors, temperature)
     logits = info_nce_logits(*tensors, temperature)
     assert logits.dtype == torch.float32 and logits.shape == (b, 1 + size + n)
@@ -51,7 +51,8 @@ def test_logits_match_the_loop(b, d, size, n, temperature, seed):
 
 
 def test_float64_stays_float64():
-    tensors = unit(3, 5, dtype=torch.float64), unit(3, 5, seed=1, dtype=torch.float64), unit(7, 5, seed=2, dtype=torch.float64)
+    tensors = [unit(n, 5, seed=n, dtype=torch.float64) for n in (3, 3, 7)]
+    tensors[1] = -tensors[1].roll(1, 0)
     found = info_nce(*tensors)
     assert found.dtype == torch.float64
     assert math.isclose(found.item(), slow_info_nce(slow_logits(*tensors, None, 0.07)), rel_tol=1e-12)
@@ -82,7 +83,8 @@ def test_a_step_against_the_gradient_moves_towards_the_key_and_away_from_the_neg
     query, key, extra = unit(6, 8).requires_grad_(), unit(6, 8, seed=1), unit(6, 1, 8, seed=2).requires_grad_()
     info_nce(query, key, unit(20, 8, seed=3), extra).backward()
     assert ((-query.grad * key).sum(1) > 0).all()
-    torch.testing.assert_close(F.normalize(extra.grad[:, 0], dim=1), F.normalize(query.detach(), dim=1), atol=1e-4, rtol=0)
+    push = F.normalize(extra.grad[:, 0], dim=1)                   # the negative is moved away from the query itself
+    torch.testing.assert_close(push, query.detach(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 63, 3569])
@@ -132,7 +134,8 @@ def test_autocast_changes_nothing(dtype):
                                                      unit(4, 1, 32, seed=3)))
     maps = torch.randn(2, 2, 3, 4, 5, 5).to(dtype)
     calls = [lambda: info_nce_logits(query, key, queue, extra), lambda: info_nce(query, key, queue, extra),
-             lambda: be_consistency(*maps), lambda: be_consistency(*maps, pool="max"), lambda: triplet(query, key, extra)]
+             lambda: be_consistency(*maps), lambda: be_consistency(*maps, pool="max"),
+             lambda: triplet(query, key, extra)]
     for call in calls:
         with torch.autocast("cpu", torch.bfloat16):
             inside = call()

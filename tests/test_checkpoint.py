@@ -1,0 +1,233 @@
+"""Checkpoints under ill treatment: torn, flipped, foreign, hostile, and on a full disk."""
+import io
+import os
+import pickle
+import random
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from be_nb.backbones import create_backbone
+from be_nb.checkpoint import (CheckpointError, list_checkpoints, load, newest_checkpoint, read_checkpoint,
+                              remove_leftovers, save_checkpoint, step_of, write_atomically)
+from be_nb.moco import MoCo
+
+
+def a_state(step=4, **more):
+    tensors = {"queue.keys": torch.arange(300.), "queue.pointer": torch.tensor(step), "half": torch.ones(5, dtype=torch.bfloat16)}
+    return {"step": step, "config": {"backbone": "tiny", "crop": (.6, 1.)}, "method": tensors, "meter": None, **more}
+
+
+def same(a, b):
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    path = save_checkpoint(tmp_path / "a new folder", a_state(), keep=1)
+    state = read_checkpoint(path)
+    assert state.pop("format") == 1 and same(a_state(), state)
+    assert [p.name for p in path.parent.iterdir()] == ["step-00000004.pt"]
+
+
+def test_everything_that_moco_remembers_is_in_its_state_dict():
+    "A fresh instance that reads the state of a used one gives the same loss and the same next state."
+    def make(seed):
+        torch.manual_seed(seed)
+        return MoCo(create_backbone("tiny", width=4), dim=8, queue_size=13, negative="none").train()
+    used, fresh = make(0), make(1)
+    clips = torch.randint(0, 256, (6, 1, 4, 3, 20, 20), dtype=torch.uint8)
+    draw = lambda: torch.Generator().manual_seed(5)
+    for _ in range(3):
+        used(clips, draw())
+        used.after_step()
+    fresh.load_state_dict(used.state_dict())
+    losses = [m(clips, draw())[0] for m in (used, fresh)]
+    for m in (used, fresh):
+        m.after_step()
+    assert torch.equal(*losses) and same(dict(used.state_dict()), dict(fresh.state_dict()))
+
+
+def test_a_failing_write_changes_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        def write(temporary):
+            temporary.write_text("half of the n")
+            raise error
+        with pytest.raises(type(error)):
+            write_atomically(path, write)
+        assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+
+
+def test_a_disk_that_is_really_full_leaves_the_old_checkpoint(tmp_path):
+    resource = pytest.importorskip("resource")
+    save_checkpoint(tmp_path, a_state(4), keep=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # no file may grow beyond 20 kB
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            save_checkpoint(tmp_path, a_state(8, optimizer={"moments": torch.rand(100_000)}), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004.pt"]
+    assert newest_checkpoint(tmp_path)[1]["step"] == 4
+
+
+def test_leftovers_of_a_killed_write_are_swept_and_nothing_else(tmp_path):
+    for name in (".step-00000008.pt.123.tmp", ".history.jsonl.9.tmp", "step-00000008.pt", "notes.tmp", ".hidden"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "notes.tmp", "step-00000008.pt"]
+    remove_leftovers(tmp_path / "no such folder")
+
+
+def test_order_is_by_step_and_lookalikes_are_ignored(tmp_path):
+    folder = tmp_path / "a run [with brackets]*"
+    folder.mkdir()
+    for name in ("step-00000009.pt", "step-100000000.pt", "step-99999999.pt", "step-best.pt", "step-00000009.pt.damaged",
+                 "step-00000010 copy.pt", "xstep-00000011.pt", "step--0000001.pt"):
+        (folder / name).touch()
+    assert [step_of(p) for p in list_checkpoints(folder)] == [9, 99_999_999, 100_000_000]
+    assert list_checkpoints(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_last_ones_are_kept_and_the_new_one_always(tmp_path, keep):
+    for step in range(4, 40, 4):
+        save_checkpoint(tmp_path, a_state(step), keep)
+        expected = list(range(4, step + 1, 4))[-keep:]
+        assert [step_of(p) for p in list_checkpoints(tmp_path)] == expected
+    save_checkpoint(tmp_path, a_state(2), keep)  # after falling back: what was just written is never what is deleted
+    assert (tmp_path / "step-00000002.pt").exists()
+
+
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
+    "Flips in the padding between the parts change nothing; all others must be errors, never wrong numbers."
+    path, rng = save_checkpoint(tmp_path, a_state(), keep=1), random.Random(0)
+    content = path.read_bytes()
+    noticed = 0
+    for _ in range(150):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            state = read_checkpoint(path)
+            del state["format"]
+            assert same(a_state(), state)
+        except CheckpointError as error:
+            noticed += path.name in str(error)
+    assert noticed > 50
+
+
+def test_any_truncation_is_noticed(tmp_path):
+    path = save_checkpoint(tmp_path, a_state(), keep=1)
+    content = path.read_bytes()
+    for end in [0, 1, 4, 100, *range(200, len(content), 397), len(content) - 1]:
+        path.write_bytes(content[:end])
+        with pytest.raises(CheckpointError, match="step-00000004.pt"):
+            read_checkpoint(path)
+
+
+class Bomb:
+    "Unpickling it makes a folder."
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_foreign_and_hostile_files_are_refused_without_running_them(tmp_path):
+    marker, bad = tmp_path / "marker", tmp_path / "bad"
+    bad.mkdir()
+    rng = random.Random(1)
+    for size in (0, 1, 2, 30, 5000):
+        (bad / f"noise-{size}").write_bytes(rng.randbytes(size))
+    (bad / "text").write_text("path label\n")
+    (bad / "zip").write_bytes(b"PK\x03\x04" + rng.randbytes(200))
+    (bad / "pickle").write_bytes(pickle.dumps({"format": 1, "step": 1, "config": {}, "method": Bomb(marker)}))
+    (bad / "bare").write_bytes(pickle.dumps(Bomb(marker)))
+    torch.save(a_state(method=Bomb(marker)), bad / "torch")
+    torch.save({"format": 1, **a_state(method=Bomb(marker))}, bad / "legacy", _use_new_zipfile_serialization=False)
+    with tarfile.open(bad / "tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("pickle"), io.BytesIO())
+    torch.save(a_state(), bad / "no format")
+    torch.save({"format": 99, **a_state()}, bad / "a later format")
+    torch.save([1, 2], bad / "a list")
+    torch.save({"format": 1, "step": 3}, bad / "no config")
+    torch.save({"format": 1, "step": 3, "config": "tiny"}, bad / "config is text")
+    for path in [*bad.iterdir(), bad, tmp_path / "missing", tmp_path / "missing" / "step-00000001.pt"]:
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(path)
+        assert str(path) in str(caught.value)
+    assert not marker.exists()
+    torch.load(bad / "torch", weights_only=False)
+    assert marker.exists(), "the attack does not work even where it should: the test above shows nothing"
+
+
+def test_compressed_parts_are_refused_before_they_are_unpacked(tmp_path):
+    source = save_checkpoint(tmp_path, a_state(zeros=torch.zeros(300_000)), keep=1)
+    with zipfile.ZipFile(source) as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert torch.load(tmp_path / "bomb.pt", weights_only=True)["zeros"].shape == (300_000,)
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_checkpoint(tmp_path / "bomb.pt")
+
+
+def test_newest_intact_checkpoint_and_a_warning_for_each_other(tmp_path):
+    for step in (4, 8, 12):
+        save_checkpoint(tmp_path, a_state(step), keep=3)
+    paths = list_checkpoints(tmp_path)
+    paths[2].write_bytes(paths[2].read_bytes()[:-1])
+    paths[1].write_bytes(b"noise")
+    with pytest.warns(UserWarning) as caught:
+        path, state = newest_checkpoint(tmp_path)
+    assert path == paths[0] and state["step"] == 4
+    assert [name for w in caught for name in (paths[2].name, paths[1].name) if name in str(w.message)] == [paths[2].name, paths[1].name]
+    paths[0].unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert newest_checkpoint(tmp_path) == (None, None)
+
+
+def a_run(folder, name="tiny", **kwargs):
+    backbone = create_backbone("tiny", **kwargs)
+    method = {f"backbone.{k}": v for k, v in backbone.state_dict().items()} | {"head.weight": torch.zeros(2)}
+    return backbone, save_checkpoint(folder, a_state(config={"backbone": name}, method=method), keep=1)
+
+
+def test_load_takes_a_file_or_a_folder(tmp_path):
+    torch.manual_seed(0)
+    backbone, path = a_run(tmp_path)
+    view = torch.randn(2, 3, 4, 16, 16)
+    for place in (path, str(path), tmp_path, str(tmp_path)):
+        loaded = load(place)
+        assert not loaded.training and loaded.pretrain_config == {"backbone": "tiny"}
+        assert torch.equal(loaded(view), backbone.eval()(view))
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    def wrong(path, *words):
+        with pytest.raises(CheckpointError) as caught:
+            load(path)
+        assert all(word in str(caught.value) for word in (str(path), *words)), caught.value
+    wrong(tmp_path / "nowhere", "no checkpoint")
+    wrong(tmp_path, "no readable checkpoint")
+    wrong(a_run(tmp_path / "width", width=8)[1], "tiny", "shape")
+    wrong(a_run(tmp_path / "other", name="r3d18")[1], "r3d18", "missing", "unknown")
+    wrong(a_run(tmp_path / "typo", name="tinny")[1], "tinny", "'tiny'")
+    wrong(save_checkpoint(tmp_path / "none", a_state(config={}), keep=1), "None")
+    wrong(save_checkpoint(tmp_path / "empty", a_state(), keep=1), "missing")
+    wrong(save_checkpoint(tmp_path / "text", a_state(method="weights"), keep=1), "missing")

@@ -1,0 +1,196 @@
+"""The command line: every setting is a flag with its comment, mistakes cost one line, and neither needs torch."""
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_config import configs
+
+from be_nb import __version__, cli
+from be_nb.config import EvaluateConfig, PretrainConfig, RetrieveConfig, list_recipes, recipe, settings
+
+NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    "What the commands call, without loading or running it."
+    seen = []
+
+    def record(name):
+        def called(config):
+            seen.append((name, config))
+            return types.SimpleNamespace(checkpoint=Path("runs/x.pt"))
+        return called
+
+    for module, names in (("be_nb.train", ["pretrain"]), ("be_nb.evaluate", ["evaluate", "retrieve"])):
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: record(name) for name in names}))
+    return seen
+
+
+def words(value):
+    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+
+
+def to_args(config):
+    "A command line that says every setting."
+    args = []
+    for f in dataclasses.fields(config):
+        value, flag = getattr(config, f.name), f.name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            args += [f"--{flag}={value}"] if isinstance(value, str) else [f"--{flag}", *words(value)]
+    return args
+
+
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(st.sampled_from([PretrainConfig, RetrieveConfig]).flatmap(configs))
+def test_flags_say_all_that_a_config_can(config):
+    assert cli.parse("test", type(config), to_args(config), "") == config
+
+
+def test_commands_pass_a_config_to_the_function_of_their_name(calls, capsys):
+    cli.main(["pretrain"])
+    cli.main(["pretrain", "scenebias-moco"])
+    cli.main("pretrain scenebias-moco --rho .5 --crop .7 1 --cache --batch_size 8 --milestones .2 .4 --name=a-b".split())
+    cli.main(["evaluate", *NEEDED, "--clips", "3"])
+    cli.main(["retrieve", *NEEDED, "--ks", "1", "5", "--frames", "16"])
+    assert calls == [
+        ("pretrain", PretrainConfig()), ("pretrain", recipe("scenebias-moco")),
+        ("pretrain", recipe("scenebias-moco", rho=0.5, crop=(0.7, 1), cache=True, batch_size=8, milestones=(0.2, 0.4),
+                            name="a-b")),
+        ("evaluate", EvaluateConfig("runs/a", "videos", clips=3)),
+        ("retrieve", RetrieveConfig("runs/a", "videos", ks=(1, 5), frames=16))]
+    assert "checkpoint: runs/x.pt" in capsys.readouterr().out
+
+
+def help_of(args, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*args, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args, config", [
+    (["pretrain"], PretrainConfig()), (["pretrain", "scenebias-moco"], recipe("scenebias-moco")),
+    (["evaluate"], EvaluateConfig), (["retrieve"], RetrieveConfig)])
+def test_help_gives_every_setting_a_line_of_its_own(args, config, capsys, monkeypatch):
+    lines = help_of(args, capsys, monkeypatch).splitlines()
+    config_class = config if isinstance(config, type) else type(config)
+    found = settings(config_class)
+    for s in found:
+        flag = "--" + s.name.replace("_", "-")
+        line, = (line for line in lines if re.match(rf"\W*{flag}[ ,]", line))
+        default = getattr(config, s.name, dataclasses.MISSING)
+        expected = "(required)" if default is dataclasses.MISSING else f"(default: {' '.join(words(default))})"
+        assert s.about in line, f"the comment of {s.name} is too long for a line of 100 columns"
+        assert default in ("", None) or expected in line
+    assert sum(bool(re.match(r"\W*--[a-z]", line)) for line in lines) == len(found)
+    for group in {s.group for s in found}:
+        assert any(f"{group} options" in line for line in lines)
+
+
+def refused(args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("line, told", [
+    ("pretain", "Did you mean pretrain?"), ("xyzzy", "Choose one of: pretrain, evaluate"),
+    ("pretrain scenebias-bee", "Did you mean scenebias-be"), ("pretrain xyzzy", "Choose one of: scenebias-moco"),
+    ("pretrain --rhoo 1", "--rho?"), ("pretrain --rhoo=1", "--rho?"), ("pretrain --warmup 3", "--warmup-steps"),
+    ("pretrain --learning-rate 1", "--lr"), ("pretrain --qqqq", "Unknown flag --qqqq"),
+    ("pretrain -x 3", "Unknown flag -x"), ("pretrain --steps 5 scenebias-be", "A recipe stands first"),
+    ("pretrain --resume True", "'True' belongs to no flag"), ("pretrain --crop .5 1 2", "'2' belongs to no flag"),
+    ("pretrain --crop .5", "--crop"), ("pretrain --lr abc", "--lr"), ("pretrain --steps 1e3", "--steps"),
+    ("pretrain --rho 7", "rho must be"), ("pretrain --lr -1", "lr must be above 0"),
+    ("pretrain --lr nan", "lr must be a finite"), ("pretrain --short lop", "Did you mean loop?"),
+    ("recipes --all", "takes no flags"),
+    ("evaluate --data videos", "--checkpoint"), ("retrieve --checkpoint a --data b --ks 0", "ks[0] must be"),
+    ("evaluate --checkpoint a --data b --ks 1", "Unknown flag --ks")])
+def test_a_mistake_costs_one_message_and_exit_code_2(line, told, calls, capsys):
+    err = refused(line.split(), capsys)
+    assert told in err and not calls
+    if "─" not in err and "----" not in err:  # ours; tyro draws boxes around its own
+        assert err.startswith("be-nb: ") and err.count("\n") == 1
+
+
+OurError = type("OurError", (RuntimeError,), {"__module__": "be_nb.data.videos"})
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), FileNotFoundError("bad"), OurError("bad")])
+def test_errors_for_the_user_are_messages(error, monkeypatch, capsys):
+    def fail(config):
+        raise error
+    monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=fail))
+    assert refused(["pretrain"], capsys) == "be-nb: bad\n"
+
+
+@pytest.mark.parametrize("error, raised", [
+    (RuntimeError("ours"), RuntimeError), (KeyError("ours"), KeyError), (KeyboardInterrupt(), SystemExit)])
+def test_our_own_mistakes_keep_their_traceback(error, raised, monkeypatch, capsys):
+    def fail(config):
+        raise error
+    monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=fail))
+    with pytest.raises(raised) as caught:
+        cli.main(["pretrain"])
+    if raised is SystemExit:
+        assert caught.value.code == 130 and "--resume" in capsys.readouterr().err
+
+
+def test_usage_recipes_and_version(capsys):
+    for args in ([], ["--help"], ["-h"]):
+        cli.main(args)
+        out = capsys.readouterr().out
+        assert out.startswith("usage: be-nb") and all(f"be-nb {name}" in out for name in cli.COMMANDS)
+    cli.main(["recipes"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_recipes()
+    cli.main(["recipes", "--help"])
+    assert "be-nb recipes" in capsys.readouterr().out
+    cli.main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+# One fresh interpreter for all: `main` with each of these lines, then a look at what was imported.
+NO_TORCH = """
+import contextlib, io, sys
+from be_nb.cli import main
+for line in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            main(line.split())
+    heavy = {"torch", "numpy", "matplotlib", "av", "sklearn"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+
+
+def test_help_and_mistakes_do_not_load_torch():
+    lines = ["", "--help", "recipes", "--version", "pretrain --help", "pretrain scenebias-be --help", "evaluate --help",
+             "retrieve -h", "pretain", "pretrain xyzzy", "pretrain --rhoo 1", "pretrain --rho 7"]
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, *lines], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_and_console_script_are_the_same():
+    run = lambda *command, **env: subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+    module = run(sys.executable, "-m", "be_nb.cli", "recipes")
+    script = run(str(Path(sys.executable).with_name("be-nb")), "recipes")
+    assert module.returncode == script.returncode == 0
+    assert module.stdout == script.stdout != ""
+    told = run(sys.executable, "-m", "be_nb.cli", "pretrain", "xyzzy")
+    assert told.returncode == 2 and told.stderr.startswith("be-nb: Unknown recipe")
+    traced = run(sys.executable, "-m", "be_nb.cli", "pretrain", "xyzzy", PYTHONDEVMODE="1")
+    assert traced.returncode == 1 and "Traceback" in traced.stderr

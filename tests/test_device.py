@@ -1,0 +1,131 @@
+"""Devices, number formats and the order in memory. Nothing here is timed."""
+import builtins
+import platform
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from be_nb import device as D
+
+CPU = torch.device("cpu")
+
+
+def pretend(monkeypatch, gpus=1, capability=(9, 0), cudnn=91900):
+    "As if this machine had GPUs."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_a_device_is_there_or_it_is_an_error(monkeypatch, gpus):
+    pretend(monkeypatch, gpus)
+    assert D.pick_device().type == ("cuda" if gpus else "cpu")
+    assert D.pick_device("cpu") == D.pick_device(CPU) == CPU
+    for n in range(3):
+        if n < gpus:
+            assert D.pick_device(f"cuda:{n}") == torch.device("cuda", n)
+        else:
+            with pytest.raises(ValueError, match=f"cuda:{n}.* sees {gpus} GPUs"):
+                D.pick_device(f"cuda:{n}")
+    if not gpus:
+        with pytest.raises(ValueError, match="sees 0 GPUs"):
+            D.pick_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "mps", "meta", "cuda:0 ", "cpu\n", None])
+def test_an_unknown_device_is_a_value_error(name):
+    with pytest.raises(ValueError, match="Unknown device .*auto, cpu, cuda"):
+        D.pick_device(name)
+
+
+@pytest.mark.parametrize("cudnn, warned", [(91300, "9.13"), (91002, "9.10"), (91500, None), (92000, None), (None, None)])
+def test_a_cudnn_that_is_slow_in_3d_is_told(monkeypatch, cudnn, warned):
+    pretend(monkeypatch, cudnn=cudnn)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        D.pick_device("auto")
+        D.pick_device("cpu")  # never for the CPU
+    assert len(caught) == (warned is not None)
+    assert warned is None or f"cuDNN {warned} is older than 9.15" in str(caught[0].message)
+    assert warned is None or caught[0].filename == __file__  # points at the caller
+
+
+def test_bf16_is_fast_asks_the_hardware(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    for capability, fast in (((7, 5), False), ((8, 0), True), ((8, 9), True), ((10, 0), True)):
+        pretend(monkeypatch, capability=capability)
+        assert D.bf16_is_fast(gpu) is fast
+    for amx, avx in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+        assert D.bf16_is_fast(CPU) is (amx or avx)
+        with D.autocast(CPU, "auto"):
+            out = nn.Conv3d(1, 1, 1)(torch.ones(1, 1, 1, 1, 1))
+        assert out.dtype == (torch.bfloat16 if amx or avx else torch.float32)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # private: may go one day
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert D.bf16_is_fast(CPU) is False
+    assert D.bf16_is_fast(torch.device("meta")) is False
+
+
+def test_autocast_rounds_the_work_and_nothing_else():
+    conv, x = nn.Conv3d(2, 4, 1), torch.randn(1, 2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    with D.autocast(CPU, "bf16"):
+        out = conv(x)
+        loss = nn.functional.cross_entropy(out.mean((2, 3, 4)), torch.tensor([1]))
+        with D.autocast(CPU, "fp32"):  # fp32 means fp32, also inside
+            assert conv(x).dtype == torch.float32
+    loss.backward()
+    assert out.dtype == torch.bfloat16 and loss.dtype == conv.weight.dtype == conv.weight.grad.dtype == torch.float32
+    exact = conv(x)
+    assert 0 < (out.float() - exact).abs().max() < 0.02 * exact.abs().max()
+    for wrong in ("fp16", "", None, True):
+        with pytest.raises(ValueError, match="Unknown number format"):
+            D.autocast(CPU, wrong)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 6, 1),
+                         nn.MaxPool3d(2), nn.Conv3d(6, 4, (1, 3, 3), stride=2, groups=2), nn.AdaptiveAvgPool3d(1),
+                         nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_channels_last_changes_the_order_and_nothing_else():
+    plain, last = network(), network()
+    parameters = dict(last.named_parameters())
+    assert D.channels_last(last) is last
+    assert all(a is b for a, b in zip(parameters.values(), last.parameters())), "an optimiser would have lost its weights"
+    assert all(torch.equal(a, b) and a.requires_grad for a, b in zip(plain.parameters(), last.parameters()))
+    x = torch.randn(16, 3, 4, 14, 14, generator=torch.Generator().manual_seed(1))
+    seen = []
+    for layer in last:
+        layer.register_forward_hook(lambda module, _, out: seen.append((type(module), out)))
+    a, b = plain(x), last(x)
+    assert torch.allclose(a, b, atol=1e-5)
+    a.sum().backward(), b.sum().backward()
+    for one, other in zip(plain.parameters(), last.parameters()):
+        assert torch.allclose(one.grad, other.grad, atol=1e-4)
+    for kind, out in seen:  # from the first convolution on, without touching the input
+        assert out.ndim < 5 or out.is_contiguous(memory_format=torch.channels_last_3d), kind
+    plain.load_state_dict(last.state_dict()), last.load_state_dict(plain.state_dict())
+    assert last[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_machine_is_one_line_that_names_processor_threads_and_torch(monkeypatch):
+    assert D.machine("cpu") == D.machine(CPU)
+    line = D.machine("cpu")
+    assert "\n" not in line and torch.__version__ in line and f"{torch.get_num_threads()} threads" in line
+    pretend(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA Test")
+    assert D.machine() == D.machine("cuda") == f"NVIDIA Test, torch {torch.__version__}"
+    monkeypatch.setattr(D.os.path, "exists", lambda path: False)  # no /proc/cpuinfo: macOS, Windows
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.delattr(D.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(builtins, "open", lambda *a, **k: pytest.fail("there is nothing to open"))
+    assert D.machine("cpu").startswith("arm64, ")
