@@ -92,17 +92,18 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/35_checkpoint.ipynb #eb35cea5
+# %% ../nbs/35_checkpoint.ipynb #3e6e0f9f
 def read_checkpoint(
     path,    # a file written by `save_checkpoint`
 ) -> dict:
     """Read a checkpoint onto the CPU, test its checksums, and run no code that it may hold.
 
-    Raises `CheckpointError` for a file that is missing, damaged, no checkpoint, or holds more than tensors and plain values.
+    Raises `CheckpointError` for a file that is missing, damaged, no checkpoint, or holds more than tensors and plain
+    values.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path}. Give the path of a step-….pt file or the folder of a run.")
+        raise CheckpointError(f"There is no checkpoint at {path}. Give a step-….pt file or the folder of a run.")
     try:
         with zipfile.ZipFile(path) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
@@ -113,14 +114,17 @@ def read_checkpoint(
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
-        raise CheckpointError(f"{path} holds more than tensors and plain values ({name.group(1) if name else 'objects'}). "
-                              "Loading it could run somebody's code, so it was not loaded.") from error
+        found = name.group(1) if name else "some object"
+        raise CheckpointError(f"{path} holds more than tensors and plain values ({found}). Loading it could run "
+                              "somebody's code, so it was not loaded.") from error
     except Exception as error:  # whatever a parser of foreign bytes may raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged, or no checkpoint ({reason}). Take an older one of the same run.") from error
+        raise CheckpointError(f"{path} is damaged, or no checkpoint ({reason}). Take an older one of the same "
+                              "run.") from error
     if not (isinstance(state, dict) and state.get("format") == FORMAT and isinstance(state.get("step"), int)
             and isinstance(state.get("config"), dict)):
-        raise CheckpointError(f"{path} is no checkpoint of this version of be_nb (no step, config and `format: {FORMAT}` in it).")
+        raise CheckpointError(f"{path} is no checkpoint of this version of be_nb: no step, config and "
+                              f"`format: {FORMAT}` in it.")
     return state
 
 # %% ../nbs/35_checkpoint.ipynb #f75f00fc
@@ -147,14 +151,14 @@ def check_fit(
                 ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
-# %% ../nbs/35_checkpoint.ipynb #641167cc
+# %% ../nbs/35_checkpoint.ipynb #760f3bc5
 def load(
     path,                      # a checkpoint, or the folder of a run (its newest intact checkpoint is taken)
 ) -> torch.nn.Module:
-    """The pretrained backbone of a run, in eval mode: `backbone(x)` is (b, d), `backbone.features(x)` (b, d, t', h', w').
+    """The pretrained backbone of a run, in eval mode: `backbone(x)` is (b, d), `.features(x)` (b, d, t', h', w').
 
     `backbone.pretrain_config` holds the settings it was trained with, a dict. No code in the file is run. Raises
-    `CheckpointError` for a file that `read_checkpoint` refuses, a folder without checkpoints, and weights that do not fit.
+    `CheckpointError` for a file that `read_checkpoint` refuses, a folder without checkpoints, weights that do not fit.
     """
     if Path(path).is_dir():
         found, state = newest_checkpoint(path)

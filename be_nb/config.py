@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Precision', 'Short', 'OnError',
-           'Negative', 'AUTHORS', 'RECIPES', 'nearest', 'check_choice', 'Range', 'conform', 'annotations', 'Config',
-           'RunSettings', 'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings',
-           'RecordSettings', 'PretrainConfig', 'Setting', 'settings', 'override', 'list_recipes', 'describe_recipes',
-           'recipe', 'EvaluateConfig', 'RetrieveConfig']
+           'Negative', 'AUTHORS', 'VIDEO_MINI', 'MOCO', 'RECIPES', 'nearest', 'check_choice', 'Range', 'conform',
+           'annotations', 'Config', 'RunSettings', 'DataSettings', 'AugmentationSettings', 'MethodSettings',
+           'OptimisationSettings', 'RecordSettings', 'PretrainConfig', 'Setting', 'settings', 'override',
+           'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -278,17 +278,25 @@ def override(
             check_choice(f"setting of {type(config).__name__}", key, known, notes)
     return dataclasses.replace(config, **changes)
 
-# %% ../nbs/00_config.ipynb #9e462d99
+# %% ../nbs/00_config.ipynb #92b4a3a7
 # What the authors' full-size runs share (paper, section 4.1; their option.py and scripts); a recipe adds the rest.
 # The milestones are those of 200 epochs; their 50 epochs of Kinetics end before the first one: schedule="constant".
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, schedule="step",
                warmup_steps=0, milestones=(0.6, 0.8), frame_size=(256, 342))
 
+# Real video on a CPU: a few hundred videos of any size, small frames, decoded once and kept in memory.
+VIDEO_MINI = dict(data="videos", frame_size=(64, 85), cache=True, stride=3, size=56, degrees=10.0, brightness=0.4,
+                  contrast=0.4, saturation=0.4, hue=0.1, queue_size=128, batch_size=32, negative_offset=16, steps=1500,
+                  warmup_steps=100)
+MOCO = dict(distractor="none", negative="none")  # what takes Background Erasing away
+
 # name → what it is, and the settings in which it differs from the defaults
 RECIPES = {
-    "scenebias-moco": ("MoCo on the built-in set", dict(distractor="none", negative="none")),
+    "scenebias-moco": ("MoCo on the built-in set", MOCO),
     "scenebias-be": ("MoCo + BE on the built-in set", dict()),
+    "video-moco-mini": ("MoCo on a small folder of videos (give --data)", VIDEO_MINI | MOCO),
+    "video-be-mini": ("MoCo + BE on a small folder of videos (give --data)", VIDEO_MINI),
 }
 
 # %% ../nbs/00_config.ipynb #f8cd6da6

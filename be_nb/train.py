@@ -211,18 +211,21 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../nbs/40_train.ipynb #db32c870
+# %% ../nbs/40_train.ipynb #0b6c094a
 def run_folder(
     config: PretrainConfig,  # the run
 ) -> Path:
-    "`out/name`; a name may not lead out of `out`. An empty name is made from method, distractor, negative, backbone, seed."
+    """`out/name`; a name may not lead out of `out`, that is a `ValueError`.
+
+    An empty name is made from method, distractor, negative, backbone and seed.
+    """
     parts = (config.method, config.distractor, config.negative, config.backbone, f"seed{config.seed}")
     name = config.name or "-".join(parts)
     if name in (".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../nbs/40_train.ipynb #2c6ca105
+# %% ../nbs/40_train.ipynb #72cee0e5
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep"}
 
@@ -239,8 +242,8 @@ def find_start(
         return None
     path, state = newest_checkpoint(folder)
     if state is None:
-        raise CheckpointError(f"None of the {len(found)} checkpoints in {folder} can be read (see the warnings). Move the "
-                              "folder away, or choose another name, to start anew.")
+        raise CheckpointError(f"None of the {len(found)} checkpoints in {folder} can be read (see the warnings). To "
+                              "start anew, move the folder away or choose another name.")
     then = dataclasses.asdict(PretrainConfig()) | state["config"]  # a setting newer than the checkpoint had its default
     changed = [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
                if k not in MAY_CHANGE and then[k] != v]
@@ -258,7 +261,7 @@ def save(folder, method, optimizer, config, step, meter=None) -> Path:
              "optimizer": optimizer.state_dict(), "meter": meter.state() if meter else None}
     return save_checkpoint(folder, state, config.keep)
 
-# %% ../nbs/40_train.ipynb #f0cd6d0b
+# %% ../nbs/40_train.ipynb #573645c8
 def train(method, optimizer, config, folder, history, loader, start, meter, progress):
     "Steps `start` to `config.steps`. Metrics stay on the device until a line is logged."
     device = next(method.parameters()).device
@@ -272,7 +275,8 @@ def train(method, optimizer, config, folder, history, loader, start, meter, prog
             if done % config.log_every == 0 or done == config.steps:
                 row = meter.mean()
                 speed, clips, clock = clips / (time.perf_counter() - clock), 0, time.perf_counter()
-                history.add({"step": done, **row, "lr": learning_rate(config, step), "clips_per_second": round(speed, 1)})
+                row |= {"lr": learning_rate(config, step), "clips_per_second": round(speed, 1)}
+                history.add({"step": done, **row})
                 bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "positive", "queue") if k in row})
             if done % config.checkpoint_every == 0 or done == config.steps:
                 save(folder, method, optimizer, config, done, meter)
@@ -302,7 +306,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return method, optimizer, Meter(state["meter"]), state["step"]
 
-# %% ../nbs/40_train.ipynb #08b90e1a
+# %% ../nbs/40_train.ipynb #34ad3d51
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on
@@ -325,7 +329,8 @@ def pretrain(
     history = History(folder, start)
     say = print if progress else (lambda *_: None)
     say(f"{folder}: {config.method}, {config.backbone}, distractor {config.distractor}, negative {config.negative}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}" + (f"; resuming at step {start}" if start else ""))
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}"
+        + (f"; resuming at step {start}" if start else ""))
     say(f"  reference loss {method.reference_loss:.3f}: that of a network which tells nothing apart")
     try:
         if loader is not None:

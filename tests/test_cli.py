@@ -60,13 +60,13 @@ def test_flags_say_all_that_a_config_can(config):
 def test_commands_pass_a_config_to_the_function_of_their_name(calls, capsys):
     cli.main(["pretrain"])
     cli.main(["pretrain", "scenebias-moco"])
-    cli.main("pretrain scenebias-moco --rho .5 --crop .7 1 --cache --batch_size 8 --milestones .2 .4 --name=a-b".split())
+    cli.main("pretrain scenebias-moco --rho .5 --crop .7 1 --cache --batch_size 8 --milestones .2 .4 --name=a".split())
     cli.main(["evaluate", *NEEDED, "--clips", "3"])
     cli.main(["retrieve", *NEEDED, "--ks", "1", "5", "--frames", "16"])
     assert calls == [
         ("pretrain", PretrainConfig()), ("pretrain", recipe("scenebias-moco")),
         ("pretrain", recipe("scenebias-moco", rho=0.5, crop=(0.7, 1), cache=True, batch_size=8, milestones=(0.2, 0.4),
-                            name="a-b")),
+                            name="a")),
         ("evaluate", EvaluateConfig("runs/a", "videos", clips=3)),
         ("retrieve", RetrieveConfig("runs/a", "videos", ks=(1, 5), frames=16))]
     assert "checkpoint: runs/x.pt" in capsys.readouterr().out

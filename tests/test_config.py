@@ -142,8 +142,8 @@ def test_a_missing_letter_is_always_forgiven():
 
 
 @pytest.mark.parametrize("wrong, meant", [
-    ("learning_rate", "lr"), ("epochs", "steps"), ("K", "queue_size"), ("tau", "temperature"), ("num_workers", "workers"),
-    ("batchsize", "batch_size")])
+    ("learning_rate", "lr"), ("epochs", "steps"), ("K", "queue_size"), ("tau", "temperature"),
+    ("num_workers", "workers"), ("batchsize", "batch_size")])
 def test_other_peoples_names_are_understood(wrong, meant):
     with pytest.raises(ValueError, match=rf"'{wrong}'.*Did you mean .*\b{meant}\b"):
         C.override(C.PretrainConfig(), **{wrong: 1})

@@ -36,13 +36,13 @@ def test_a_device_is_there_or_it_is_an_error(monkeypatch, gpus):
             D.pick_device("cuda")
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "mps", "meta", "cuda:0 ", "cpu\n", None])
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "mps", "cuda:0 ", "cpu\n", None])
 def test_an_unknown_device_is_a_value_error(name):
     with pytest.raises(ValueError, match="Unknown device .*auto, cpu, cuda"):
         D.pick_device(name)
 
 
-@pytest.mark.parametrize("cudnn, warned", [(91300, "9.13"), (91002, "9.10"), (91500, None), (92000, None), (None, None)])
+@pytest.mark.parametrize("cudnn, warned", [(91300, "9.13"), (91002, "9.10"), (91500, None), (None, None)])
 def test_a_cudnn_that_is_slow_in_3d_is_told(monkeypatch, cudnn, warned):
     pretend(monkeypatch, cudnn=cudnn)
     with warnings.catch_warnings(record=True) as caught:
@@ -99,7 +99,7 @@ def test_channels_last_changes_the_order_and_nothing_else():
     plain, last = network(), network()
     parameters = dict(last.named_parameters())
     assert D.channels_last(last) is last
-    assert all(a is b for a, b in zip(parameters.values(), last.parameters())), "an optimiser would have lost its weights"
+    assert all(a is b for a, b in zip(parameters.values(), last.parameters())), "an optimiser would lose its weights"
     assert all(torch.equal(a, b) and a.requires_grad for a, b in zip(plain.parameters(), last.parameters()))
     x = torch.randn(16, 3, 4, 14, 14, generator=torch.Generator().manual_seed(1))
     seen = []

@@ -62,7 +62,7 @@ def same_pool(
     "Max pooling with SAME padding. It follows a ReLU, so the zeros of the padding never win against the clip."
     return nn.Sequential(OrderedDict(pad=SamePad(kernel, stride), pool=nn.MaxPool3d(kernel, stride)))
 
-# %% ../../nbs/21_backbones.i3d.ipynb #fd56e0e6
+# %% ../../nbs/21_backbones.i3d.ipynb #e3f35a28
 # The six widths of every inception module, from GoogLeNet (Szegedy et al., 2015, table 1).
 INCEPTIONS = {
     "mixed3b": (64, 96, 128, 16, 32, 32), "mixed3c": (128, 128, 192, 32, 96, 64),
@@ -91,7 +91,7 @@ def inception_stages(
 def tensorflow_norm(
     module: nn.Module,  # changed in place
 ) -> None:
-    "Batch norms with the ε = 0.001 that I3D and S3D were published with, so that converted weights give equal features."
+    "Batch norms with the ε = 0.001 that I3D and S3D were published with, so that their weights give equal features."
     for m in module.modules():
         if isinstance(m, nn.BatchNorm3d):
             m.eps = 1e-3

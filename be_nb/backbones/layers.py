@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         "Clips `(b, c, t, h, w)` -> features `(b, feature_dim)`, the mean of the map over time and space."
         return self.features(clips).mean((2, 3, 4))
 
-# %% ../../nbs/20_backbones.layers.ipynb #6fe0b4c5
+# %% ../../nbs/20_backbones.layers.ipynb #49e521cc
 def adopt_weights(
     backbone: Backbone,  # changed in place
     state: dict,         # state dict of the same network written by someone else, such as torchvision
@@ -137,7 +137,7 @@ def adopt_weights(
     theirs = {name: value for name, value in state.items() if not name.startswith(skip)}
     ours = backbone.state_dict()
     if len(theirs) != len(ours):
-        raise ValueError(f"{backbone.name} has {len(ours)} tensors, the other network {len(theirs)}: not the same network.")
+        raise ValueError(f"{backbone.name} has {len(ours)} tensors, the other network {len(theirs)}: they differ.")
     for (name, value), (other, new) in zip(ours.items(), theirs.items()):
         if value.shape != new.shape:
             raise ValueError(f"{name} of {backbone.name} is {tuple(value.shape)}, but {other} is {tuple(new.shape)}.")

@@ -25,7 +25,7 @@ def macs_of(
     "Every number of the output is one dot product with a filter, so: outputs × numbers in a filter."
     return output[0].numel() * module.weight[0].numel()
 
-# %% ../../nbs/20_backbones.measure.ipynb #ba4c4227
+# %% ../../nbs/20_backbones.measure.ipynb #36c65a5d
 class Stage(NamedTuple):
     "What one stage of a backbone gives and takes."
     name: str
@@ -47,7 +47,8 @@ class Description(list):
 
     def __repr__(self):
         rows = [(r.name, " × ".join(map(str, r.shape)), f"{r.params:,}", f"{r.macs / 1e9:.3f}") for r in self]
-        rows = [("stage", "output", "params", "GMAC"), *rows, ("total", "", f"{self.params:,}", f"{self.macs / 1e9:.3f}")]
+        total = ("total", "", f"{self.params:,}", f"{self.macs / 1e9:.3f}")
+        rows = [("stage", "output", "params", "GMAC"), *rows, total]
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in rows)
 
@@ -71,19 +72,23 @@ def describe(
         rows.append(Stage(name, tuple(clips.shape[1:]), sum(p.numel() for p in stage.parameters()), sum(counted)))
     return rows
 
-# %% ../../nbs/20_backbones.measure.ipynb #456cdd4a
+# %% ../../nbs/20_backbones.measure.ipynb #7a2299d0
 def skeleton(
     module: nn.Module,  # any network made of Conv3d, MaxPool3d, BatchNorm3d and layers without parameters
-) -> nn.Module:         # the same wiring in float64, with one channel and equal, positive weights
-    "Keep the geometry of a network and throw its weights away."
+    axis: int,          # 0, 1, 2: which of t, h, w to keep
+) -> nn.Module:         # the same wiring along this axis, in float64, with one channel and equal, positive weights
+    "Keep the geometry of a network along one axis, and throw its weights away."
     if isinstance(module, (nn.Conv3d, nn.MaxPool3d)):
-        window = nn.Conv3d(1, 1, module.kernel_size, module.stride, module.padding, module.dilation, bias=False)
-        nn.init.constant_(window.weight, 1 / window.weight.numel())
+        settings = (module.kernel_size, module.stride, module.padding, module.dilation)
+        kernel, stride, padding, dilation = (s if isinstance(s, int) else s[axis] for s in settings)
+        shape = lambda value, rest: tuple(value if i == axis else rest for i in range(3))
+        window = nn.Conv3d(1, 1, shape(kernel, 1), shape(stride, 1), shape(padding, 0), shape(dilation, 1), bias=False)
+        nn.init.constant_(window.weight, 1 / kernel)
         return nn.Sequential(MeanOfChannels(), window.double())
     if isinstance(module, nn.BatchNorm3d):
         return nn.Identity()
     bones = copy.copy(module)
-    bones._modules = {name: skeleton(child) for name, child in module._modules.items()}
+    bones._modules = {name: skeleton(child, axis) for name, child in module._modules.items()}
     return bones
 
 
@@ -93,29 +98,29 @@ class MeanOfChannels(nn.Module):
     def forward(self, x):
         return x.mean(1, keepdim=True)
 
-# %% ../../nbs/20_backbones.measure.ipynb #2ca0a769
+# %% ../../nbs/20_backbones.measure.ipynb #9a75721a
 def receptive_field(
     backbone: Backbone,  # looked at, not changed
 ) -> dict:               # stage -> (frames, height, width) that one position of its output depends on; inf: all of them
     """How far each stage sees, measured: which input numbers does the middle of its output have a gradient for?
 
-    Each axis is measured alone, on a skeleton and on a clip that is long in this axis only, so it takes no time.
+    Each axis is measured alone, on a skeleton and a clip that is a line of 2,048 numbers, so it takes no time.
     Arithmetic for it: r ← r + (kernel − 1)·step, step ← step·stride (Araujo, Norris and Sim, Distill, 2019).
     """
-    bones, length = skeleton(backbone.stages), 2048
-    fields = {name: [] for name, _ in bones.named_children()}
+    fields = {name: () for name, _ in backbone.stages.named_children()}
     for axis in range(3):
-        size = [length if i == axis else need for i, need in enumerate(backbone.minimum)]
-        clip = torch.ones(1, 1, *size, dtype=torch.float64, requires_grad=True)
-        out = clip
-        for name, stage in bones.named_children():
+        size = [2048 if i == axis else 1 for i in range(3)]
+        line = torch.ones(1, 1, *size, dtype=torch.float64, requires_grad=True)
+        out = line
+        for name, stage in skeleton(backbone.stages, axis).named_children():
             out = stage(out)
-            t, h, w = (n // 2 for n in out.shape[2:])
-            grad, = torch.autograd.grad(out[0, :, t, h, w].sum(), clip, retain_graph=True)
-            seen = grad.movedim(2 + axis, 0).flatten(1).abs().sum(1).nonzero().flatten()
-            whole = seen[0] == 0 or seen[-1] == length - 1
-            fields[name].append(math.inf if whole else int(seen[-1] - seen[0] + 1))
-    return {name: tuple(field) for name, field in fields.items()}
+            middle = out.movedim(2 + axis, 0)[out.shape[2 + axis] // 2]
+            grad, = torch.autograd.grad(middle.sum(), line, retain_graph=True)
+            seen = grad.flatten().nonzero()
+            first, last = int(seen[0]), int(seen[-1])
+            whole = first == 0 or last == line.numel() - 1
+            fields[name] += (math.inf if whole else last - first + 1,)
+    return fields
 
 # %% ../../nbs/20_backbones.measure.ipynb #3aee667d
 def plot_stages(

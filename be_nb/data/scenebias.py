@@ -63,7 +63,7 @@ def choose_scenes(
     rho = 0.0 if split in UNBIASED_SPLITS else rho
     return torch.where(agree < rho, labels, (other * len(SCENES)).long())
 
-# %% ../../nbs/01_data.scenebias.ipynb #d797f1af
+# %% ../../nbs/01_data.scenebias.ipynb #54eac1dc
 def smooth(
     x: torch.Tensor,  # (n, t) white noise
     width: int = 7,   # frames averaged, an odd number
@@ -73,40 +73,7 @@ def smooth(
     ring = x[:, torch.arange(-(width // 2), frames + width // 2) % frames]
     return F.avg_pool1d(ring[:, None], width, 1)[:, 0] * math.sqrt(width)
 
-
-def poses(
-    labels: torch.Tensor,  # (n,) motion class
-    u: dict,               # uniform numbers by name, see `FIELDS`
-    side: int,             # frame side in pixels
-) -> dict:                 # x, y (pixels from the centre), angle (radians), scale: each (n, t)
-    "Where the actor is in each frame. The class decides *which* of the four moves with sin(phase)."
-    px = side / 30
-    frames = u["speed"].shape[1]
-    period = 12 + 8 * u["period"]
-    speed = (1 + 0.4 * smooth(to_normal(u["speed"]))).clamp(min=0.1)
-    phase = 2 * math.pi * (u["phase"] + speed.cumsum(1) / period)
-    wave = phase.sin()
-    travel = wave * (5 + 3 * u["amplitude"]) * px
-    axis = torch.tensor([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0.5**0.5, -(0.5**0.5)], [0, 0], [0, 0]])[labels]
-    x = axis[:, :1] * travel + (u["place"][:, :1] - 0.5) * 4 * px
-    y = axis[:, 1:] * travel + (u["place"][:, 1:] - 0.5) * 4 * px
-    turning = (labels == CLASSES.index("rotation")).float()[:, None]
-    zooming = (labels == CLASSES.index("zoom")).float()[:, None]
-    angle = 2 * math.pi * u["angle"] + turning * 1.5 * wave
-    scale = 1 + zooming * 0.45 * wave
-    return {"x": x, "y": y, "angle": angle.expand(-1, frames), "scale": scale.expand(-1, frames)}
-
-# %% ../../nbs/01_data.scenebias.ipynb #d797f1af-2
-def smooth(
-    x: torch.Tensor,  # (n, t) white noise
-    width: int = 7,   # frames averaged, an odd number
-) -> torch.Tensor:    # (n, t); where t is at least `width`, as much variance as x
-    "A moving average along time, closed to a ring, that keeps the variance of white noise."
-    frames = x.shape[1]
-    ring = x[:, torch.arange(-(width // 2), frames + width // 2) % frames]
-    return F.avg_pool1d(ring[:, None], width, 1)[:, 0] * math.sqrt(width)
-
-
+# %% ../../nbs/01_data.scenebias.ipynb #c45b6423
 def poses(
     labels: torch.Tensor,  # (n,) motion class
     u: dict,               # uniform numbers by name, see `FIELDS`
@@ -179,13 +146,13 @@ def actors(
     colour = bright * (0.70 + 0.30 * texture) + (1 - bright) * (0.02 + 0.28 * texture)
     return torch.cat([colour.clamp(0, 1), alpha[:, None]], 1)
 
-# %% ../../nbs/01_data.scenebias.ipynb #109d9bfd
+# %% ../../nbs/01_data.scenebias.ipynb #0c1d5d6c
 @torch.autocast("cpu", enabled=False)  # a product in bfloat16 would shift the actor
 def pixel_to_actor(
     pose: dict,           # x, y, angle, scale: each (n, t)
     half: torch.Tensor,   # (n, 1) half the actor's side in pixels
 ) -> torch.Tensor:        # (n, t, 2, 3)
-    "The affine map from pixels (measured from the frame's centre) to the actor's own coordinates, its shape in [−1, 1]."
+    "The affine map from pixels, counted from the frame's centre, to the actor's own coordinates, its shape in [−1, 1]."
     zoom = pose["scale"] * half
     cos, sin = pose["angle"].cos() / zoom, pose["angle"].sin() / zoom
     linear = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
