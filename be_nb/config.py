@@ -174,7 +174,7 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/00_config.ipynb #74fb9146
+# %% ../nbs/00_config.ipynb #7e438bf2
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network."
@@ -191,6 +191,8 @@ class MethodSettings(Config):
     momentum: Share = 0.99          # m of the key encoder
     temperature: Positive = 0.07    # T (tau) of InfoNCE
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
+    beta: NonNegative = 0.0         # pretext tasks: weight of the BE consistency loss
+    gap: Amount = 8                 # method=order: frames between two clips
 
 # %% ../nbs/00_config.ipynb #48b37d91
 @dataclass(frozen=True)

@@ -357,7 +357,7 @@ def retrieval(
     return RetrievalResult({k: hits[:, k - 1].mean().item() for k in ks},
                            {k: chance_recall(size, candidates, k) for k in ks}, len(queries), len(gallery), rows)
 
-# %% ../nbs/50_evaluate.ipynb #7d2e19db
+# %% ../nbs/50_evaluate.ipynb #de1c41d9
 def labelled_source(
     config: EvaluateConfig,  # what to evaluate
     split: str,              # a list of the folder, or a split of SceneBias
@@ -369,6 +369,8 @@ def labelled_source(
     return VideoFolder(config.data, split, frame_size=pretrained["frame_size"], on_error=config.on_error)
 
 
+
+# %% ../nbs/50_evaluate.ipynb #31bc9590
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
 ) -> tuple:                  # backbone, settings of the clips, the two sources by list
@@ -384,7 +386,7 @@ def open_splits(
             raise ValueError(f"{unknown} of {len(source)} videos of {split} have no label; judging needs one for each.")
     return backbone, settings | {"clips": config.clips, "short": config.short}, sources
 
-
+# %% ../nbs/50_evaluate.ipynb #6934ee99
 def embed_splits(
     config: EvaluateConfig,    # what to evaluate
     backbone: torch.nn.Module,  # from `open_splits`, like the rest
@@ -400,7 +402,7 @@ def embed_splits(
                          "unreadable": len(getattr(source, "skipped", ()))}
     return *found, report
 
-# %% ../nbs/50_evaluate.ipynb #18c9f794
+# %% ../nbs/50_evaluate.ipynb #42c06ded
 def finish(
     report: dict,  # numbers and settings
     out: str,      # JSON file; empty: none
@@ -434,7 +436,7 @@ def retrieve(
     opened = open_splits(config)
     gallery_size = len(opened[-1][config.train_split])
     if max(config.ks) > gallery_size:
-        raise ValueError(f"ks asks for {max(config.ks)} neighbours, but {config.train_split} has {gallery_size} videos.")
+        raise ValueError(f"ks asks for {max(config.ks)} neighbours; {config.train_split} has {gallery_size} videos.")
     gallery, queries, report = embed_splits(config, *opened)
     result = retrieval(gallery.features, gallery.labels, queries.features, queries.labels, config.ks)
     report |= {f"R@{k}": round(value, 4) for k, value in result.recall.items()}

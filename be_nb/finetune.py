@@ -7,7 +7,7 @@ __all__ = ['FINETUNE_RECIPES', 'GROUPS', 'FinetuneSettings', 'FinetuneConfig', '
            'hold_out', 'Selection', 'check_labels', 'class_names', 'open_list', 'open_sources', 'Classifier',
            'starting_backbone', 'finetune_step', 'test_views', 'Scores', 'predict', 'in_top', 'TestResult', 'score',
            'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle',
-           'test_all', 'finetune']
+           'test_all', 'take_weights', 'finetune']
 
 # %% ../nbs/41_finetune.ipynb #57815959
 import dataclasses
@@ -90,11 +90,11 @@ def name_lists(
     train, tests = ("probe", ("test", "swapped")) if config.data == "scenebias" else ("train.txt", ("val.txt",))
     return override(config, split=config.split or train, test_splits=config.test_splits or tests)
 
-# %% ../nbs/41_finetune.ipynb #a8165e66
+# %% ../nbs/41_finetune.ipynb #381198be
 # name → what it is, and the settings in which it differs from the defaults
 FINETUNE_RECIPES = {
     "scenebias-finetune": ("all layers on the built-in set", dict()),
-    "scenebias-frozen": ("the classifier alone on the built-in set", dict(freeze=True)),
+    "scenebias-frozen": ("the classifier alone on the built-in set", dict(freeze=True, lr=0.03)),
     "be-finetune": ("the paper's schedule (give --data and --checkpoint)", dict(
         data="videos", frame_size=(256, 342), frames=64, stride=1, size=224, crop=(0.875, 0.875), test_crop=0.875,
         degrees=10.0, brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3,
@@ -169,13 +169,13 @@ class Selection:
         "Frames of video `i` of the selection, uint8 `(t, c, h, w)`."
         return self.source.read(self.rows[i], frames)
 
-# %% ../nbs/41_finetune.ipynb #beaa0699
+# %% ../nbs/41_finetune.ipynb #4a366e26
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
     classes: list,     # names of the classes that the network shall know
 ):
-    "Raise a `ValueError` if a video has no label, or one that the network does not know, or one that means another class."
+    "Raise a `ValueError` if a video has no label, one that the network does not know, or one that means another class."
     labels = np.asarray(source.labels)
     unknown = int((labels < 0).sum())
     if unknown:
@@ -197,13 +197,14 @@ def class_names(
     "Names of the classes of the run, or a `ValueError` if `config.classes` disagrees with the list."
     names, asked = list(source.classes), config.classes
     if 0 < asked < len(names):
-        raise ValueError(f"classes={asked}, but {config.split} has {len(names)} classes. Leave it out, or correct the list.")
+        raise ValueError(f"classes={asked}, but {config.split} has {len(names)} classes. Leave it out, or correct the "
+                         "list.")
     names += [str(k) for k in range(len(names), asked)]
     if len(names) < 2:
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../nbs/41_finetune.ipynb #1a508a65
+# %% ../nbs/41_finetune.ipynb #0e8b3f32
 def open_list(
     config: FinetuneConfig,  # the run
     split: str,              # a list of the folder, or a split of SceneBias
@@ -218,7 +219,7 @@ def open_list(
 
 def open_sources(
     config: FinetuneConfig,  # the run
-) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, names of the classes
+) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
     "All videos of a run, checked. Everything that can be wrong with lists and labels is found here."
     train = open_list(config, config.split, config.data_size, config.cache)
     tests = {split: open_list(config, split, config.test_size) for split in config.test_splits}
@@ -228,8 +229,8 @@ def open_sources(
     for split, source in tests.items():
         both = set(train.names) & set(source.names)
         if both:
-            raise ValueError(f"{len(both)} videos are in {config.split} and in {split}, the first is {min(both)}. A network "
-                             "may not be tested on what it learned from.")
+            raise ValueError(f"{len(both)} videos are in {config.split} and in {split}, the first is {min(both)}. A "
+                             "network may not be tested on what it learned from.")
     if not config.validation:
         return train, None, tests, classes
     learn, held = hold_out(train.names, train.labels, config.validation, config.seed)
@@ -238,7 +239,7 @@ def open_sources(
                          "take the last weights with validation=0.")
     return Selection(train, learn), Selection(train, held), tests, classes
 
-# %% ../nbs/41_finetune.ipynb #a9b3c052
+# %% ../nbs/41_finetune.ipynb #7bcda46b
 class Classifier(torch.nn.Module):
     "A backbone, dropout, and a linear layer: clips `(b, c, t, h, w)` → scores `(b, classes)`, before softmax."
 
@@ -265,7 +266,7 @@ class Classifier(torch.nn.Module):
             features = self.backbone(clips)
         return self.head(self.dropout(features))
 
-
+# %% ../nbs/41_finetune.ipynb #54874fb5
 def starting_backbone(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # its name and the network
@@ -277,8 +278,8 @@ def starting_backbone(
     backbone = load(config.checkpoint)
     name = backbone.pretrain_config["backbone"]
     if config.backbone not in ("", name):
-        raise ValueError(f"{config.checkpoint} holds a {name}, not a {config.backbone}. Leave backbone out, or start from "
-                         "another checkpoint.")
+        raise ValueError(f"{config.checkpoint} holds a {name}, not a {config.backbone}. Leave backbone out, or start "
+                         "from another checkpoint.")
     return name, backbone
 
 # %% ../nbs/41_finetune.ipynb #14e182d4
@@ -338,7 +339,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../nbs/41_finetune.ipynb #27e68b1c
+# %% ../nbs/41_finetune.ipynb #69b3acbd
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -372,11 +373,13 @@ def predict(
             found.append((total / len(views)).cpu())
     found = torch.cat(found).clone()
     if not found.isfinite().all():
-        raise ValueError("The network gives scores that are not finite; it has probably diverged. Lower the learning rate.")
+        raise ValueError("The network gives scores that are not finite; it has probably diverged. Lower the learning "
+                         "rate.")
     labels = torch.as_tensor(source.labels, dtype=torch.int64)[videos.kept]
-    return Scores(found.unflatten(0, (len(videos), clips)), labels, [source.names[i] for i in videos.kept], videos.dropped)
+    names = [source.names[i] for i in videos.kept]
+    return Scores(found.unflatten(0, (len(videos), clips)), labels, names, videos.dropped)
 
-# %% ../nbs/41_finetune.ipynb #987c80c3
+# %% ../nbs/41_finetune.ipynb #c67db246
 def in_top(
     probabilities: torch.Tensor,  # (n, classes)
     labels: torch.Tensor,         # (n,) int64
@@ -387,7 +390,7 @@ def in_top(
     before = (probabilities > mine) | ((probabilities == mine) & (classes < labels[:, None]))
     return before.sum(1) < k
 
-
+# %% ../nbs/41_finetune.ipynb #dac188b2
 @dataclass(repr=False)
 class TestResult:
     "A test, counted by clip and by video; shares lie in [0, 1]. With fewer than 5 classes top-5 is 1."
@@ -445,7 +448,7 @@ def draw_confusion(
                           color="white" if shares[row, column] > .5 else "black")
     return figure
 
-# %% ../nbs/41_finetune.ipynb #36f703e9
+# %% ../nbs/41_finetune.ipynb #038bfcbc
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -467,7 +470,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-
+# %% ../nbs/41_finetune.ipynb #0bbf63c5
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -487,7 +490,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
 
-# %% ../nbs/41_finetune.ipynb #37962987
+# %% ../nbs/41_finetune.ipynb #6b1a66b2
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -499,7 +502,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-
+# %% ../nbs/41_finetune.ipynb #38a0bcee
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -531,7 +534,7 @@ def fit(
             if run.step % config.checkpoint_every == 0 or end:
                 run.save(folder, config)
 
-# %% ../nbs/41_finetune.ipynb #799a4293
+# %% ../nbs/41_finetune.ipynb #73640992
 @dataclass
 class FinetuneResult:
     "What `finetune` returns; the folder of the run also holds it as `best.pt`, `history.jsonl` and `results.json`."
@@ -539,7 +542,7 @@ class FinetuneResult:
     checkpoint: Path          # best.pt: the weights that were tested
     history: list             # rows with step, loss, accuracy, lr, and after each validation val_accuracy, val_loss
     tests: dict               # list → TestResult: top-1 and top-5 by clip and by video, confusion matrix
-    best: dict                # step of the tested weights and their validation accuracy (None: the last ones were taken)
+    best: dict                # step of the tested weights, their validation accuracy (None: the last were taken)
     classes: list             # names of the classes
     model: Classifier         # with these weights, in eval mode
 
@@ -565,7 +568,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../nbs/41_finetune.ipynb #f16cc3b7
+# %% ../nbs/41_finetune.ipynb #9edab9e1
 def settle(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -593,10 +596,27 @@ def test_all(
         found[split] = score(scores)
     return found
 
-
+# %% ../nbs/41_finetune.ipynb #61c10687
 test_views.__test__ = test_all.__test__ = False  # not for pytest to collect
 
-# %% ../nbs/41_finetune.ipynb #406286cc
+
+def take_weights(
+    run: Progress,           # a run that is over
+    config: FinetuneConfig,
+    folder: Path,            # where best.pt is written
+    classes: list,           # names of the classes
+) -> dict:                   # step and validation accuracy of the weights
+    "Load the best weights into the model (the last ones if nothing chose) and write them to `best.pt`."
+    if not run.best:
+        run.take_best(None)
+    run.model.load_state_dict(run.best["weights"])
+    best = {k: run.best[k] for k in ("step", "accuracy")}
+    state = {"format": FORMAT, **best, "config": dataclasses.asdict(config), "classes": classes,
+             "method": run.best["weights"]}
+    write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
+    return best
+
+# %% ../nbs/41_finetune.ipynb #f7d1be26
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
@@ -604,9 +624,9 @@ def finetune(
 ) -> FinetuneResult:
     """Train a classifier with labels, choose the weights on held-out training videos, and test them once.
 
-    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). Before any
-    work starts it raises `ValueError` for settings, lists, labels and class counts that do not fit, and `CheckpointError`
-    for a checkpoint that cannot be used. Seeds torch's global generator at every step.
+    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). Raises
+    `ValueError` for settings, lists, labels and class counts that do not fit, and `CheckpointError` for a checkpoint
+    that cannot be used, all before any work starts. Seeds torch's global generator at every step.
     """
     config = finetune_recipe(config) if isinstance(config, str) else config or FinetuneConfig()
     config = name_lists(override(config, **overrides))
@@ -621,22 +641,16 @@ def finetune(
     history, began = History(folder, run.step), time.perf_counter()
     say = print if progress else (lambda *_: None)
     counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
-    say(f"{folder}: {name} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, {config.steps} "
-        f"steps of {config.batch_size} on {machine(device)}; videos: {counts}")
+    say(f"{folder}: {name} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
     try:
         if run.step < config.steps:
             fit(run, config, folder, history, clips, held_out, progress)
     finally:
         history.close()
-    if not run.best:
-        run.take_best(None)
-    run.model.load_state_dict(run.best["weights"])
-    best = {k: run.best[k] for k in ("step", "accuracy")}
-    state = {"format": FORMAT, **best, "config": dataclasses.asdict(config), "classes": classes,
-             "method": run.best["weights"]}
-    write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
+    best = take_weights(run, config, folder, classes)
     found = test_all(run.model.eval(), tests, config, progress)
     result = FinetuneResult(folder / "best.pt", history.rows, found, best, classes, run.model)
     write_result(folder, config, result, counts)
-    say(f"{time.perf_counter() - began:.0f} s; weights of step {best['step']}:", *(f"{k} {v}" for k, v in found.items()))
+    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k} {v}" for k, v in found.items()))
     return result

@@ -203,19 +203,20 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../nbs/53_miniature.ipynb #c66a3df5
+# %% ../nbs/53_miniature.ipynb #f0fe471d
 def main():
     "`python -m be_nb.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.miniature")
     runs = len(config.arms) * len(config.seeds) * len(config.data_seeds) * len(config.rhos)
-    print(f"SceneBias: six motions in front of six families of scenes that agree with the motion in 90 % of the clips.\n"
+    print(f"SceneBias: six motions in front of six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(TITLES[arm] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"Takes about 5 minutes for the three default ones on 2 CPU cores, 1 to 2 on a GPU. Stop it whenever you like: "
-          f"the same command goes on.\nMachine: {machine(pick_device())}\n")
+          f"The three default ones take about 6 minutes on 2 free CPU cores. Stop it whenever you like: the same command "
+          f"goes on.\nMachine: {machine(pick_device())}\n")
     rows = study(config)
-    print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the same "
-          f"clips with other scenes;\n`motion`: probe and retrieval among clips whose scene says nothing.\n"
+    print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the "
+          f"same clips with other scenes;\n`motion`: among clips whose scene says nothing; `still`: the same, with time "
+          f"stopped; `scene`: which scene it is.\n"
           f"Curves, clips and runs: {config.out}")
 
 # %% ../nbs/53_miniature.ipynb #910cd217

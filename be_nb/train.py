@@ -33,10 +33,11 @@ from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
 from .moco import MoCo
 
-# %% ../nbs/40_train.ipynb #68db2f01
+# %% ../nbs/40_train.ipynb #6ac20ea2
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
 # metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
-METHODS = {"moco": "be_nb.train:moco"}
+METHODS = {"moco": "be_nb.train:moco", "rotnet": "be_nb.pretext:rotnet", "puzzles": "be_nb.pretext:puzzles",
+           "order": "be_nb.pretext:order"}
 
 
 def augmentation(
@@ -225,7 +226,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../nbs/40_train.ipynb #72cee0e5
+# %% ../nbs/40_train.ipynb #adc34e1e
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep"}
 
@@ -244,7 +245,7 @@ def find_start(
     if state is None:
         raise CheckpointError(f"None of the {len(found)} checkpoints in {folder} can be read (see the warnings). To "
                               "start anew, move the folder away or choose another name.")
-    then = dataclasses.asdict(PretrainConfig()) | state["config"]  # a setting newer than the checkpoint had its default
+    then = dataclasses.asdict(type(config)()) | state["config"]  # a setting newer than the checkpoint had its default
     changed = [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
                if k not in MAY_CHANGE and then[k] != v]
     if changed:

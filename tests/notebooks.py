@@ -4,6 +4,7 @@
     python tests/notebooks.py clean nbs/10_distractor.ipynb … # only strip what should not be stored
     python tests/notebooks.py readme                          # write README.md from nbs/index.ipynb
 """
+import base64
 import hashlib
 import os
 import re
@@ -81,15 +82,30 @@ def execute(nb, timeout=600):
 
 
 def readme(index):
-    "README.md from the index notebook: its prose, with links and pictures as seen from the repository's root."
-    text = "\n\n".join(c.source for c in index.cells if c.cell_type == "markdown")
-    return re.sub(r"\]\((?!https?:|#|\.\./)", "](nbs/", text).replace("](../", "](") + "\n"
+    """README.md from the index notebook, and its pictures as {path: bytes}.
+
+    Prose is taken as it is, of code only the pictures it makes; `#| alt: …` in a cell describes its picture.
+    """
+    parts, pictures = [], {}
+    for cell in index.cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                path = f"images/index-{len(pictures)}.png"
+                pictures[ROOT / "nbs" / path] = base64.b64decode(output.data["image/png"])
+                parts.append(f"![{re.search(r'#[|] alt: (.*)', cell.source)[1]}]({path})")
+    text = "\n\n".join(parts)
+    return re.sub(r"\]\((?!https?:|#|\.\./)", "](nbs/", text).replace("](../", "](") + "\n", pictures
 
 
 def main(action, *paths):
     if action == "readme":
-        target = ROOT / "README.md"
-        target.write_text(readme(read(ROOT / "nbs" / "index.ipynb")), encoding="utf8")
+        text, pictures = readme(read(ROOT / "nbs" / "index.ipynb"))
+        (ROOT / "README.md").write_text(text, encoding="utf8")
+        for path, content in pictures.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
         return
     for path in paths:
         nb = read(path)

@@ -65,7 +65,7 @@ def test_forward_and_backward(name):
     net.eval()
     with torch.no_grad():
         assert torch.allclose(net(clips), net.features(clips).mean((2, 3, 4)), atol=1e-6)
-        assert torch.allclose(net(clips)[1:], net(clips[1:]), rtol=1e-3, atol=1e-4), "a clip's features depend on its neighbour"
+        assert torch.allclose(net(clips)[1:], net(clips[1:]), rtol=1e-3, atol=1e-4), "features depend on the neighbour"
 
 
 @every
@@ -203,7 +203,7 @@ def test_c3d_is_vgg_with_time():
 def test_i3d_is_googlenet_with_time():
     """Same for I3D and torchvision's GoogLeNet, which pads its first convolution by 3 and 3 where SAME pads by 2 and 3.
 
-    So the picture goes in one pixel further down and right, and its last row and column, which would fall off, are zero.
+    So the picture goes in one pixel further down and right; its last row and column, which would fall off, are zero.
     """
     torch.manual_seed(0)
     image_net = torchvision.models.googlenet(aux_logits=False, init_weights=False)

@@ -1,4 +1,5 @@
 """Every notebook of the course: stored clean, short enough to teach, and running from top to bottom."""
+import json
 import re
 
 import notebooks
@@ -66,4 +67,18 @@ def test_lesson_runs(path):
 
 
 def test_readme_is_the_index():
-    assert (ROOT / "README.md").read_text(encoding="utf8") == notebooks.readme(notebooks.read(ROOT / "nbs/index.ipynb"))
+    text, pictures = notebooks.readme(notebooks.read(ROOT / "nbs/index.ipynb"))
+    assert (ROOT / "README.md").read_text(encoding="utf8") == text, "run: make export"
+    assert pictures and all(path.read_bytes() == content for path, content in pictures.items()), "run: make export"
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf8")):
+        assert (ROOT / target).exists(), f"README.md links to {target}, which is not there"
+
+
+def test_readme_table_is_the_record():
+    from be_nb.miniature import table
+
+    rows = json.loads((ROOT / "nbs/results/scenebias.json").read_text())["rows"]
+    assert table([row for row in rows if row["rho"] == 0.9]) in (ROOT / "README.md").read_text(encoding="utf8")
