@@ -203,20 +203,20 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../nbs/53_miniature.ipynb #f0fe471d
+# %% ../nbs/53_miniature.ipynb #ff2775ed
 def main():
     "`python -m be_nb.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.miniature")
     runs = len(config.arms) * len(config.seeds) * len(config.data_seeds) * len(config.rhos)
-    print(f"SceneBias: six motions in front of six families of scenes that agree with the motion in most of the clips.\n"
+    print(f"SceneBias: six motions before six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(TITLES[arm] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"The three default ones take about 6 minutes on 2 free CPU cores. Stop it whenever you like: the same command "
-          f"goes on.\nMachine: {machine(pick_device())}\n")
+          f"The three default ones take about 6 minutes on 2 free CPU cores. Stop it whenever you like: the same "
+          f"command goes on.\nMachine: {machine(pick_device())}\n")
     rows = study(config)
     print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the "
-          f"same clips with other scenes;\n`motion`: among clips whose scene says nothing; `still`: the same, with time "
-          f"stopped; `scene`: which scene it is.\n"
+          f"same clips with other scenes;\n`motion`: among clips whose scene says nothing; `still`: the same, with "
+          f"time stopped; `scene`: which scene it is.\n"
           f"Curves, clips and runs: {config.out}")
 
 # %% ../nbs/53_miniature.ipynb #910cd217
