@@ -30,12 +30,17 @@ def write(nb, path):
     os.replace(temporary, path)
 
 
+def neutral(text):
+    "Without what differs from run to run: addresses of objects, names of temporary folders."
+    return re.sub(r"/tmp/tmp\w+", "TEMPORARY", re.sub(r" at 0x[0-9a-f]{6,}", "", text))
+
+
 def clean_output(output):
-    """The output as stored, or None: no widget state (its still picture stays), no progress bars, no addresses."""
+    """The output as stored, or None: no widget state (its still picture stays), no progress bars."""
     if output.output_type == "stream":
         if output.name == "stderr":
             return None
-        output.text = re.sub(r" at 0x[0-9a-f]{6,}", "", output.text)
+        output.text = neutral(output.text)
         return output
     if output.output_type == "error":
         return output
@@ -44,7 +49,7 @@ def clean_output(output):
         return None
     data.pop("text/html", None) if "image/png" in data else None
     if "text/plain" in data:
-        data["text/plain"] = re.sub(r" at 0x[0-9a-f]{6,}", "", data["text/plain"])
+        data["text/plain"] = neutral(data["text/plain"])
     output.metadata = {}
     if "execution_count" in output:
         output.execution_count = None
