@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -32,7 +33,8 @@ def write(nb, path):
 
 def neutral(text):
     "Without what differs from run to run: addresses of objects, names of temporary folders."
-    return re.sub(r"/tmp/tmp\w+", "TEMPORARY", re.sub(r" at 0x[0-9a-f]{6,}", "", text))
+    folders = re.escape(tempfile.gettempdir()) + r"[/\\]tmp\w+"
+    return re.sub(folders, "TEMPORARY", re.sub(r" at 0x[0-9a-f]{6,}", "", text))
 
 
 def clean_output(output):
