@@ -34,9 +34,14 @@ ARMS = {
     "distractor": dict(distractor="intra_frame", negative="none"),
     "negative": dict(distractor="none", negative="intra_video"),
     "be": dict(distractor="intra_frame", negative="intra_video"),
+    # the paper's ablation of distractors (Table 4): something else is done to the query, the rest is MoCo + BE
+    **{name: dict(distractor=name, negative="intra_video")
+       for name in ("gaussian_noise", "video_mixup", "video_cutmix", "inter_frame")},
 }
 TITLES = {"random": "random initialisation", "moco": "MoCo", "distractor": "+ distractor only",
-          "negative": "+ intra-video negative only", "be": "MoCo + BE"}
+          "negative": "+ intra-video negative only", "be": "MoCo + BE", "gaussian_noise": "BE with Gaussian noise",
+          "video_mixup": "BE with video mixup", "video_cutmix": "BE with video CutMix",
+          "inter_frame": "BE with a frame of another video"}
 COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_test": "R@1, test",
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
            "motion_r1": "motion R@1", "scene_probe": "scene probe"}
@@ -139,7 +144,7 @@ def run_arm(
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."
 
-    arms: tuple[str, ...] = ("random", "moco", "be")  # random, moco, distractor, negative, be
+    arms: tuple[str, ...] = ("random", "moco", "be")  # names of `ARMS`
     seeds: tuple[int, ...] = (0,)        # seeds of training
     data_seeds: tuple[int, ...] = (0,)   # seeds of the set
     rhos: tuple[float, ...] = (0.9,)     # correlations of scene and class
