@@ -180,14 +180,12 @@ def test_settings_without_source_have_no_comments():
 def test_recipes_are_valid_and_differ_from_each_other():
     made = {name: C.recipe(name) for name in C.list_recipes()}
     assert len(set(made.values())) == len(made)
-    assert all(name in C.describe_recipes() for name in made)
     moco, be = (dataclasses.asdict(made[f"scenebias-{name}"]) for name in ("moco", "be"))
     assert {k for k in be if be[k] != moco[k]} == {"distractor", "negative"}
     assert C.recipe("scenebias-moco", name="mine").name == "mine"
     assert C.recipe("scenebias-moco", gamma=0.1) == C.override(made["scenebias-moco"], gamma=0.1)
     with pytest.raises(ValueError, match="setting of PretrainConfig 'gama'.*gamma"):
         C.recipe("scenebias-be", gama=0.1)
-    C.PretrainConfig(**C.AUTHORS)
 
 
 def test_configs_need_no_torch():

@@ -12,9 +12,9 @@ import be_nb.finetune as FT
 from be_nb.augment import CenterCrop
 from be_nb.backbones import create_backbone
 from be_nb.checkpoint import CheckpointError, list_checkpoints, load, read_checkpoint
-from be_nb.config import override
-from be_nb.finetune import (FINETUNE_RECIPES, Classifier, FinetuneConfig, draw_confusion, finetune, finetune_recipe,
-                            finetune_step, group_of, hold_out, in_top, predict, score)
+from be_nb.config import override, recipe
+from be_nb.finetune import (Classifier, FinetuneConfig, draw_confusion, finetune, finetune_step, group_of, hold_out,
+                            in_top, predict, score)
 from be_nb.train import augmentation, build_optimizer, learning_rate, pretrain
 
 SMALL = dict(data_size=36, test_size=12, batch_size=8, size=16, frames=4, steps=9, warmup_steps=2, log_every=2,
@@ -207,12 +207,11 @@ def test_groups_of_hmdb51():
 
 
 def test_the_schedule_of_the_paper():
-    config = override(finetune_recipe("be-finetune"), steps=100)  # two steps an epoch
+    config = override(recipe("finetune-ucf101"), steps=100)  # two steps an epoch
     drops = [s / 2 for s in range(1, 100) if learning_rate(config, s) < learning_rate(config, s - 1)]
     assert drops == [10, 20, 25, 30, 35, 40, 45] and learning_rate(config, 0) == 1e-3
     assert learning_rate(config, 99) == pytest.approx(1e-3 * .3**7)
     assert (config.frames, config.stride, config.size, config.dropout, config.clips) == (64, 1, 224, .5, 10)
-    assert all(finetune_recipe(name) for name in FINETUNE_RECIPES)
 
 
 def test_epochs_become_steps(tmp_path):

@@ -1,0 +1,115 @@
+"""Recipes: rows of the paper's tables that differ where the rows differ, with commands that the command line takes."""
+import math
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+import be_nb.cli as cli
+from be_nb.backbones import create_backbone
+from be_nb.backbones.measure import describe
+from be_nb.config import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, list_recipes, override, recipe
+from be_nb.distractor import VARIANTS
+from be_nb.recipes import ASSUMED, DATA, GMAC, RECIPES, commands, cost, describe_recipes, find, gpu_hours, how_to_get
+from be_nb.train import METHODS
+
+FULL = [name for name, r in RECIPES.items() if r.config.data.removeprefix("data/") in DATA]
+
+
+def differences(one, two):
+    one, two = recipe(one), recipe(two)
+    return {key for key in vars(one) if getattr(one, key) != getattr(two, key)}
+
+
+@pytest.mark.parametrize("net", ["c3d", "i3d", "r3d34"])
+@pytest.mark.parametrize("data", ["ucf101", "k400"])
+def test_moco_and_be_differ_in_what_background_erasing_is(net, data):
+    assert differences(f"{net}-{data}-moco", f"{net}-{data}-be") == {"distractor", "negative"}
+
+
+def test_the_ablation_of_distractors_changes_the_distractor_alone():
+    rows = {"i3d-ucf101-be": "intra_frame", **{f"i3d-ucf101-{v}": v for v in VARIANTS if v != "intra_frame"}}
+    assert {recipe(name).distractor for name in rows} == set(VARIANTS)
+    for name, variant in rows.items():
+        assert recipe(name).distractor == variant
+        assert differences(name, "i3d-ucf101-be") <= {"distractor"}
+
+
+@pytest.mark.parametrize("task", ["rotnet", "puzzles", "order"])
+def test_a_pretext_task_with_and_without_erasing(task):
+    assert differences(f"c3d-ucf101-{task}", f"c3d-ucf101-{task}-be") == {"beta", "distractor"}
+    assert recipe(f"c3d-ucf101-{task}").beta == 0 and recipe(f"c3d-ucf101-{task}").backbone == "c3d"
+
+
+def test_published_settings():
+    for net, data, epochs, queue in (("i3d", "ucf101", 200, 3569), ("i3d", "k400", 50, 65536), ("c3d", "ucf101", 200, 3569)):
+        config = recipe(f"{net}-{data}-be")
+        videos = DATA[config.data.removeprefix("data/")].videos
+        assert config.steps == math.ceil(epochs * videos / config.batch_size) and config.queue_size == queue
+        assert (config.frames, config.stride, config.lr, config.momentum, config.temperature, config.gamma) == (
+            16, 4, 3e-3, 0.999, 0.07, 0.3)
+        assert config.size == (112 if net == "c3d" else 224)
+        assert (config.optimizer, config.sgd_momentum, config.weight_decay) == ("sgd", 0.9, 1e-4)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_has_a_small_form_and_is_listed(name):
+    small = recipe(f"{name}-mini")
+    assert isinstance(small, type(recipe(name))) and small.data in ("scenebias", "videos")
+    assert name in describe_recipes() and name in list_recipes()
+    if isinstance(small, PretrainConfig):
+        full = recipe(name)
+        assert small.backbone == "tiny" and small.method in METHODS
+        assert (small.method, small.beta > 0) == (full.method, full.beta > 0)
+        if full.method == "moco":
+            assert (small.distractor, small.negative) == (full.distractor, full.negative)
+
+
+def parsed(line, named):
+    "What the command line makes of a line, without running it."
+    command, *words = shlex.split(line)[1:]
+    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig, "retrieve": RetrieveConfig}
+    default = recipe(words.pop(0), kind[command]) if named else None
+    return cli.parse(command, kind[command], words, "", default)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_commands_of_a_recipe_are_commands(name):
+    for line in commands(name):
+        if line.startswith("be-nb"):
+            parsed(line, named=line.split()[1] in ("pretrain", "finetune"))
+        else:
+            script, = re.findall(r"data_scripts/\w+\.py", line)
+            assert (ROOT / script).exists(), f"{name} wants {script}"
+
+
+@pytest.mark.parametrize("net", list(GMAC))
+def test_costs_are_measured(net):
+    assert describe(create_backbone(net)).macs / 1e9 == pytest.approx(GMAC[net], rel=0.01)
+
+
+def test_hours_by_hand():
+    # I3D on Kinetics, MoCo + BE: 7 forward passes a video, two operations a multiplication
+    macs = describe(create_backbone("i3d"), 16, 224).macs
+    assert gpu_hours(recipe("i3d-k400-be")) == pytest.approx(2 * macs * 7 * 240_000 * 50 / ASSUMED / 3600, rel=0.02)
+    macs = describe(create_backbone("i3d"), 64, 224).macs
+    assert gpu_hours(recipe("finetune-hmdb51"), 3570) == pytest.approx(2 * macs * 3 * 3570 * 50 / ASSUMED / 3600, rel=0.02)
+    assert all(cost(find(name)).endswith("GPU h") for name in FULL)
+    assert gpu_hours(override(recipe("c3d-ucf101-order"), beta=1.0)) == 2 * gpu_hours(recipe("c3d-ucf101-order"))
+
+
+def test_missing_data_is_told_with_what_to_do():
+    for data, known in DATA.items():
+        text = how_to_get(f"somewhere/{data}/")
+        assert known.source in text and f"data_scripts/{data}.py" in text and known.title in text
+    assert "train.txt" in how_to_get("holiday")
+
+
+def test_unknown_names_and_kinds():
+    with pytest.raises(ValueError, match="Did you mean"):
+        find("i3d-k400-bee")
+    with pytest.raises(ValueError, match="be-nb pretrain"):
+        recipe("i3d-k400-be", FinetuneConfig)
+    with pytest.raises(ValueError, match="Unknown recipe"):
+        recipe("no-such-thing-mini")
