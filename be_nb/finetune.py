@@ -43,7 +43,7 @@ from .visualize import Picture
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
 
-    checkpoint: str = ""           # start: a step-….pt file or the folder of a run; empty: random weights
+    checkpoint: str = ""           # start: whatever be_nb.load reads; empty: random weights
     backbone: str = ""             # network; empty: that of the checkpoint, or tiny if there is none
     freeze: bool = False           # train the classifier only; weights and statistics of the backbone stay
     dropout: Share = 0.5           # share of the features that are dropped before the classifier
