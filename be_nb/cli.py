@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
-           'recipes', 'usage', 'is_message', 'main']
+           'recipes', 'export', 'usage', 'is_message', 'main']
 
 # %% ../nbs/70_cli.ipynb #4d693598
 import dataclasses
@@ -15,8 +15,8 @@ from typing import Annotated, Literal, get_args, get_origin
 import tyro
 
 from . import __version__
-from .config import (EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, check_choice, nearest, recipe,
-                          settings)
+from .config import (EvaluateConfig, ExportConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, check_choice,
+                          nearest, recipe, settings)
 from .recipes import describe_recipe, describe_recipes
 
 # %% ../nbs/70_cli.ipynb #f80ba89a
@@ -130,8 +130,17 @@ def recipes(args: list[str]):
         raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
     print(describe_recipe(args[0]) if args else describe_recipes())
 
+# %% ../nbs/70_cli.ipynb #d38db526
+def export(args: list[str]):
+    "be-nb export --checkpoint PATH --out FILE    write the backbone as safetensors, with a card"
+    config = parse("export", ExportConfig, args, "Write the backbone as safetensors, with a card beside it.")
+    from be_nb.weights import export as run
+
+    print(f"weights: {run(config.checkpoint, config.out, config.scores)}")
+
 # %% ../nbs/70_cli.ipynb #b016db31
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "recipes": recipes}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "export": export,
+            "recipes": recipes}
 
 
 def usage() -> str:  # several lines

@@ -7,7 +7,7 @@ __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'P
            'Negative', 'nearest', 'check_choice', 'Range', 'conform', 'annotations', 'Config', 'RunSettings',
            'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'RecordSettings',
            'check_training', 'PretrainConfig', 'FinetuneSettings', 'FinetuneConfig', 'Setting', 'settings', 'override',
-           'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig']
+           'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -251,7 +251,7 @@ class PretrainConfig(RecordSettings, OptimisationSettings, MethodSettings, Augme
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
 
-    checkpoint: str = ""           # start: a step-….pt file or the folder of a run; empty: random weights
+    checkpoint: str = ""           # start: whatever be_nb.load reads; empty: random weights
     backbone: str = ""             # network; empty: that of the checkpoint, or tiny if there is none
     freeze: bool = False           # train the classifier only; weights and statistics of the backbone stay
     dropout: Share = 0.5           # share of the features that are dropped before the classifier
@@ -356,7 +356,7 @@ def recipe(
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
 
-    checkpoint: str                 # a step-….pt file or the folder of a run
+    checkpoint: str                 # a run, step-….pt, ….safetensors or torchvision/r3d_18
     data: str                       # folder of videos
     train_split: str = "train.txt"  # labelled list: fits the probe, holds the neighbours
     test_split: str = "val.txt"     # labelled list: every video of it is scored
@@ -377,3 +377,12 @@ class RetrieveConfig(EvaluateConfig):
     "What `be_nb.evaluate.retrieve` needs. The gallery is `train_split`, the queries are `test_split`."
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
+
+# %% ../nbs/00_config.ipynb #f5e7d962
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    "What `be_nb.weights.export` needs."
+
+    checkpoint: str                # a step-….pt or best.pt file, or the folder of a run
+    out: str                       # file to write: ….safetensors; its card: ….safetensors.json
+    scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card

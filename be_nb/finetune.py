@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'name_lists', 'group_of', 'hold_out', 'Selection', 'check_l
            'in_top', 'TestResult', 'score', 'draw_confusion', 'Progress', 'restore', 'validate', 'fit',
            'FinetuneResult', 'write_result', 'settle', 'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #57815959
+# %% ../nbs/41_finetune.ipynb #eb4635d9
 import dataclasses
 import json
 import math
@@ -34,7 +34,7 @@ from .evaluate import VideoClips, clip_batches, evaluating
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
 from .visualize import Picture
 
-# %% ../nbs/41_finetune.ipynb #07ff54ea
+# %% ../nbs/41_finetune.ipynb #1d43b9dc
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -546,7 +546,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../nbs/41_finetune.ipynb #f7d1be26
+# %% ../nbs/41_finetune.ipynb #da8a50ad
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

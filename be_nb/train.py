@@ -307,7 +307,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return method, optimizer, Meter(state["meter"]), state["step"]
 
-# %% ../nbs/40_train.ipynb #34ad3d51
+# %% ../nbs/40_train.ipynb #95154980
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on
@@ -345,7 +345,7 @@ def pretrain(
         history.close()
     return PretrainResult(list_checkpoints(folder)[-1], history.rows, method.backbone.eval())
 
-# %% ../nbs/40_train.ipynb #e420eb1f
+# %% ../nbs/40_train.ipynb #ef8a5243
 def finetune(
     config=None,            # a `FinetuneConfig`, the name of a recipe, or None for SceneBias
     progress: bool = True,  # show progress bars and say what is going on

@@ -8,16 +8,18 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD
 from be_nb.backbones import BACKBONES, create_backbone, list_backbones
 from be_nb.backbones.i3d import SamePad
-from be_nb.backbones.layers import Backbone, adopt_weights
+from be_nb.backbones.layers import Backbone, adopt_weights, init_he
 from be_nb.backbones.measure import describe, receptive_field, stage_maps
 from be_nb.backbones.s3dg import S3DG
+from be_nb.backbones.torchvision import renormalize
 
 every = pytest.mark.parametrize("name", list_backbones())
 WIDTH = {"c3d": 8, "r3d18": 8, "r3d34": 8, "r3d50": 8, "r2plus1d18": 8}  # narrow versions, where there is a width
 
-# Feature size, parameters, GMAC at 16×112² and 16×224². Cost: DESIGN's published numbers; S3D-G from torchvision's S3D.
+# Feature size, parameters, GMAC at 16×112² and 16×224². Cost: the published numbers; S3D-G from torchvision's S3D.
 FACTS = {
     "tiny": (64, 214_128, 0.97, 3.88),
     "c3d": (512, 27_658_688, 38.5, 154.0),
@@ -27,7 +29,13 @@ FACTS = {
     "r3d50": (2048, 46_198_976, 10.1, 39.8),
     "r2plus1d18": (512, 31_300_125, 40.5, 162.1),
     "s3dg": (1024, 8_675_744, 4.5, 18.0),
+    "tv_r3d18": (512, 33_166_272, 40.7, 162.8),
+    "tv_mc3_18": (512, 11_490_240, 43.3, 173.4),
+    "tv_s3d": (1024, 7_910_048, 4.5, 18.0),
 }
+# What torchvision says of the same networks with their classifier: parameters, and GMAC at the size of its table.
+THEIRS = {"r2plus1d18": ("r2plus1d_18", 112), "tv_r3d18": ("r3d_18", 112), "tv_mc3_18": ("mc3_18", 112),
+          "tv_s3d": ("s3d", 224)}
 
 
 def narrow(name, **kwargs):
@@ -76,6 +84,16 @@ def test_facts(name):
     assert net.feature_dim == dim == small[-1].shape[0] and net.name == name
     assert small.params == params == sum(p.numel() for p in net.parameters())
     assert abs(small.macs / 1e9 - at_112) <= 0.05 and abs(large.macs / 1e9 - at_224) <= 0.1
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_facts_are_those_that_torchvision_publishes(name):
+    theirs, size = THEIRS[name]
+    meta = torchvision.models.get_model_weights(theirs).DEFAULT.meta
+    rows = describe(ghost(name), 16, size)
+    classes = len(meta["categories"])
+    assert rows.params + classes * (FACTS[name][0] + 1) == meta["num_params"]
+    assert (rows.macs + classes * FACTS[name][0]) / 1e9 == pytest.approx(meta["_ops"], abs=1e-3)
 
 
 @every
@@ -231,11 +249,30 @@ def test_r2plus1d_equals_torchvision():
 
 def test_s3d_equals_torchvision():
     torch.manual_seed(0)
-    theirs, ours = uneven_norms(torchvision.models.video.s3d()), S3DG(gating=False).eval()
+    theirs, ours = torchvision.models.video.s3d(), S3DG(gating=False).eval()
+    init_he(theirs)  # its own filters are so small that the map does not depend on the clip
+    uneven_norms(theirs)
     adopt_weights(ours, theirs.state_dict())
-    clips = torch.randn(1, 3, 13, 51, 45)
+    clips = torch.randn(2, 3, 13, 51, 45)
     with torch.no_grad():
-        torch.testing.assert_close(ours.features(clips), theirs.features(clips), rtol=1e-3, atol=1e-4)
+        expected = theirs.features(clips)
+        assert (expected[0] - expected[1]).std() > 0.01
+        torch.testing.assert_close(ours.features(clips), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_shift_of_colours_is_exact_only_as_a_layer_of_its_own():
+    "From the same bytes: torchvision's normalisation and network against ours, rim and first frame included."
+    torch.manual_seed(0)
+    preset = torchvision.models.get_model_weights("r3d_18").DEFAULT.transforms()
+    net = uneven_norms(create_backbone("tv_r3d18")).double()
+    pixels = torch.rand(1, 3, 4, 20, 20, dtype=torch.float64)
+    seen = lambda mean, std: (pixels - torch.tensor(mean).view(3, 1, 1, 1)) / torch.tensor(std).view(3, 1, 1, 1)
+    with torch.no_grad():
+        expected = net.features(seen(preset.mean, preset.std))
+        renormalize(net, preset.mean, preset.std)
+        torch.testing.assert_close(net.features(seen(IMAGENET_MEAN, IMAGENET_STD)), expected, rtol=1e-4, atol=1e-5)
+    assert not [key for key, _ in net.named_parameters() if "input" in key]
+    assert describe(net, 16, 112).macs == describe(ghost("tv_r3d18"), 16, 112).macs
 
 
 def test_adopting_another_network_changes_nothing():

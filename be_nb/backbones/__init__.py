@@ -11,7 +11,7 @@ import importlib
 
 from torch import nn
 
-# %% ../../nbs/20_backbones.ipynb #71627079
+# %% ../../nbs/20_backbones.ipynb #6f3f7b4f
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",
@@ -22,6 +22,9 @@ BACKBONES = {
     "r3d50": "be_nb.backbones.resnet3d:r3d50",
     "r2plus1d18": "be_nb.backbones.r2plus1d:R2Plus1D18",
     "s3dg": "be_nb.backbones.s3dg:S3DG",
+    "tv_r3d18": "be_nb.backbones.torchvision:tv_r3d18",
+    "tv_mc3_18": "be_nb.backbones.torchvision:tv_mc3_18",
+    "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
 }
 
 # %% ../../nbs/20_backbones.ipynb #5ee8af05
