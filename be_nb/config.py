@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Precision', 'Short', 'OnError',
-           'Negative', 'AUTHORS', 'VIDEO_MINI', 'MOCO', 'RECIPES', 'nearest', 'check_choice', 'Range', 'conform',
-           'annotations', 'Config', 'RunSettings', 'DataSettings', 'AugmentationSettings', 'MethodSettings',
-           'OptimisationSettings', 'RecordSettings', 'PretrainConfig', 'Setting', 'settings', 'override',
-           'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig']
+           'Negative', 'AUTHORS', 'VIDEO_MINI', 'MOCO', 'TASK', 'ROTNET', 'ORDER', 'PUZZLES', 'RECIPES', 'nearest',
+           'check_choice', 'Range', 'conform', 'annotations', 'Config', 'RunSettings', 'DataSettings',
+           'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'RecordSettings', 'PretrainConfig',
+           'Setting', 'settings', 'override', 'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig',
+           'RetrieveConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -152,6 +153,7 @@ class DataSettings(Config):
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
+    damping: NonNegative = 0.0       # SceneBias: over a video the motion slows down by the factor e^damping
     frame_size: tuple[Count, Count] = (128, 171)  # videos: height and width of a decoded frame
     cache: bool = False              # videos: decode all once and keep them in memory
     on_error: OnError = "raise"      # unreadable videos: raise, or skip and warn
@@ -293,10 +295,23 @@ VIDEO_MINI = dict(data="videos", frame_size=(64, 85), cache=True, stride=3, size
                   warmup_steps=100)
 MOCO = dict(distractor="none", negative="none")  # what takes Background Erasing away
 
+# The pretext tasks on SceneBias. Order and puzzles ask for the whole video, in which the motion runs down.
+TASK = dict(crop=(0.8, 1.0), short="drop", brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+ROTNET = TASK | dict(method="rotnet", batch_size=16, steps=150)
+ORDER = TASK | dict(method="order", frames=40, damping=3.0, batch_size=24, steps=200)
+PUZZLES = TASK | dict(method="puzzles", frames=40, size=32, damping=3.0, batch_size=32, steps=300)
+
 # name → what it is, and the settings in which it differs from the defaults
 RECIPES = {
     "scenebias-moco": ("MoCo on the built-in set", MOCO),
     "scenebias-be": ("MoCo + BE on the built-in set", dict()),
+    "scenebias-rotnet": ("3D RotNet on the built-in set", ROTNET),
+    "scenebias-rotnet-be": ("3D RotNet + BE on the built-in set", ROTNET | dict(beta=10.0)),
+    "scenebias-puzzles": ("space-time cubic puzzles on the built-in set", PUZZLES),
+    "scenebias-puzzles-be": ("space-time cubic puzzles + BE on the built-in set", PUZZLES | dict(beta=10.0)),
+    "scenebias-order": ("clip order on the built-in set", ORDER),
+    "scenebias-order-be": ("clip order + BE on the built-in set", ORDER | dict(beta=10.0)),
+    "scenebias-triplet": ("BE triplet on the built-in set", dict(method="triplet", batch_size=32, steps=400)),
     "video-moco-mini": ("MoCo on a small folder of videos (give --data)", VIDEO_MINI | MOCO),
     "video-be-mini": ("MoCo + BE on a small folder of videos (give --data)", VIDEO_MINI),
 }

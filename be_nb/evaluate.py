@@ -28,6 +28,7 @@ from .config import EvaluateConfig, RetrieveConfig
 from .data.scenebias import SceneBias
 from .data.videos import VideoFolder, uniform_starts, window_frames
 from .device import autocast, pick_device
+from .train import evaluation_clip
 
 # %% ../nbs/50_evaluate.ipynb #93c55d39
 class VideoClips(Dataset):
@@ -377,8 +378,10 @@ def open_splits(
     "Everything that can be wrong with checkpoint, lists and labels is found here, before any feature is computed."
     backbone = load(config.checkpoint)
     pretrained = backbone.pretrain_config
-    settings = {key: pretrained[key] if getattr(config, key) is None else getattr(config, key)
-                for key in ("frames", "stride", "size")}
+    frames, size = evaluation_clip(pretrained)
+    as_trained = {"frames": frames, "stride": pretrained["stride"], "size": size}
+    settings = {key: value if getattr(config, key) is None else getattr(config, key)
+                for key, value in as_trained.items()}
     sources = {split: labelled_source(config, split, pretrained) for split in (config.train_split, config.test_split)}
     for split, source in sources.items():
         unknown = sum(label < 0 for label in source.labels)
