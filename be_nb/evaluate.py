@@ -8,7 +8,7 @@ __all__ = ['SLICE', 'VideoClips', 'clip_batches', 'Features', 'evaluating', 'mea
            'RetrievalResult', 'chance_recall', 'retrieval', 'labelled_source', 'open_splits', 'embed_splits', 'finish',
            'evaluate', 'retrieve']
 
-# %% ../nbs/50_evaluate.ipynb #510b0aed
+# %% ../nbs/50_evaluate.ipynb #1450012a
 import json
 import math
 import warnings
@@ -371,7 +371,7 @@ def labelled_source(
 
 
 
-# %% ../nbs/50_evaluate.ipynb #31bc9590
+# %% ../nbs/50_evaluate.ipynb #93e9c7c2
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
 ) -> tuple:                  # backbone, settings of the clips, the two sources by list

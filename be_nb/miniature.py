@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'Stopped', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'read_history', 'draw', 'study', 'main']
 
-# %% ../nbs/53_miniature.ipynb #952c920f
+# %% ../nbs/53_miniature.ipynb #c358a83e
 import json
 import time
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .pretext import answered
 from .train import evaluation_clip, pretrain
 from .visualize import curves, strip
 
-# %% ../nbs/53_miniature.ipynb #73779362
+# %% ../nbs/53_miniature.ipynb #c8635de6
 # The four corners of the claim, and the untrained network below them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
@@ -82,7 +82,7 @@ class Stopped:
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
 
-# %% ../nbs/53_miniature.ipynb #f1850484
+# %% ../nbs/53_miniature.ipynb #7c5a5433
 def judge(
     backbone: torch.nn.Module,  # what pretraining left
     rho: float = 0.9,           # correlation of scene and class in the biased sets
@@ -116,7 +116,7 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../nbs/53_miniature.ipynb #fcf96fb8
+# %% ../nbs/53_miniature.ipynb #480709a0
 def run_arm(
     arm: str,               # key of `ARMS`
     seed: int,              # seed of training
@@ -145,7 +145,7 @@ def run_arm(
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
-# %% ../nbs/53_miniature.ipynb #5288d6d4
+# %% ../nbs/53_miniature.ipynb #fbc29934
 @dataclass
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."

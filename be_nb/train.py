@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'eva
            'learning_rate', 'build_optimizer', 'seed_of', 'train_step', 'Meter', 'History', 'run_folder', 'find_start',
            'save', 'train', 'PretrainResult', 'restore', 'pretrain']
 
-# %% ../nbs/40_train.ipynb #1064f020
+# %% ../nbs/40_train.ipynb #646407b9
 import dataclasses
 import importlib
 import json
@@ -34,7 +34,7 @@ from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
 from .moco import MoCo
 
-# %% ../nbs/40_train.ipynb #6ac20ea2
+# %% ../nbs/40_train.ipynb #b52f20e1
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
 # metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
 METHODS = {"moco": "be_nb.train:moco", "triplet": "be_nb.triplet:be_triplet", "rotnet": "be_nb.pretext:pretext",
@@ -69,7 +69,7 @@ def build_method(
     torch.manual_seed(config.seed)
     return getattr(importlib.import_module(module), function)(config, create_backbone(config.backbone))
 
-# %% ../nbs/40_train.ipynb #x
+# %% ../nbs/40_train.ipynb #6f930785
 def evaluation_clip(
     settings: PretrainConfig | dict,  # of the pretraining run; a dict as a checkpoint holds it
 ) -> tuple:                           # frames, and side in pixels
@@ -80,7 +80,7 @@ def evaluation_clip(
     module = importlib.import_module(METHODS[settings.method].split(":")[0])
     return getattr(module, "seen_clip", lambda own: (own.frames, own.size))(settings)
 
-# %% ../nbs/40_train.ipynb #51a7c491
+# %% ../nbs/40_train.ipynb #e51661a1
 def build_source(
     config: PretrainConfig,  # the run
 ):

@@ -73,7 +73,7 @@ def smooth(
     ring = x[:, torch.arange(-(width // 2), frames + width // 2) % frames]
     return F.avg_pool1d(ring[:, None], width, 1)[:, 0] * math.sqrt(width)
 
-# %% ../../nbs/01_data.scenebias.ipynb #x
+# %% ../../nbs/01_data.scenebias.ipynb #581cb82a
 def run_down(
     frames: int,     # of a clip, t
     damping: float,  # at least 0
@@ -81,7 +81,7 @@ def run_down(
     "How fast the motion is in each frame: the speed of a wheel that friction slows down. All 1 for damping 0."
     return torch.exp(damping * (0.5 - torch.arange(frames) / max(frames - 1, 1)))
 
-# %% ../../nbs/01_data.scenebias.ipynb #c45b6423
+# %% ../../nbs/01_data.scenebias.ipynb #9d73e08a
 def poses(
     labels: torch.Tensor,  # (n,) motion class
     u: dict,               # uniform numbers by name, see `FIELDS`
@@ -227,7 +227,7 @@ def actor_flow(
     landed = torch.linalg.solve(then[..., :2], place - then[..., 2:]) + camera[1:, :, None]
     return (landed - pixels).unflatten(-1, (side, side))
 
-# %% ../../nbs/01_data.scenebias.ipynb #11b3b6dd
+# %% ../../nbs/01_data.scenebias.ipynb #512e828c
 def check_plan(
     split: str,    # name of the split
     rho: float,    # correlation
@@ -248,7 +248,7 @@ def check_plan(
         raise ValueError("size and frames must be at least 1, side at least 8 and seed at least 0; "
                          f"got size={size}, frames={frames}, side={side}, seed={seed}.")
 
-# %% ../../nbs/01_data.scenebias.ipynb #0ed35e58
+# %% ../../nbs/01_data.scenebias.ipynb #f198e758
 class ClipPlan:
     """What happens in the clips of a split, without a single picture: labels, scenes, and the numbers behind the rest.
 
@@ -334,7 +334,7 @@ def film(
         clip += roll[start : start + strip].view_as(clip)
     return clips.mul_(255).round_().clamp_(0, 255).byte()
 
-# %% ../../nbs/01_data.scenebias.ipynb #3a28abce
+# %% ../../nbs/01_data.scenebias.ipynb #82ae0f37
 BLOCK = 8  # clips filmed together: enough to be fast, few enough for their pictures to stay in the processor's cache
 
 
