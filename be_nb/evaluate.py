@@ -8,7 +8,7 @@ __all__ = ['SLICE', 'VideoClips', 'clip_batches', 'Features', 'evaluating', 'mea
            'RetrievalResult', 'chance_recall', 'retrieval', 'labelled_source', 'open_splits', 'embed_splits', 'finish',
            'evaluate', 'retrieve']
 
-# %% ../nbs/50_evaluate.ipynb #510b0aed
+# %% ../nbs/50_evaluate.ipynb #1450012a
 import json
 import math
 import warnings
@@ -28,6 +28,7 @@ from .config import EvaluateConfig, RetrieveConfig
 from .data.scenebias import SceneBias
 from .data.videos import VideoFolder, uniform_starts, window_frames
 from .device import autocast, pick_device
+from .train import evaluation_clip
 
 # %% ../nbs/50_evaluate.ipynb #93c55d39
 class VideoClips(Dataset):
@@ -370,15 +371,17 @@ def labelled_source(
 
 
 
-# %% ../nbs/50_evaluate.ipynb #31bc9590
+# %% ../nbs/50_evaluate.ipynb #93e9c7c2
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
 ) -> tuple:                  # backbone, settings of the clips, the two sources by list
     "Everything that can be wrong with checkpoint, lists and labels is found here, before any feature is computed."
     backbone = load(config.checkpoint)
     pretrained = backbone.pretrain_config
-    settings = {key: pretrained[key] if getattr(config, key) is None else getattr(config, key)
-                for key in ("frames", "stride", "size")}
+    frames, size = evaluation_clip(pretrained)
+    as_trained = {"frames": frames, "stride": pretrained["stride"], "size": size}
+    settings = {key: value if getattr(config, key) is None else getattr(config, key)
+                for key, value in as_trained.items()}
     sources = {split: labelled_source(config, split, pretrained) for split in (config.train_split, config.test_split)}
     for split, source in sources.items():
         unknown = sum(label < 0 for label in source.labels)

@@ -10,9 +10,11 @@ import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb.distractor import Distractor
+from be_nb.config import PretrainConfig
+from be_nb.distractor import VARIANTS, Distractor
 from be_nb.moco import (MoCo, MomentumEncoders, Queue, SplitBatchNorm3d, contrast, momentum_update, pick_windows,
                         projection, shuffled, split_batch_norm, unit)
+from be_nb.train import build_method
 
 quickly = settings(max_examples=40, deadline=None)
 
@@ -278,6 +280,40 @@ def test_three_steps_equal_the_reference(negative, head, variant):
                          (method.key_backbone, reference.slow[0]), (method.key_head, reference.slow[1])):
         for (name, value), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.allclose(value, other, atol=1e-9), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_distractor_is_one_setting_of_a_step(variant):
+    method = build_method(PretrainConfig(distractor=variant, queue_size=8, frames=4, size=16, batch_size=4, amp="fp32"))
+    assert method.distractor.variant == variant
+    before = copy.deepcopy(method.state_dict())
+    loss = train_step(method, torch.optim.SGD(learning(method), lr=.1), videos(), 0)
+    assert math.isfinite(loss) and method.queue.pointer == 4
+    moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"queue.keys", "queue.pointer"} < moved and all(name in moved for name, _ in method.backbone.named_parameters(
+        prefix="backbone") if name.endswith("weight") and "conv" in name)
+
+
+def test_the_query_of_a_step_is_the_formula():
+    method, seen = make(distractor=Distractor("intra_frame", gamma=.3)), []
+    method.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    clips = videos()
+    method(clips, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)
+    x = method.augment(clips[:, 0], g)
+    draw = method.distractor.sample(x, g)
+    for query, clip, lam, k in zip(seen[0], x, draw.lam.double(), draw.frame.tolist()):
+        for t in range(clip.shape[1]):
+            assert torch.allclose(query[:, t], (1 - lam) * clip[:, t] + lam * clip[:, k], atol=1e-6)
+    assert torch.equal(seen[1], method.augment(clips[:, 1], _after_key(method, clips)))  # and the negative is not mixed
+
+
+def _after_key(method, clips):
+    "The generator as the step has it when it comes to the negative: after query, distractor and key."
+    g = torch.Generator().manual_seed(5)
+    method.distractor(method.augment(clips[:, 0], g), g)
+    method.augment(clips[:, 0], g)
+    return g
 
 
 # Gradients

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb import pretext
+from be_nb import pretext, train
 from be_nb.augment import Augment
 from be_nb.config import PretrainConfig
+from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Distractor
 from be_nb.pretext import (ClipOrder, CubicPuzzles, PairwiseHead, Pretext, RotNet3D, arrange, orders,
                            shuffle_pieces, take_cuboids)
-from be_nb.train import build_optimizer, train_step
+from be_nb.train import build_optimizer, evaluation_clip, train_step
 
 quickly = settings(max_examples=40, deadline=None)
 TASKS = {"rotnet": (RotNet3D, 4), "puzzles": (CubicPuzzles, 8), "order": (lambda: ClipOrder(gap=1), 11)}
@@ -261,9 +262,67 @@ def test_reference_loss_is_that_of_equal_logits(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_builders_read_the_config(name):
     config = SimpleNamespace(**(dataclasses.asdict(PretrainConfig()) | dict(beta=.5, gap=2, gamma=.4)))
-    method = getattr(pretext, name)(config, Small())
+    config.method = name
+    method = pretext.pretext(config, Small())
     assert method.beta == .5 and method.distractor.gamma == .4 and method.augment.size == config.size
     assert name != "order" or method.task.gap == 2
+
+
+@pytest.mark.parametrize("name, frames, size, gap, expected", [
+    ("rotnet", 8, 24, 8, (8, 24)), ("order", 64, 112, 8, (16, 112)), ("order", 12, 24, 0, (4, 24)),
+    ("puzzles", 40, 32, 8, (8, 32)), ("puzzles", 64, 112, 8, (12, 112)), ("moco", 16, 56, 8, (16, 56))])
+def test_evaluation_shows_clips_as_the_backbone_saw_them(name, frames, size, gap, expected):
+    config = PretrainConfig(method=name, frames=frames, size=size, gap=gap)
+    assert evaluation_clip(config) == evaluation_clip(dataclasses.asdict(config)) == expected
+    if name in pretext.TASKS:  # and that is what the questions really look like
+        task = pretext.TASKS[name](config)
+        parts = task.cut(torch.zeros(2, frames, 3, size, size, dtype=torch.uint8))
+        questions, _ = task.make(parts.transpose(2, 3).float(), generator())
+        assert questions.shape[3] == expected[0]
+
+
+def test_evaluation_of_an_unknown_method_takes_the_settings_as_they_are():
+    assert evaluation_clip({"method": "theirs", "frames": 5, "size": 20}) == (5, 20)
+    with pytest.raises(ValueError, match="Set frames to"):
+        evaluation_clip(PretrainConfig(method="order", frames=8))
+
+
+class Oracle(nn.Module):
+    "A backbone that reports how much a clip moves: enough to order clips of a motor that runs down."
+
+    feature_dim = 1
+
+    def features(self, clips):
+        motion = clips.diff(dim=2).abs() if clips.shape[2] > 1 else torch.zeros_like(clips)
+        return motion.mean((1, 2, 3, 4))[:, None, None, None, None]
+
+
+class BySpeed(nn.Module):
+    "The answer in which the fastest clip comes first."
+
+    def forward(self, features):
+        fastest_first = features[:, :, 0].argsort(1, descending=True)            # place of each clip in time
+        return F.one_hot((orders(3)[:, None] == fastest_first.argsort(1)).all(2).int().argmax(0), 6).float()
+
+
+def test_held_out_answers_read_motion_and_not_stills():
+    config = PretrainConfig(method="order", frames=40, gap=8, damping=3., crop=(1., 1.), size=30, amp="fp32",
+                            brightness=0, contrast=0, saturation=0, hue=0)
+    method = pretext.pretext(config, Oracle())
+    method.head = BySpeed()
+    method.register_parameter("anything", nn.Parameter(torch.zeros(1)))
+    source = SceneBias("unbiased", size=96, damping=3.)
+    assert pretext.right_answers(method, source, config) > .5 > .35 > \
+        pretext.right_answers(method, source, config, stopped=True)
+    assert pretext.right_answers(method, SceneBias("unbiased", size=96), config) < .35
+
+
+def test_answers_of_a_run_come_from_its_checkpoint(tmp_path):
+    small = dict(data_size=8, batch_size=2, steps=1, out=str(tmp_path), progress=False, amp="fp32", device="cpu")
+    found = pretext.answered(train.pretrain("scenebias-puzzles", name="a", **small).checkpoint, size=8)
+    assert sorted(found) == ["answered", "answered_space", "answered_still", "answered_time"]
+    assert all(0 <= value <= 1 for value in found.values())
+    assert pretext.answered(train.pretrain("scenebias-moco", name="b", **small).checkpoint) == {}
 
 
 def test_any_object_with_these_names_is_a_task():

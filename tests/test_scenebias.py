@@ -105,6 +105,56 @@ def test_workers_read_the_same(source):
     assert torch.equal(loaded, torch.stack([source.read(i, [0, 20]) for i in range(12)]))
 
 
+# --- the motor that runs down ---
+
+def test_without_damping_the_poses_are_the_old_ones():
+    "The formula of the set before `damping` existed, bit for bit: stored results still belong to it."
+    plan = ClipPlan("test", size=60)
+    u = plan._numbers
+    labels, period = torch.from_numpy(plan.labels), 12 + 8 * u["period"]
+    speed = (1 + 0.4 * smooth(scenebias.to_normal(u["speed"]))).clamp(min=0.1)
+    wave = (2 * math.pi * (u["phase"] + speed.cumsum(1) / period)).sin()
+    pose = poses(labels, u, 30)
+    assert torch.equal(pose["x"][labels == 0], (wave * (5 + 3 * u["amplitude"]) + (u["place"][:, :1] - 0.5) * 4)[labels == 0])
+    assert torch.equal(pose["angle"][labels == 4], (2 * math.pi * u["angle"] + 1.5 * wave)[labels == 4])
+    assert torch.equal(pose["scale"][labels == 5], (1 + 0.45 * wave)[labels == 5])
+    assert torch.equal(whole(SceneBias("test", size=3, damping=0.), 2), whole(SceneBias("test", size=3), 2))
+
+
+def test_damping_slows_the_motion_and_changes_nothing_else():
+    plain, tired = ClipPlan("unbiased", size=1020), ClipPlan("unbiased", size=1020, damping=3.)
+    assert (plain.labels == tired.labels).all() and (plain.scenes == tired.scenes).all() and plain.names == tired.names
+    assert all(torch.equal(plain._numbers[name], tired._numbers[name]) for name in FIELDS)
+    poses_of = [poses(torch.from_numpy(p.labels), p._numbers, 30, p.damping) for p in (plain, tired)]
+    travel = [pose["x"][0::6].diff(dim=1).abs() for pose in poses_of]                     # the horizontal ones
+    assert travel[1][:, :5].mean() > 1.5 * travel[0][:, :5].mean() and travel[1][:, -5:].mean() < .5 * travel[0].mean()
+    assert torch.equal(plain.geometry(slice(0, 9))[2], tired.geometry(slice(0, 9))[2])    # the camera does not tire
+
+
+@pytest.mark.parametrize("frame", [0, 20, 39])
+def test_a_single_frame_does_not_tell_how_late_it_is(frame):
+    "Whatever the damping, the phase of each frame is uniform, and with it the distribution of places is the same."
+    places = []
+    for damping in (0., 3.):
+        plan = ClipPlan("unbiased", size=6000, damping=damping)
+        pose = poses(torch.from_numpy(plan.labels), plan._numbers, 30, damping)
+        swing = pose["x"][0::6, frame] - (plan._numbers["place"][0::6, 0] - .5) * 4
+        places.append((swing / (5 + 3 * plan._numbers["amplitude"][0::6, 0])).asin() / math.pi + .5)
+    for values in places:                                       # Kolmogorov–Smirnov against the uniform distribution
+        steps = torch.arange(len(values) + 1) / len(values)
+        ordered = values.sort().values
+        assert torch.maximum(ordered - steps[:-1], steps[1:] - ordered).max() < 1.95 / len(values)**.5
+
+
+def test_damping_travels_with_the_recipe_of_the_set_and_is_checked():
+    tired = SceneBias("test", size=8, damping=2.)
+    assert repr(pickle.loads(pickle.dumps(tired))) == repr(tired) and "damping=2.0" in repr(tired)
+    assert torch.equal(whole(pickle.loads(pickle.dumps(tired)), 5), whole(tired, 5))
+    for wrong in (-.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="damping"):
+            SceneBias("test", damping=wrong)
+
+
 # --- reading ---
 
 def test_frames_in_any_order_and_any_container(source):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SCENES', 'SHAPES', 'SPLITS', 'UNBIASED_SPLITS', 'FIELDS', 'PALETTE', 'TILE', 'BLOCK', 'draw_numbers',
-           'to_normal', 'choose_scenes', 'smooth', 'poses', 'backgrounds', 'actors', 'pixel_to_actor', 'scene_points',
-           'look_up', 'look_up_actor', 'render', 'actor_flow', 'check_plan', 'ClipPlan', 'ClipTruth', 'film',
-           'SceneBias']
+           'to_normal', 'choose_scenes', 'smooth', 'run_down', 'poses', 'backgrounds', 'actors', 'pixel_to_actor',
+           'scene_points', 'look_up', 'look_up_actor', 'render', 'actor_flow', 'check_plan', 'ClipPlan', 'ClipTruth',
+           'film', 'SceneBias']
 
 # %% ../../nbs/01_data.scenebias.ipynb #796cc6c4
 import math
@@ -73,17 +73,26 @@ def smooth(
     ring = x[:, torch.arange(-(width // 2), frames + width // 2) % frames]
     return F.avg_pool1d(ring[:, None], width, 1)[:, 0] * math.sqrt(width)
 
-# %% ../../nbs/01_data.scenebias.ipynb #c45b6423
+# %% ../../nbs/01_data.scenebias.ipynb #581cb82a
+def run_down(
+    frames: int,     # of a clip, t
+    damping: float,  # at least 0
+) -> torch.Tensor:   # (t,) float32, from e^(damping/2) down to e^(−damping/2)
+    "How fast the motion is in each frame: the speed of a wheel that friction slows down. All 1 for damping 0."
+    return torch.exp(damping * (0.5 - torch.arange(frames) / max(frames - 1, 1)))
+
+# %% ../../nbs/01_data.scenebias.ipynb #9d73e08a
 def poses(
     labels: torch.Tensor,  # (n,) motion class
     u: dict,               # uniform numbers by name, see `FIELDS`
     side: int,             # frame side in pixels
+    damping: float = 0.0,  # from first frame to last the motion slows down by the factor e^damping
 ) -> dict:                 # x, y (pixels from the centre), angle (radians), scale: each (n, t)
     "Where the actor is in each frame. The class decides *which* of the four moves with sin(phase)."
     px = side / 30
     frames = u["speed"].shape[1]
     period = 12 + 8 * u["period"]
-    speed = (1 + 0.4 * smooth(to_normal(u["speed"]))).clamp(min=0.1)
+    speed = (1 + 0.4 * smooth(to_normal(u["speed"]))).clamp(min=0.1) * run_down(frames, damping)
     phase = 2 * math.pi * (u["phase"] + speed.cumsum(1) / period)
     wave = phase.sin()
     travel = wave * (5 + 3 * u["amplitude"]) * px
@@ -218,7 +227,7 @@ def actor_flow(
     landed = torch.linalg.solve(then[..., :2], place - then[..., 2:]) + camera[1:, :, None]
     return (landed - pixels).unflatten(-1, (side, side))
 
-# %% ../../nbs/01_data.scenebias.ipynb #11b3b6dd
+# %% ../../nbs/01_data.scenebias.ipynb #512e828c
 def check_plan(
     split: str,    # name of the split
     rho: float,    # correlation
@@ -226,21 +235,25 @@ def check_plan(
     size: int,     # number of clips
     frames: int,   # frames a clip
     side: int,     # side of a frame in pixels
+    damping: float,  # how much the motion slows down
 ) -> None:
     "Raise a `ValueError` that names the first thing that cannot be, if there is one."
     if split not in SPLITS:
         raise ValueError(f"SceneBias has no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if not 0 <= rho <= 1:
         raise ValueError(f"rho is a probability, so it lies in [0, 1]; got {rho}.")
+    if not 0 <= damping < math.inf:
+        raise ValueError(f"damping is a number of at least 0 (0: the motion never tires); got {damping}.")
     if min(size, frames) < 1 or side < 8 or seed < 0:
         raise ValueError("size and frames must be at least 1, side at least 8 and seed at least 0; "
                          f"got size={size}, frames={frames}, side={side}, seed={seed}.")
 
-# %% ../../nbs/01_data.scenebias.ipynb #0ed35e58
+# %% ../../nbs/01_data.scenebias.ipynb #f198e758
 class ClipPlan:
     """What happens in the clips of a split, without a single picture: labels, scenes, and the numbers behind the rest.
 
-    Clip i depends on `split`, `seed`, `frames` and i alone; `side` scales it, and `rho` chooses nothing but its scene.
+    Clip i depends on `split`, `seed`, `frames` and i alone; `side` scales it, `rho` chooses nothing but its scene, and
+    `damping` changes nothing but how fast the actor moves.
     """
 
     def __init__(
@@ -251,10 +264,12 @@ class ClipPlan:
         size: int | None = None,   # number of clips; None takes the split's own
         frames: int = 40,          # frames a clip
         side: int = 30,            # side of the square frames, pixels; lengths scale with it
+        damping: float = 0.0,      # how the motion slows down over the clip, by e^damping in all; 0: it does not
     ):
         size = SPLITS[split][1] if size is None and split in SPLITS else size
-        check_plan(split, rho, seed, size, frames, side)
+        check_plan(split, rho, seed, size, frames, side, damping)
         self.split, self.rho, self.seed, self.frames, self.side = split, rho, seed, frames, side
+        self.damping = damping
         self.margin = max(2, round(3 * side / 30))  # pixels of background beyond each edge of the frame
         self.classes = list(CLASSES)
         self.names = [f"{split}-{seed}-{i:05d}" for i in range(size)]
@@ -271,7 +286,7 @@ class ClipPlan:
         u = {name: value[rows] for name, value in self._numbers.items()}
         half = (13 + 7 * u["half"]) / 2 * self.side / 30
         camera = 0.5 * self.side / 30 * to_normal(torch.stack([u["camera_x"], u["camera_y"]], -1))
-        pose = poses(torch.from_numpy(self.labels[rows]), u, self.side)
+        pose = poses(torch.from_numpy(self.labels[rows]), u, self.side, self.damping)
         return u, pixel_to_actor(pose, half), camera.clamp(-self.margin, self.margin)
 
 # %% ../../nbs/01_data.scenebias.ipynb #5a797061
@@ -319,7 +334,7 @@ def film(
         clip += roll[start : start + strip].view_as(clip)
     return clips.mul_(255).round_().clamp_(0, 255).byte()
 
-# %% ../../nbs/01_data.scenebias.ipynb #3a28abce
+# %% ../../nbs/01_data.scenebias.ipynb #82ae0f37
 BLOCK = 8  # clips filmed together: enough to be fast, few enough for their pictures to stay in the processor's cache
 
 
@@ -334,10 +349,11 @@ class SceneBias(ClipTruth):
 
     def __repr__(self):
         return (f"SceneBias({self.split!r}, rho={self.rho}, seed={self.seed}, size={len(self)}, "
-                f"frames={self.frames}, side={self.side})")
+                f"frames={self.frames}, side={self.side}" + f", damping={self.damping}" * (self.damping > 0) + ")")
 
     def __reduce__(self):  # a worker process gets the recipe, not hundreds of megabytes of pictures
-        return type(self), (self.split, self.rho, self.seed, len(self), self.frames, self.side)
+        return type(self), (self.split, self.rho, self.seed, len(self), self.frames, self.side,
+                            self.damping)
 
     @cached_property
     def _film(self):
