@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Precision', 'Short', 'OnError',
-           'Negative', 'AUTHORS', 'VIDEO_MINI', 'MOCO', 'TASK', 'ROTNET', 'ORDER', 'PUZZLES', 'RECIPES', 'nearest',
-           'check_choice', 'Range', 'conform', 'annotations', 'Config', 'RunSettings', 'DataSettings',
-           'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'RecordSettings', 'PretrainConfig',
-           'Setting', 'settings', 'override', 'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig',
-           'RetrieveConfig']
+           'Negative', 'nearest', 'check_choice', 'Range', 'conform', 'annotations', 'Config', 'RunSettings',
+           'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'RecordSettings',
+           'check_training', 'PretrainConfig', 'FinetuneSettings', 'FinetuneConfig', 'Setting', 'settings', 'override',
+           'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -223,7 +222,17 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/00_config.ipynb #3a33d923
+# %% ../nbs/00_config.ipynb #fb93db25
+def check_training(
+    config,  # a config with augmentation and optimisation settings
+):
+    "Raise a `ValueError` for settings that are fine one by one and make no sense together, in any kind of training."
+    if config.crop[0] > config.crop[1]:
+        raise ValueError(f"crop is (lowest, highest); got {config.crop}.")
+    if list(config.milestones) != sorted(config.milestones):
+        raise ValueError(f"milestones must rise; got {config.milestones}.")
+
+
 @dataclass(frozen=True)
 class PretrainConfig(RecordSettings, OptimisationSettings, MethodSettings, AugmentationSettings, DataSettings,
                      RunSettings):
@@ -234,12 +243,50 @@ class PretrainConfig(RecordSettings, OptimisationSettings, MethodSettings, Augme
 
     def __post_init__(self):
         super().__post_init__()
-        if self.crop[0] > self.crop[1]:
-            raise ValueError(f"crop is (lowest, highest); got {self.crop}.")
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"milestones must rise; got {self.milestones}.")
+        check_training(self)
         if self.bn_groups > self.batch_size:
             raise ValueError(f"bn_groups={self.bn_groups} cannot be filled by batch_size={self.batch_size}.")
+
+# %% ../nbs/00_config.ipynb #a8dda3b6
+@dataclass(frozen=True)
+class FinetuneSettings(Config):
+    "What to start from, how the labels are learned, and how the result is tested."
+
+    checkpoint: str = ""           # start: whatever be_nb.load reads; empty: random weights
+    backbone: str = ""             # network; empty: that of the checkpoint, or tiny if there is none
+    freeze: bool = False           # train the classifier only; weights and statistics of the backbone stay
+    dropout: Share = 0.5           # share of the features that are dropped before the classifier
+    label_smoothing: Share = 0.0   # share of the target that is spread evenly over all classes
+    classes: Amount = 0            # number of classes; 0: as many as the training list has
+    epochs: NonNegative = 0.0      # passes over the training videos; 0: `steps` says how long
+    validation: Annotated[float, Range(0, 0.5)] = 0.2  # share of the training videos that chooses the weights
+    validate_every: Amount = 0     # steps between looks at these; 0: once an epoch
+    clips: Count = 10              # test: clips a video, spread evenly
+    crops: Count = 1               # test: 1 crop a clip (centre) or 3 (left, centre, right)
+    test_crop: Fraction = 1.0      # test: side of a crop ÷ short side of the frame
+    test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
+    test_size: Count = 512         # SceneBias: clips of each test split
+
+# %% ../nbs/00_config.ipynb #a9522df1
+@dataclass(frozen=True)
+class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
+                     RunSettings):
+    """Everything that `be_nb.train.finetune` needs. The defaults fit SceneBias on a CPU.
+
+    Raises `ValueError` for a value of the wrong type, outside its range, or at odds with another one.
+    """
+
+    split: str = ""          # list of the training videos; empty: train.txt, of SceneBias probe
+    data_size: Count = 1024  # SceneBias: number of training clips
+    steps: Amount = 300      # how long, where epochs=0; 0: untrained classifier
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_training(self)
+        if self.crops not in (1, 3):
+            raise ValueError(f"crops must be 1 (centre) or 3 (left, centre, right); got {self.crops}.")
+        if self.split and self.split in self.test_splits:
+            raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
 # %% ../nbs/00_config.ipynb #13d63104
 class Setting(NamedTuple):
@@ -282,67 +329,35 @@ def override(
             check_choice(f"setting of {type(config).__name__}", key, known, notes)
     return dataclasses.replace(config, **changes)
 
-# %% ../nbs/00_config.ipynb #92b4a3a7
-# What the authors' full-size runs share (paper, section 4.1; their option.py and scripts); a recipe adds the rest.
-# The milestones are those of 200 epochs; their 50 epochs of Kinetics end before the first one: schedule="constant".
-AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
-               hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, schedule="step",
-               warmup_steps=0, milestones=(0.6, 0.8), frame_size=(256, 342))
-
-# Real video on a CPU: a few hundred videos of any size, small frames, decoded once and kept in memory.
-VIDEO_MINI = dict(data="videos", frame_size=(64, 85), cache=True, stride=3, size=56, degrees=10.0, brightness=0.4,
-                  contrast=0.4, saturation=0.4, hue=0.1, queue_size=128, batch_size=32, negative_offset=16, steps=1500,
-                  warmup_steps=100)
-MOCO = dict(distractor="none", negative="none")  # what takes Background Erasing away
-
-# The pretext tasks on SceneBias. Order and puzzles ask for the whole video, in which the motion runs down.
-TASK = dict(crop=(0.8, 1.0), short="drop", brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-ROTNET = TASK | dict(method="rotnet", batch_size=16, steps=150)
-ORDER = TASK | dict(method="order", frames=40, damping=3.0, batch_size=24, steps=200)
-PUZZLES = TASK | dict(method="puzzles", frames=40, size=32, damping=3.0, batch_size=32, steps=300)
-
-# name → what it is, and the settings in which it differs from the defaults
-RECIPES = {
-    "scenebias-moco": ("MoCo on the built-in set", MOCO),
-    "scenebias-be": ("MoCo + BE on the built-in set", dict()),
-    "scenebias-rotnet": ("3D RotNet on the built-in set", ROTNET),
-    "scenebias-rotnet-be": ("3D RotNet + BE on the built-in set", ROTNET | dict(beta=10.0)),
-    "scenebias-puzzles": ("space-time cubic puzzles on the built-in set", PUZZLES),
-    "scenebias-puzzles-be": ("space-time cubic puzzles + BE on the built-in set", PUZZLES | dict(beta=10.0)),
-    "scenebias-order": ("clip order on the built-in set", ORDER),
-    "scenebias-order-be": ("clip order + BE on the built-in set", ORDER | dict(beta=10.0)),
-    "scenebias-triplet": ("BE triplet on the built-in set", dict(method="triplet", batch_size=32, steps=400)),
-    "video-moco-mini": ("MoCo on a small folder of videos (give --data)", VIDEO_MINI | MOCO),
-    "video-be-mini": ("MoCo + BE on a small folder of videos (give --data)", VIDEO_MINI),
-}
-
-# %% ../nbs/00_config.ipynb #f8cd6da6
+# %% ../nbs/00_config.ipynb #971d10d4
 def list_recipes() -> list[str]:  # names
     "Names that `recipe` knows."
+    from be_nb.recipes import RECIPES  # imported late: recipes are made of configs
+
     return list(RECIPES)
 
 
-def describe_recipes() -> str:  # a table, one recipe a line
-    "The recipes with what they are."
-    width = max(map(len, RECIPES))
-    return "\n".join(f"{name:{width}s}  {about}" for name, (about, _) in RECIPES.items())
-
-
 def recipe(
-    name: str,     # one of `list_recipes()`
-    /,             # a run has a `name`, too: it must be possible to change it
-    **changes,     # fields to change
-) -> PretrainConfig:
+    name: str,             # one of `list_recipes()`, or one with `-mini` behind it: the small form of a full-size one
+    kind: type = Config,   # `PretrainConfig` or `FinetuneConfig`: what it must be a recipe of
+    /,                     # a run has a `name`, too: it must be possible to change it
+    **changes,             # fields to change
+):                         # a config
     "The config of a named recipe, with your changes. An unknown name is a `ValueError` that shows the nearest ones."
-    check_choice("recipe", name, RECIPES)
-    return override(PretrainConfig(), **RECIPES[name][1] | changes)
+    from be_nb.recipes import find
+
+    config = find(name).config
+    if not isinstance(config, kind):
+        command = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
+        raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
+    return override(config, **changes)
 
 # %% ../nbs/00_config.ipynb #0a41c2e3
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
 
-    checkpoint: str                 # a step-….pt file or the folder of a run
+    checkpoint: str                 # a run, step-….pt, ….safetensors or torchvision/r3d_18
     data: str                       # folder of videos
     train_split: str = "train.txt"  # labelled list: fits the probe, holds the neighbours
     test_split: str = "val.txt"     # labelled list: every video of it is scored
@@ -363,3 +378,12 @@ class RetrieveConfig(EvaluateConfig):
     "What `be_nb.evaluate.retrieve` needs. The gallery is `train_split`, the queries are `test_split`."
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
+
+# %% ../nbs/00_config.ipynb #f5e7d962
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    "What `be_nb.weights.export` needs."
+
+    checkpoint: str                # a step-….pt or best.pt file, or the folder of a run
+    out: str                       # file to write: ….safetensors; its card: ….safetensors.json
+    scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card

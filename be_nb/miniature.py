@@ -19,11 +19,12 @@ import tyro
 from sklearn.model_selection import StratifiedKFold
 
 from .checkpoint import load, write_atomically
-from .config import RECIPES, check_choice
+from .config import check_choice
 from .data.scenebias import CLASSES, SceneBias
 from .device import machine, pick_device
 from .evaluate import extract_features, linear_probe, retrieval
 from .pretext import answered
+from .recipes import changes
 from .train import evaluation_clip, pretrain
 from .visualize import curves, strip
 
@@ -35,14 +36,19 @@ ARMS = {
     "distractor": dict(distractor="intra_frame", negative="none"),
     "negative": dict(distractor="none", negative="intra_video"),
     "be": dict(distractor="intra_frame", negative="intra_video"),
+    # the paper's ablation of distractors (Table 4): something else is done to the query, the rest is MoCo + BE
+    **{name: dict(distractor=name, negative="intra_video")
+       for name in ("gaussian_noise", "video_mixup", "video_cutmix", "inter_frame")},
 }
 TITLES = {"random": "random initialisation", "moco": "MoCo", "distractor": "+ distractor only",
-          "negative": "+ intra-video negative only", "be": "MoCo + BE"}
+          "negative": "+ intra-video negative only", "be": "MoCo + BE", "gaussian_noise": "BE with Gaussian noise",
+          "video_mixup": "BE with video mixup", "video_cutmix": "BE with video CutMix",
+          "inter_frame": "BE with a frame of another video"}
 # The other methods of the course, each as its recipe has it. They bring their own number of steps.
 OTHERS = {"rotnet": "3D RotNet", "rotnet-be": "3D RotNet + BE", "puzzles": "cubic puzzles",
           "puzzles-be": "cubic puzzles + BE", "order": "clip order", "order-be": "clip order + BE",
           "triplet": "BE triplet"}
-ARMS |= {arm: RECIPES[f"scenebias-{arm}"][1] for arm in OTHERS}
+ARMS |= {arm: changes(f"scenebias-{arm}") for arm in OTHERS}
 TITLES |= OTHERS
 COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_test": "R@1, test",
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
@@ -150,7 +156,7 @@ def run_arm(
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."
 
-    arms: tuple[str, ...] = ("random", "moco", "be")  # keys of `ARMS`: random, moco, be, order, …
+    arms: tuple[str, ...] = ("random", "moco", "be")  # names of `ARMS`
     seeds: tuple[int, ...] = (0,)        # seeds of training
     data_seeds: tuple[int, ...] = (0,)   # seeds of the set
     rhos: tuple[float, ...] = (0.9,)     # correlations of scene and class

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['DATA', 'MOCO', 'VIDEO_MINI', 'RECIPES', 'AUTHORS', 'ON', 'SIZE', 'LARGE', 'NAMES', 'SHORT', 'REPORTED', 'PAIRS',
-           'PRETEXT', 'TASKS', 'FINETUNE', 'GMAC', 'ASSUMED', 'VideoSet', 'how_to_get', 'Recipe', 'full_size', 'find',
-           'passes', 'gpu_hours', 'cost', 'describe_recipes', 'commands', 'describe_recipe']
+           'PRETEXT', 'PRETEXT_MINI', 'TASKS', 'FINETUNE', 'GMAC', 'ASSUMED', 'VideoSet', 'how_to_get', 'Recipe',
+           'full_size', 'find', 'changes', 'passes', 'gpu_hours', 'cost', 'describe_recipes', 'commands',
+           'describe_recipe']
 
-# %% ../nbs/08_recipes.ipynb #8d9621af
+# %% ../nbs/08_recipes.ipynb #e42bba40
 from dataclasses import asdict
 from typing import NamedTuple
 
 from .config import Config, FinetuneConfig, PretrainConfig, check_choice
 
-# %% ../nbs/08_recipes.ipynb #d9e4b00b
+# %% ../nbs/08_recipes.ipynb #f4c3f40f
 class VideoSet(NamedTuple):
     "A set of videos that recipes ask for."
 
@@ -36,7 +37,7 @@ DATA = {
                             "the videos, and the lists train.csv and val.csv"),
 }
 
-# %% ../nbs/08_recipes.ipynb #90106d35
+# %% ../nbs/08_recipes.ipynb #0d2cfffe
 def how_to_get(
     data: str,  # a folder of videos that is not there
 ) -> str:       # a sentence or two for the error message
@@ -50,7 +51,7 @@ def how_to_get(
             f"`python data_scripts/{script}.py --archives THAT_FOLDER --out {data}`. Without it, the recipe's name "
             "with -mini behind it runs on a small set.")
 
-# %% ../nbs/08_recipes.ipynb #19f54ca3
+# %% ../nbs/08_recipes.ipynb #75d35d41
 class Recipe(NamedTuple):
     "A named run."
 
@@ -74,7 +75,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/08_recipes.ipynb #77190668
+# %% ../nbs/08_recipes.ipynb #e00f48e8
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, warmup_steps=0,
@@ -99,7 +100,7 @@ def full_size(
     return PretrainConfig(**shared | dict(data=f"data/{data}", backbone=backbone, batch_size=batch_size, steps=steps,
                                           checkpoint_every=2000, workers=4) | changes)
 
-# %% ../nbs/08_recipes.ipynb #b496cc09
+# %% ../nbs/08_recipes.ipynb #b980c3ce
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -121,7 +122,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **changes), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/08_recipes.ipynb #6045d8dc
+# %% ../nbs/08_recipes.ipynb #a04a4357
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
     RECIPES[f"scenebias-{variant}"] = Recipe(
@@ -130,22 +131,30 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/08_recipes.ipynb #d81b6ea5
+# %% ../nbs/08_recipes.ipynb #1b9a9776
 PRETEXT = dict(data="data/ucf101", backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875),
                flip=0.5, optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
                steps=-(-300 * DATA["ucf101"].videos // 8), checkpoint_every=2000, workers=4)
-TASKS = {"rotnet": ("3D RotNet", "62.9 / 33.7", "65.4 / 37.4", dict(flip=0.0)),
-         "puzzles": ("space-time cubic puzzles", "60.6 / 28.3", "63.7 / 30.8", {}),
-         "order": ("clip order", "65.6 / 28.4", "68.5 / 32.8", dict(frames=64, gap=8))}
-for task, (title, plain, erased, own) in TASKS.items():
-    for ending, reported, more in (("", plain, dict(distractor="none")), ("-be", erased, dict(beta=1.0))):
-        RECIPES[f"scenebias-{task}{ending}"] = Recipe(f"{title}{' + BE' if ending else ''}, built-in set",
-                                                      PretrainConfig(method=task, **more))
+PRETEXT_MINI = dict(crop=(0.8, 1.0), short="drop", brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+# title, what the paper reports without and with BE, own settings at full size, own settings of the mini
+TASKS = {"rotnet": ("3D RotNet", "62.9 / 33.7", "65.4 / 37.4", dict(flip=0.0), dict(batch_size=16, steps=150)),
+         "puzzles": ("space-time cubic puzzles", "60.6 / 28.3", "63.7 / 30.8", {},
+                     dict(frames=40, size=32, damping=3.0, batch_size=32, steps=300)),
+         "order": ("clip order", "65.6 / 28.4", "68.5 / 32.8", dict(frames=64, gap=8),
+                   dict(frames=40, damping=3.0, batch_size=24, steps=200))}
+for task, (title, plain, erased, large, small) in TASKS.items():
+    for ending, reported, beta in (("", plain, 0.0), ("-be", erased, 1.0)):
+        own = dict(method=task, distractor="intra_frame" if beta else "none", beta=beta)
+        title_be = title + " + BE" * bool(beta)
+        RECIPES[f"scenebias-{task}{ending}"] = Recipe(
+            f"{title_be}, built-in set", PretrainConfig(**PRETEXT_MINI | small | own | dict(beta=10 * beta)))
         RECIPES[f"c3d-ucf101-{task}{ending}"] = Recipe(
-            f"{title}{' + BE' if ending else ''}, C3D, UCF101", PretrainConfig(**PRETEXT | dict(method=task) | own | more),
-            f"{reported} (Table 1)", f"scenebias-{task}{ending}")
+            f"{title_be}, C3D, UCF101", PretrainConfig(**PRETEXT | large | own), f"{reported} (Table 1)",
+            f"scenebias-{task}{ending}")
+RECIPES["scenebias-triplet"] = Recipe("BE triplet on the built-in set",
+                                      PretrainConfig(method="triplet", batch_size=32, steps=400))
 
-# %% ../nbs/08_recipes.ipynb #e10bdf76
+# %% ../nbs/08_recipes.ipynb #ca7b0d85
 FINETUNE = dict(frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
                 milestones=(0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), lr_drop=0.3, epochs=50.0, batch_size=4, dropout=0.5,
@@ -163,7 +172,7 @@ for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
             f"fine-tune on {DATA[data].title}, {sight['size']}²", FinetuneConfig(data=f"data/{data}", **FINETUNE | sight),
             "second half of every row" if data != "actor_hmdb51" else "the actor-only study", "video-finetune-mini")
 
-# %% ../nbs/08_recipes.ipynb #1eeb6a32
+# %% ../nbs/08_recipes.ipynb #9d89a93f
 def find(
     name: str,   # a key of `RECIPES`, or one with `-mini` behind it
 ) -> Recipe:
@@ -173,7 +182,16 @@ def find(
         return RECIPES[RECIPES[full].mini or full]
     return RECIPES[check_choice("recipe", name, RECIPES)]
 
-# %% ../nbs/08_recipes.ipynb #61cf41a1
+
+def changes(
+    name: str,  # of a recipe
+) -> dict:      # setting → value
+    "The settings in which a recipe differs from the defaults."
+    config = find(name).config
+    default = asdict(type(config)())
+    return {key: value for key, value in asdict(config).items() if value != default[key]}
+
+# %% ../nbs/08_recipes.ipynb #68ef5dcb
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations a second
 
@@ -186,6 +204,8 @@ def passes(
         return 3
     if config.method == "moco":
         return 4 if config.negative == "none" else 7
+    if config.method == "triplet":
+        return 9
     questions = {"rotnet": 4, "puzzles": 0.75**3, "order": 3 * 16 / config.frames}[config.method]
     return 3 * questions * (2 if config.beta else 1)
 
@@ -199,7 +219,7 @@ def gpu_hours(
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
-# %% ../nbs/08_recipes.ipynb #773556a2
+# %% ../nbs/08_recipes.ipynb #acac7a95
 def cost(
     recipe: Recipe,
 ) -> str:
@@ -220,7 +240,7 @@ def describe_recipes() -> str:  # a table, one recipe a line
                                "reports them.\nBehind a full-size name, -mini stands for its small form. Hours are "
                                "estimates (see the lesson 08_recipes).")
 
-# %% ../nbs/08_recipes.ipynb #4f85c307
+# %% ../nbs/08_recipes.ipynb #1ebee2cd
 def commands(
     name: str,  # of a recipe
 ) -> list[str]:  # command lines, in order
@@ -249,8 +269,7 @@ def describe_recipe(
 ) -> str:
     "One recipe in full: its facts, the settings in which it differs from the defaults, and its commands."
     r, config = find(name), find(name).config
-    default = asdict(type(config)())
-    changed = [f"  {key} = {value}" for key, value in asdict(config).items() if value != default[key]]
+    changed = [f"  {key} = {value}" for key, value in changes(name).items()]
     lines = [f"{name}: {r.about}", f"data: {config.data}", f"cost: {cost(r)}", f"the paper: {r.paper or 'not in it'}",
              f"small form: {r.mini or 'this is one'}", "settings that are not the defaults:", *(changed or ["  none"])]
     return "\n".join([*lines, "commands:", *(f"  {line}" for line in commands(name))])

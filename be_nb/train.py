@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'evaluation_clip', 'build_source', 'build_loader',
            'learning_rate', 'build_optimizer', 'seed_of', 'train_step', 'Meter', 'History', 'run_folder', 'find_start',
-           'save', 'train', 'PretrainResult', 'restore', 'pretrain']
+           'save', 'train', 'PretrainResult', 'restore', 'pretrain', 'finetune']
 
 # %% ../nbs/40_train.ipynb #646407b9
 import dataclasses
@@ -320,7 +320,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return method, optimizer, Meter(state["meter"]), state["step"]
 
-# %% ../nbs/40_train.ipynb #34ad3d51
+# %% ../nbs/40_train.ipynb #95154980
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on
@@ -332,7 +332,7 @@ def pretrain(
     Raises `ValueError` for unknown settings, for a run that exists (without `resume`) and for one with other settings.
     Seeds torch's global generator at every step.
     """
-    config = recipe(config) if isinstance(config, str) else config or PretrainConfig()
+    config = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()
     config = override(config, **overrides)
     folder, device = run_folder(config), pick_device(config.device)
     method, optimizer, meter, done = restore(config, folder, device)
@@ -357,3 +357,14 @@ def pretrain(
     finally:
         history.close()
     return PretrainResult(list_checkpoints(folder)[-1], history.rows, method.backbone.eval())
+
+# %% ../nbs/40_train.ipynb #ef8a5243
+def finetune(
+    config=None,            # a `FinetuneConfig`, the name of a recipe, or None for SceneBias
+    progress: bool = True,  # show progress bars and say what is going on
+    **overrides,            # fields of the config to change
+):                          # a `be_nb.finetune.FinetuneResult`
+    "Train a classifier with labels and test it: `be_nb.finetune.finetune`, under the roof of training."
+    from be_nb.finetune import finetune as run  # imported late: it is built from this module
+
+    return run(config, progress, **overrides)
