@@ -336,6 +336,8 @@ class EvaluateConfig(Config):
     stride: Count | None = None     # every stride-th frame; None: as in pretraining
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
+    protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
+    drop_last: bool = False         # protocol: leave out the incomplete last batch if its authors did
     on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # auto, cpu, cuda or cuda:N

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FINETUNE_RECIPES', 'GROUPS', 'FinetuneSettings', 'FinetuneConfig', 'name_lists', 'finetune_recipe', 'group_of',
            'hold_out', 'Selection', 'check_labels', 'class_names', 'open_list', 'open_sources', 'Classifier',
-           'starting_backbone', 'finetune_step', 'test_views', 'Scores', 'predict', 'in_top', 'TestResult', 'score',
-           'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle',
-           'test_all', 'take_weights', 'finetune']
+           'starting_backbone', 'finetune_step', 'Scores', 'predict', 'in_top', 'TestResult', 'score', 'draw_confusion',
+           'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle', 'test_all',
+           'take_weights', 'finetune']
 
 # %% ../nbs/41_finetune.ipynb #57815959
 import dataclasses
@@ -16,6 +16,7 @@ import math
 import re
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,6 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .augment import CenterCrop
 from .backbones import create_backbone
 from .checkpoint import FORMAT, load, remove_leftovers, save_checkpoint, write_atomically
 from .config import (Amount, AugmentationSettings, Config, Count, DataSettings, Fraction, NonNegative,
@@ -34,7 +34,8 @@ from .config import (Amount, AugmentationSettings, Config, Count, DataSettings, 
 from .data.scenebias import SceneBias
 from .data.videos import ClipDataset, EpochSampler, VideoFolder
 from .device import autocast, channels_last, machine, pick_device
-from .evaluate import VideoClips, clip_batches, evaluating
+from .evaluate import VideoClips, clip_batches, evaluating, test_views
+from .protocols import get_protocol, scale, windows_of
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
 from .visualize import Picture
 
@@ -55,6 +56,7 @@ class FinetuneSettings(Config):
     clips: Count = 10              # test: clips a video, spread evenly
     crops: Count = 1               # test: 1 crop a clip (centre) or 3 (left, centre, right)
     test_crop: Fraction = 1.0      # test: side of a crop ÷ short side of the frame
+    protocol: str = ""             # test: clips, crops and their places as in be_nb.protocols; empty: as set here
     test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
@@ -79,6 +81,9 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
             raise ValueError(f"milestones must rise; got {self.milestones}.")
         if self.crops not in (1, 3):
             raise ValueError(f"crops must be 1 (centre) or 3 (left, centre, right); got {self.crops}.")
+        if self.protocol and not get_protocol(self.protocol).clips:
+            raise ValueError(f"protocol={self.protocol} takes more clips of a longer video; the test needs as many of "
+                             "each. Choose another one.")
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
@@ -308,25 +313,6 @@ def finetune_step(
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
 # %% ../nbs/41_finetune.ipynb #cca8b252
-def test_views(
-    size: int,          # side of what the network sees, pixels
-    crops: int = 1,     # 1 (centre) or 3 (left, centre, right)
-    crop: float = 1.0,  # side of a crop ÷ short side
-) -> list:              # functions: uint8 (b, t, c, h, w) → float (b, c, t, size, size)
-    "The deterministic views of a clip. The outer two are the centres of the squares at the ends of the long side."
-    centre = CenterCrop(size, crop)
-
-    def first(clips):
-        side = min(clips.shape[-2:])
-        return centre(clips[..., :side, :side])
-
-    def last(clips):
-        side = min(clips.shape[-2:])
-        return centre(clips[..., -side:, -side:])
-
-    return [first, centre, last] if crops == 3 else [centre]
-
-
 @dataclass(repr=False)
 class Scores:
     "What a network thinks of the clips of each video."
@@ -350,6 +336,7 @@ def predict(
     crops: int = 1,          # 1 (centre) or 3 (left, centre, right)
     crop: float = 1.0,       # side of a crop ÷ short side
     short: str = "loop",     # videos shorter than a clip: loop, clamp or drop
+    windows=None,            # another rule where the clips lie, see `be_nb.evaluate.VideoClips`; as many of each video
     batch_size: int = 64,    # clips at a time
     device=None,             # None: where the model is; from the CPU it goes to a GPU if there is one
     amp: str = "auto",       # bf16, fp32, or auto: bf16 where it is fast
@@ -360,7 +347,8 @@ def predict(
 
     Raises `ValueError` if no video is long enough and if a score is not finite.
     """
-    videos, views, found = VideoClips(source, clips, frames, stride, short), test_views(size, crops, crop), []
+    videos, views = VideoClips(source, clips, frames, stride, short, windows), test_views(size, crops, crop)
+    found, clips = [], len(videos.windows[0])
     loader = DataLoader(videos, batch_size=None, num_workers=workers)
     stream = tqdm(loader, total=len(videos), desc="test", unit="video", disable=not progress, leave=False)
     with evaluating(model, device) as device, torch.inference_mode():
@@ -588,16 +576,17 @@ def test_all(
     progress: bool,          # show a progress bar
 ) -> dict:                   # list → TestResult
     "The ten-clip test of every list."
-    found = {}
-    for split, source in tests.items():
-        scores = predict(model, source, config.clips, config.frames, config.stride, config.size, config.crops,
-                         config.test_crop, config.short, config.batch_size, next(model.parameters()).device, config.amp,
-                         config.workers, progress)
-        found[split] = score(scores)
-    return found
+    views = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
+    if config.protocol:  # frames, stride and size stay: the network has learned with them
+        protocol = scale(get_protocol(config.protocol), config.size, config.frames, config.stride)
+        views = dict(crops=protocol.crops, crop=protocol.crop, windows=partial(windows_of, protocol))
+    return {split: score(predict(model, source, frames=config.frames, stride=config.stride, size=config.size,
+                                 batch_size=config.batch_size, device=next(model.parameters()).device, amp=config.amp,
+                                 workers=config.workers, progress=progress, **views))
+            for split, source in tests.items()}
 
 # %% ../nbs/41_finetune.ipynb #61c10687
-test_views.__test__ = test_all.__test__ = False  # not for pytest to collect
+test_all.__test__ = False  # not for pytest to collect
 
 
 def take_weights(
