@@ -322,7 +322,7 @@ def recipe(
     check_choice("recipe", name, RECIPES)
     return override(PretrainConfig(), **RECIPES[name][1] | changes)
 
-# %% ../nbs/00_config.ipynb #0a41c2e3
+# %% ../nbs/00_config.ipynb #2324d2c6
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -337,7 +337,7 @@ class EvaluateConfig(Config):
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
-    drop_last: bool = False         # protocol: leave out the incomplete last batch if its authors did
+    drop_last: bool = False         # protocol: leave out what its code left out
     on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # auto, cpu, cuda or cuda:N

@@ -8,7 +8,7 @@ __all__ = ['SLICE', 'uniform_windows', 'VideoClips', 'clip_batches', 'Features',
            'nearest', 'knn', 'RetrievalResult', 'chance_recall', 'retrieval', 'labelled_source', 'open_splits',
            'embed_splits', 'finish', 'evaluate', 'retrieve']
 
-# %% ../nbs/50_evaluate.ipynb #510b0aed
+# %% ../nbs/50_evaluate.ipynb #6b9ee052
 import json
 import math
 import warnings
@@ -31,7 +31,7 @@ from .data.scenebias import SceneBias
 from .data.videos import VideoFolder, uniform_starts, window_frames
 from .device import autocast, pick_device
 
-# %% ../nbs/50_evaluate.ipynb #93c55d39
+# %% ../nbs/50_evaluate.ipynb #890f6103
 def uniform_windows(
     num_frames: int,  # length of the video
     frames: int,      # frames a clip
@@ -137,7 +137,7 @@ def evaluating(
         for module, mode in modes:
             module.training = mode
 
-# %% ../nbs/50_evaluate.ipynb #7e0623e5
+# %% ../nbs/50_evaluate.ipynb #2319692f
 def test_views(
     size: int,          # side of what the network sees, pixels
     crops: int = 1,     # 1 (centre) or 3 (left, centre, right)
@@ -159,7 +159,7 @@ def test_views(
 
 test_views.__test__ = False  # not for pytest to collect
 
-# %% ../nbs/50_evaluate.ipynb #b12403a3
+# %% ../nbs/50_evaluate.ipynb #5f9c443e
 def mean_features(
     backbone: torch.nn.Module,  # in eval mode, on `device`
     batches,                    # yields (rows (b,), clips uint8 (b, t, c, h, w)), see `clip_batches`
@@ -183,7 +183,7 @@ def mean_features(
             seen.index_add_(0, rows, torch.ones(len(rows)))
     return total / seen[:, None]
 
-# %% ../nbs/50_evaluate.ipynb #cf3ac6d0
+# %% ../nbs/50_evaluate.ipynb #9158b89e
 def extract_features(
     backbone: torch.nn.Module,  # maps clips (b, c, t, h, w) to features (b, d)
     source,                     # SceneBias, VideoFolder, … (see be_nb.data.videos)
@@ -413,7 +413,7 @@ def labelled_source(
 
 
 
-# %% ../nbs/50_evaluate.ipynb #31bc9590
+# %% ../nbs/50_evaluate.ipynb #dfd54127
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
@@ -447,7 +447,7 @@ def embed_splits(
                          "unreadable": len(getattr(source, "skipped", ()))}
     return *found, report
 
-# %% ../nbs/50_evaluate.ipynb #42c06ded
+# %% ../nbs/50_evaluate.ipynb #801d263f
 def finish(
     report: dict,  # numbers and settings
     out: str,      # JSON file; empty: none

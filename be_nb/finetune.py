@@ -9,7 +9,7 @@ __all__ = ['FINETUNE_RECIPES', 'GROUPS', 'FinetuneSettings', 'FinetuneConfig', '
            'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle', 'test_all',
            'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #57815959
+# %% ../nbs/41_finetune.ipynb #141fdd79
 import dataclasses
 import json
 import math
@@ -39,7 +39,7 @@ from .protocols import get_protocol, scale, windows_of
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
 from .visualize import Picture
 
-# %% ../nbs/41_finetune.ipynb #69404355
+# %% ../nbs/41_finetune.ipynb #623b67c6
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -56,11 +56,11 @@ class FinetuneSettings(Config):
     clips: Count = 10              # test: clips a video, spread evenly
     crops: Count = 1               # test: 1 crop a clip (centre) or 3 (left, centre, right)
     test_crop: Fraction = 1.0      # test: side of a crop ÷ short side of the frame
-    protocol: str = ""             # test: clips, crops and their places as in be_nb.protocols; empty: as set here
+    protocol: str = ""             # test: views as in be_nb.protocols; empty: as set here
     test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
-# %% ../nbs/41_finetune.ipynb #07ff54ea
+# %% ../nbs/41_finetune.ipynb #3776dc35
 @dataclass(frozen=True)
 class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
                      RunSettings):
@@ -312,7 +312,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../nbs/41_finetune.ipynb #cca8b252
+# %% ../nbs/41_finetune.ipynb #2299135a
 @dataclass(repr=False)
 class Scores:
     "What a network thinks of the clips of each video."
@@ -325,7 +325,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../nbs/41_finetune.ipynb #69b3acbd
+# %% ../nbs/41_finetune.ipynb #fc2fa818
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -556,7 +556,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../nbs/41_finetune.ipynb #9edab9e1
+# %% ../nbs/41_finetune.ipynb #0a98621e
 def settle(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -585,7 +585,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../nbs/41_finetune.ipynb #61c10687
+# %% ../nbs/41_finetune.ipynb #0ed403e3
 test_all.__test__ = False  # not for pytest to collect
 
 

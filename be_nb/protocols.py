@@ -8,7 +8,7 @@ __all__ = ['PLACEMENTS', 'ALL_COUNT', 'EVERY_STRIDE', 'RETRIEVES_NOT', 'BE', 'CO
            'embed', 'centre_features', 'without_rest', 'scale', 'survey', 'describe', 'score_retrieval',
            'protocol_table', 'chosen', 'by_protocol', 'score_probes', 'retrieve_by_protocol', 'evaluate_by_protocol']
 
-# %% ../nbs/54_protocols.ipynb #e4e0bd43
+# %% ../nbs/54_protocols.ipynb #745fc8e1
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from .config import EvaluateConfig, RetrieveConfig, check_choice
 from .evaluate import Features, extract_features, finish, knn, linear_probe, open_splits, retrieval
 
-# %% ../nbs/54_protocols.ipynb #10e9a6cb
+# %% ../nbs/54_protocols.ipynb #1f260ab5
 @dataclass(frozen=True)
 class Protocol:
     """Everything between a video and its feature, as one public code has it; `sources` says where each fact stands.
@@ -58,7 +58,7 @@ class Protocol:
         "Frames of the video that a clip takes, frames × stride."
         return self.frames * self.stride
 
-# %% ../nbs/54_protocols.ipynb #f4426472
+# %% ../nbs/54_protocols.ipynb #0e4f3862
 def uniform(last: int, span: int, clips: int):
     "From the first possible start to the last one, both included."
     return np.arange(clips) * last // max(clips - 1, 1)
@@ -81,7 +81,7 @@ def dense(last: int, span: int, clips: int):
 
 PLACEMENTS = {"uniform": uniform, "fractions": fractions, "centre": centre, "dense": dense}
 
-# %% ../nbs/54_protocols.ipynb #5f6ab6f5
+# %% ../nbs/54_protocols.ipynb #cbb8fbca
 def windows_of(
     protocol: Protocol,
     num_frames: int,  # length of a video
@@ -103,19 +103,19 @@ def windows_of(
         return np.maximum(numbers - outside * protocol.stride, 0)
     return np.minimum(numbers, num_frames - 1)
 
-# %% ../nbs/54_protocols.ipynb #2f21a7e4
+# %% ../nbs/54_protocols.ipynb #94ff3c5b
 ALL_COUNT = "no loader of this code drops a batch in evaluation"
 EVERY_STRIDE = "frames are a stride apart, as the sampler of the same file has it"
 RETRIEVES_NOT = "not stated: this code classifies and does not retrieve; we take "
 
-# %% ../nbs/54_protocols.ipynb #02035502
+# %% ../nbs/54_protocols.ipynb #a9605dc5
 BE = Protocol(
     "be", "Background Erasing, Wang et al., CVPR 2021", frames=64, stride=1, placement="centre", clips=1,
     spacing="stride", short="loop", min_frames=0, frame_size=(256, 342), size=224, crop=0.875, crops=1, pool="avg",
     unit=False, centred=False, drop_last=0, sources={
         "frames": "FingerRec/BE: src/Contrastive/scripts/feature_extract/hmdb51_extract.sh, data_length 64",
         "stride": "FingerRec/BE: src/Contrastive/option.py, ft_stride 1; the script does not change it",
-        "placement": "FingerRec/BE: src/Contrastive/data/dataset.py, _get_test_indices draws at random; we take the centre",
+        "placement": "FingerRec/BE: src/Contrastive/data/dataset.py, _get_test_indices is random; we take the centre",
         "clips": "FingerRec/BE: src/Contrastive/data/dataset.py, num_segments 1",
         "spacing": EVERY_STRIDE,
         "short": "FingerRec/BE: src/Contrastive/data/dataset.py, get begins again at the first frame",
@@ -131,7 +131,7 @@ BE = Protocol(
     }, known=("the start of the one clip is random", "the gallery goes through the training augmentation",
               "feature_extractor.py imports files that were never published"))
 
-# %% ../nbs/54_protocols.ipynb #10a6ca0e
+# %% ../nbs/54_protocols.ipynb #4b200c0a
 COCLR = Protocol(
     "coclr", "CoCLR, Han et al., NeurIPS 2020", frames=32, stride=1, placement="dense", clips=0, spacing="stride",
     short="lead", min_frames=18, frame_size=(240, 320), size=128, crop=224 / 240, crops=1, pool="avg", unit=True,
@@ -153,7 +153,7 @@ COCLR = Protocol(
         "drop_last": "TengdaHan/CoCLR: eval/main_classifier.py, test_retrieval: batches of one",
     }, known=("the gallery is one random window of each video", "colour jitter with probability 0.3 in the test"))
 
-# %% ../nbs/54_protocols.ipynb #9e57e15e
+# %% ../nbs/54_protocols.ipynb #d3b71b80
 VCOP = Protocol(
     "vcop", "video clip order prediction, Xu et al., CVPR 2019", frames=16, stride=1, placement="uniform", clips=10,
     spacing="stride", short="drop", min_frames=0, frame_size=(128, 171), size=112, crop=0.875, crops=1, pool="max",
@@ -175,7 +175,7 @@ VCOP = Protocol(
         "drop_last": "xudejing/video-clip-order-prediction: retrieve_clips.py, batches of 8, drop_last=True",
     }, known=("frames are scaled to 0…1 and not normalised further; here the network's own normalisation stays",))
 
-# %% ../nbs/54_protocols.ipynb #cf2ef7c6
+# %% ../nbs/54_protocols.ipynb #ae642b35
 FAME = Protocol(
     "fame", "FAME, Ding et al., CVPR 2022", frames=16, stride=2, placement="uniform", clips=10, spacing="stride",
     short="drop", min_frames=0, frame_size=(240, 320), size=112, crop=112 / 240, crops=1, pool="avg", unit=True,
@@ -198,7 +198,7 @@ FAME = Protocol(
     }, known=("main_retrieve.py unpacks three values where dataset/ucf101.py returns two",
               "a video without a whole clip disappears without a word"))
 
-# %% ../nbs/54_protocols.ipynb #b742519e
+# %% ../nbs/54_protocols.ipynb #47b358d0
 SLOWFAST = Protocol(
     "slowfast", "SlowFast, Feichtenhofer et al., ICCV 2019", frames=8, stride=8, placement="fractions", clips=10,
     spacing="span", short="clamp", min_frames=0, frame_size=(256, 342), size=256, crop=1.0, crops=3, pool="avg",
@@ -223,7 +223,7 @@ SLOWFAST = Protocol(
 
 PROTOCOLS = {p.name: p for p in (BE, COCLR, VCOP, FAME, SLOWFAST)}  # adding one is one entry
 
-# %% ../nbs/54_protocols.ipynb #e18fecd9
+# %% ../nbs/54_protocols.ipynb #2eacdf97
 def get_protocol(
     name: str,  # key of PROTOCOLS
 ) -> Protocol:
@@ -239,7 +239,7 @@ def facts(
     besides = [f"\n- not repeated here: {fact}" for fact in protocol.known]
     return "\n".join(["| fact | value | source |", "|---|---|---|", *rows, *besides])
 
-# %% ../nbs/54_protocols.ipynb #51a2d761
+# %% ../nbs/54_protocols.ipynb #37140a12
 class ViewFeatures(torch.nn.Module):
     "Clips `(b, c, t, h, w)` → what a protocol keeps of a view, `(b, d)`."
 
@@ -272,7 +272,7 @@ def embed(
                             stride=protocol.stride, size=protocol.size, crop=protocol.crop, short=protocol.short,
                             crops=protocol.crops, windows=partial(windows_of, protocol), **how)
 
-# %% ../nbs/54_protocols.ipynb #6c274f94
+# %% ../nbs/54_protocols.ipynb #304344f0
 def centre_features(
     features: torch.Tensor,  # (n, d)
     protocol: Protocol,
@@ -291,7 +291,7 @@ def without_rest(
     return replace(found, features=found.features[:keep], labels=found.labels[:keep], names=found.names[:keep],
                    dropped=found.dropped + found.names[keep:])
 
-# %% ../nbs/54_protocols.ipynb #ba5fc6ec
+# %% ../nbs/54_protocols.ipynb #102cb129
 def scale(
     protocol: Protocol,
     size: int | None = None,    # side of what the network sees; None: the protocol's
@@ -305,7 +305,7 @@ def scale(
     min_frames = round(protocol.min_frames * frames * stride / protocol.span)
     return replace(protocol, size=size, frames=frames, stride=stride, frame_size=frame_size, min_frames=min_frames)
 
-# %% ../nbs/54_protocols.ipynb #c1564c50
+# %% ../nbs/54_protocols.ipynb #1a2250e5
 def survey(
     source,              # videos
     protocol: Protocol,
@@ -339,13 +339,14 @@ def score_retrieval(
 ) -> dict:                       # one row: how, counts, R@k and chance in [0, 1]
     "Retrieval under one protocol."
     short = survey(queries, protocol)["short"]
-    pair = [without_rest(embed(backbone, s, protocol, **how), drop_last * protocol.drop_last) for s in (gallery, queries)]
+    batch = protocol.drop_last if drop_last else 0
+    pair = [without_rest(embed(backbone, source, protocol, **how), batch) for source in (gallery, queries)]
     (gx, gy), (qx, qy) = ((centre_features(found.features, protocol), found.labels) for found in pair)
     result = retrieval(gx, gy, qx, qy, ks)
     return (describe(protocol, *pair, short) | {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
             | {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()})
 
-# %% ../nbs/54_protocols.ipynb #4e3e1bb3
+# %% ../nbs/54_protocols.ipynb #597ead10
 def protocol_table(
     rows: list,  # of `score_retrieval` or `score_probes`
 ) -> str:        # Markdown
@@ -356,7 +357,7 @@ def protocol_table(
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-# %% ../nbs/54_protocols.ipynb #3d24ff0a
+# %% ../nbs/54_protocols.ipynb #ab627a11
 def chosen(
     config: EvaluateConfig,  # `protocol` is a name or "all"; frames, stride and size scale it
 ) -> list[Protocol]:
@@ -395,7 +396,7 @@ def by_protocol(
     return finish({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.drop_last,
                    "protocols": rows}, config.out, show=())
 
-# %% ../nbs/54_protocols.ipynb #b4335e77
+# %% ../nbs/54_protocols.ipynb #922ee8f7
 def score_probes(
     backbone: torch.nn.Module,
     train,                       # source of the videos that are fitted on
@@ -406,7 +407,8 @@ def score_probes(
 ) -> dict:                       # one row: how, counts, accuracies in [0, 1]
     "Linear probe and kNN on the features of one protocol."
     short = survey(test, protocol)["short"]
-    pair = [without_rest(embed(backbone, s, protocol, **how), drop_last * protocol.drop_last) for s in (train, test)]
+    batch = protocol.drop_last if drop_last else 0
+    pair = [without_rest(embed(backbone, source, protocol, **how), batch) for source in (train, test)]
     data = [part for found in pair for part in (centre_features(found.features, protocol), found.labels)]
     return describe(protocol, *pair, short) | {"linear probe": round(linear_probe(*data).accuracy, 4),
                                                "knn": round(knn(*data, k=min(20, len(pair[0]))).accuracy, 4)}
