@@ -31,7 +31,7 @@ from .data.scenebias import SceneBias
 from .data.videos import VideoFolder, uniform_starts, window_frames
 from .device import autocast, pick_device
 
-# %% ../nbs/50_evaluate.ipynb #890f6103
+# %% ../nbs/50_evaluate.ipynb #1780fdff
 def uniform_windows(
     num_frames: int,  # length of the video
     frames: int,      # frames a clip
@@ -45,7 +45,7 @@ def uniform_windows(
         return np.empty((0, frames), dtype=np.int64)
     return window_frames(num_frames, frames, stride, starts, short)
 
-
+# %% ../nbs/50_evaluate.ipynb #c74bf11c
 class VideoClips(Dataset):
     """Every video of a source as its evenly spread clips: item j is `(j, uint8 (clips, t, c, h, w))`. Not random.
 
@@ -447,7 +447,7 @@ def embed_splits(
                          "unreadable": len(getattr(source, "skipped", ()))}
     return *found, report
 
-# %% ../nbs/50_evaluate.ipynb #801d263f
+# %% ../nbs/50_evaluate.ipynb #ee036518
 def finish(
     report: dict,  # numbers and settings
     out: str,      # JSON file; empty: none
@@ -461,7 +461,7 @@ def finish(
         write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf8"))
     return report
 
-
+# %% ../nbs/50_evaluate.ipynb #74ed2aef
 def evaluate(
     config: EvaluateConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, accuracies in [0, 1]

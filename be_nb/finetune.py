@@ -325,7 +325,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../nbs/41_finetune.ipynb #fc2fa818
+# %% ../nbs/41_finetune.ipynb #e56bf0d0
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -345,10 +345,9 @@ def predict(
 ) -> Scores:
     """Softmax of every clip of every video, in eval mode; the model is left as it was. Nothing is random.
 
-    Raises `ValueError` if no video is long enough and if a score is not finite.
-    """
-    videos, views = VideoClips(source, clips, frames, stride, short, windows), test_views(size, crops, crop)
-    found, clips = [], len(videos.windows[0])
+    Raises `ValueError` if no video is long enough and if a score is not finite."""
+    videos, found = VideoClips(source, clips, frames, stride, short, windows), []
+    views, clips = test_views(size, crops, crop), len(videos.windows[0])
     loader = DataLoader(videos, batch_size=None, num_workers=workers)
     stream = tqdm(loader, total=len(videos), desc="test", unit="video", disable=not progress, leave=False)
     with evaluating(model, device) as device, torch.inference_mode():
@@ -364,8 +363,8 @@ def predict(
         raise ValueError("The network gives scores that are not finite; it has probably diverged. Lower the learning "
                          "rate.")
     labels = torch.as_tensor(source.labels, dtype=torch.int64)[videos.kept]
-    names = [source.names[i] for i in videos.kept]
-    return Scores(found.unflatten(0, (len(videos), clips)), labels, names, videos.dropped)
+    found, names = found.unflatten(0, (len(videos), clips)), [source.names[i] for i in videos.kept]
+    return Scores(found, labels, names, videos.dropped)
 
 # %% ../nbs/41_finetune.ipynb #c67db246
 def in_top(
