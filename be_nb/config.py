@@ -264,6 +264,7 @@ class FinetuneSettings(Config):
     clips: Count = 10              # test: clips a video, spread evenly
     crops: Count = 1               # test: 1 crop a clip (centre) or 3 (left, centre, right)
     test_crop: Fraction = 1.0      # test: side of a crop ÷ short side of the frame
+    protocol: str = ""             # test: views as in be_nb.protocols; empty: as set here
     test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
@@ -352,7 +353,7 @@ def recipe(
         raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
     return override(config, **changes)
 
-# %% ../nbs/00_config.ipynb #0a41c2e3
+# %% ../nbs/00_config.ipynb #2324d2c6
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -366,6 +367,8 @@ class EvaluateConfig(Config):
     stride: Count | None = None     # every stride-th frame; None: as in pretraining
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
+    protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
+    drop_last: bool = False         # protocol: leave out what its code left out
     on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # auto, cpu, cuda or cuda:N
