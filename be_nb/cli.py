@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'pretrain', 'evaluate', 'retrieve', 'recipes', 'export', 'usage',
            'is_message', 'main']
 
-# %% ../nbs/70_cli.ipynb #8a05a366
+# %% ../nbs/70_cli.ipynb #90528017
 import dataclasses
 import sys
 from typing import Annotated, Literal, get_args, get_origin
@@ -110,7 +110,7 @@ def recipes(args: list[str]):
         raise ValueError(f"`be-nb recipes` takes no flags; got {' '.join(args)}.")
     print(describe_recipes())
 
-# %% ../nbs/70_cli.ipynb #d38db526
+# %% ../nbs/70_cli.ipynb #a6bc6abb
 def export(args: list[str]):
     "be-nb export --checkpoint PATH --out FILE    write the backbone as safetensors, with a card"
     config = parse("export", ExportConfig, args, "Write the backbone as safetensors, with a card beside it.")
@@ -118,7 +118,7 @@ def export(args: list[str]):
 
     print(f"weights: {run(config.checkpoint, config.out, config.scores)}")
 
-# %% ../nbs/70_cli.ipynb #2ac24e16
+# %% ../nbs/70_cli.ipynb #242f9fe6
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "retrieve": retrieve, "export": export,
             "recipes": recipes}
 

@@ -322,7 +322,7 @@ def recipe(
     check_choice("recipe", name, RECIPES)
     return override(PretrainConfig(), **RECIPES[name][1] | changes)
 
-# %% ../nbs/00_config.ipynb #0a41c2e3
+# %% ../nbs/00_config.ipynb #c72e181c
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -349,7 +349,7 @@ class RetrieveConfig(EvaluateConfig):
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
 
-# %% ../nbs/00_config.ipynb #f5e7d962
+# %% ../nbs/00_config.ipynb #a4a92534
 @dataclass(frozen=True)
 class ExportConfig(Config):
     "What `be_nb.weights.export` needs."

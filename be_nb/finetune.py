@@ -38,7 +38,7 @@ from .evaluate import VideoClips, clip_batches, evaluating
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
 from .visualize import Picture
 
-# %% ../nbs/41_finetune.ipynb #69404355
+# %% ../nbs/41_finetune.ipynb #974fbd89
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
