@@ -200,7 +200,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../nbs/35_checkpoint.ipynb #1e1be455
+# %% ../nbs/35_checkpoint.ipynb #7e0154fb
 def assemble(
     weights: Weights,     # from `be_nb.weights.find_weights`
 ) -> torch.nn.Module:     # in eval mode
@@ -224,7 +224,7 @@ def assemble(
 
 
 def load(
-    path,                 # a checkpoint, the folder of a run, an export, weights of torchvision, or "torchvision/r3d_18"
+    path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
 ) -> torch.nn.Module:
     """A trained backbone, in eval mode: `backbone(x)` is (b, d), `.features(x)` (b, d, t', h', w').
 
