@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'LEGACY', 'flush_folder', 'write_atomically', 'remove_lefto
            'list_checkpoints', 'save_checkpoint', 'check_archive', 'read_torch', 'check_state', 'read_checkpoint',
            'newest_checkpoint', 'check_fit', 'Weights', 'backbone_weights', 'assemble', 'load']
 
-# %% ../nbs/35_checkpoint.ipynb #b39a71f9
+# %% ../nbs/35_checkpoint.ipynb #ad62f406
 import os
 import pickle
 import re
@@ -94,7 +94,7 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/35_checkpoint.ipynb #3e6e0f9f
+# %% ../nbs/35_checkpoint.ipynb #b50ff9b5
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before PyTorch 1.6
 
 
@@ -109,7 +109,7 @@ def check_archive(
     if broken:
         raise zipfile.BadZipFile(f"the checksum of {broken.partition('/')[2]} does not fit")
 
-
+# %% ../nbs/35_checkpoint.ipynb #12db9634
 def read_torch(
     path,    # a file written by `torch.save`, of any age
 ):           # what was saved: tensors and plain values, on the CPU
@@ -136,7 +136,7 @@ def read_torch(
         raise CheckpointError(f"{path} is damaged, or no checkpoint ({reason}). Take another copy, or an older "
                               "one of the same run.") from error
 
-# %% ../nbs/35_checkpoint.ipynb #a04f626c
+# %% ../nbs/35_checkpoint.ipynb #30fee954
 def check_state(
     path,    # where it was read, for the message
     state,   # what `read_torch` gave
@@ -179,7 +179,7 @@ def check_fit(
                 ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
-# %% ../nbs/35_checkpoint.ipynb #760f3bc5
+# %% ../nbs/35_checkpoint.ipynb #56419450
 class Weights(NamedTuple):
     "The weights of a backbone, wherever they come from, and what is known about them."
 
@@ -200,7 +200,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../nbs/35_checkpoint.ipynb #b81c76ed
+# %% ../nbs/35_checkpoint.ipynb #7e0154fb
 def assemble(
     weights: Weights,     # from `be_nb.weights.find_weights`
 ) -> torch.nn.Module:     # in eval mode
@@ -224,7 +224,7 @@ def assemble(
 
 
 def load(
-    path,                 # a checkpoint, the folder of a run, an export, weights of torchvision, or "torchvision/r3d_18"
+    path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
 ) -> torch.nn.Module:
     """A trained backbone, in eval mode: `backbone(x)` is (b, d), `.features(x)` (b, d, t', h', w').
 

@@ -130,7 +130,7 @@ def recipes(args: list[str]):
         raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
     print(describe_recipe(args[0]) if args else describe_recipes())
 
-# %% ../nbs/70_cli.ipynb #d38db526
+# %% ../nbs/70_cli.ipynb #a6bc6abb
 def export(args: list[str]):
     "be-nb export --checkpoint PATH --out FILE    write the backbone as safetensors, with a card"
     config = parse("export", ExportConfig, args, "Write the backbone as safetensors, with a card beside it.")

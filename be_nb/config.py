@@ -382,7 +382,7 @@ class RetrieveConfig(EvaluateConfig):
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
 
-# %% ../nbs/00_config.ipynb #f5e7d962
+# %% ../nbs/00_config.ipynb #a4a92534
 @dataclass(frozen=True)
 class ExportConfig(Config):
     "What `be_nb.weights.export` needs."

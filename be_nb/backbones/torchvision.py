@@ -57,15 +57,15 @@ def tv_mc3_18(
     """
     return borrow("tv_mc3_18", residual_stages(video.mc3_18(num_classes=1)), 512, in_channels)
 
-# %% ../../nbs/25_backbones.torchvision.ipynb #7ded11ee
-S3D_STAGES = ("conv1a pool2a conv2b conv2c pool3a mixed3b mixed3c pool4a mixed4b mixed4c mixed4d mixed4e mixed4f pool5a "
-              "mixed5b mixed5c").split()
+# %% ../../nbs/25_backbones.torchvision.ipynb #4c22f53a
+S3D_STAGES = ("conv1a pool2a conv2b conv2c pool3a mixed3b mixed3c pool4a mixed4b mixed4c mixed4d mixed4e mixed4f "
+              "pool5a mixed5b mixed5c").split()
 
 
 def tv_s3d(
     in_channels: int = 3,  # channels of a clip
 ) -> Backbone:
-    """torchvision's `s3d` (Xie et al., 2018, without gates) without its classifier: 18.0 GMAC at 16×224², 7.9 M parameters.
+    """torchvision's `s3d` (Xie et al., 2018), no gates, no classifier: 18.0 GMAC at 16×224², 7.9 M parameters.
 
     Clips `(b, in_channels, t, h, w)` -> `(b, 1024, t/8, h/32, w/32)`; the last pool rounds down, the others up.
     """
