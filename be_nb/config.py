@@ -152,7 +152,7 @@ class DataSettings(Config):
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
-    damping: NonNegative = 0.0       # SceneBias: over a video the motion slows down by the factor e^damping
+    damping: NonNegative = 0.0       # SceneBias: motion slows down e^damping times over a video
     frame_size: tuple[Count, Count] = (128, 171)  # videos: height and width of a decoded frame
     cache: bool = False              # videos: decode all once and keep them in memory
     on_error: OnError = "raise"      # unreadable videos: raise, or skip and warn
@@ -358,7 +358,7 @@ def recipe(
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
 
-    checkpoint: str                 # a run, step-….pt, ….safetensors or torchvision/r3d_18
+    checkpoint: str                 # a run, or whatever be_nb.load reads
     data: str                       # folder of videos
     train_split: str = "train.txt"  # labelled list: fits the probe, holds the neighbours
     test_split: str = "val.txt"     # labelled list: every video of it is scored
