@@ -126,7 +126,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/00_config.ipynb #7c600025
+# %% ../nbs/00_config.ipynb #c93804ca
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -153,7 +153,7 @@ class DataSettings(Config):
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
-    damping: NonNegative = 0.0       # SceneBias: over a video the motion slows down by the factor e^damping
+    damping: NonNegative = 0.0       # SceneBias: the motion slows down by e^damping over a video
     frame_size: tuple[Count, Count] = (128, 171)  # videos: height and width of a decoded frame
     cache: bool = False              # videos: decode all once and keep them in memory
     on_error: OnError = "raise"      # unreadable videos: raise, or skip and warn
@@ -282,7 +282,7 @@ def override(
             check_choice(f"setting of {type(config).__name__}", key, known, notes)
     return dataclasses.replace(config, **changes)
 
-# %% ../nbs/00_config.ipynb #92b4a3a7
+# %% ../nbs/00_config.ipynb #2931b901
 # What the authors' full-size runs share (paper, section 4.1; their option.py and scripts); a recipe adds the rest.
 # The milestones are those of 200 epochs; their 50 epochs of Kinetics end before the first one: schedule="constant".
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
