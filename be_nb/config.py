@@ -125,7 +125,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/00_config.ipynb #7c600025
+# %% ../nbs/00_config.ipynb #c93804ca
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]

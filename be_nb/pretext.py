@@ -7,7 +7,7 @@ __all__ = ['CELLS', 'KINDS', 'TASKS', 'PretextTask', 'RotNet3D', 'orders', 'arra
            'ClipOrder', 'take_cuboids', 'draw_corners', 'CubicPuzzles', 'Questions', 'Pretext', 'pretext', 'seen_clip',
            'right_answers', 'answered']
 
-# %% ../nbs/32_pretext.ipynb #fbc81fd3
+# %% ../nbs/32_pretext.ipynb #3183de54
 import itertools
 import math
 from typing import Protocol
@@ -25,7 +25,7 @@ from .distractor import Distractor
 from .losses import be_consistency
 from .train import augmentation, build_method
 
-# %% ../nbs/32_pretext.ipynb #be8e99f4
+# %% ../nbs/32_pretext.ipynb #1759d3a4
 class PretextTask(Protocol):
     "What `Pretext` needs to know of a task. b videos, p parts cut of each, m questions, q clips in a question."
 
@@ -120,7 +120,7 @@ class PairwiseHead(nn.Module):
         pairs = torch.stack([features[:, pair].flatten(1) for pair in self.pairs], 1)  # (m, pairs, 2d)
         return self.answer(self.pair(pairs).relu().flatten(1))
 
-# %% ../nbs/32_pretext.ipynb #922c7804
+# %% ../nbs/32_pretext.ipynb #1d8d7ba1
 class ClipOrder(PretextTask):
     """In which order were these clips filmed? (Xu et al., CVPR 2019: 3 clips of 16 frames, 8 frames apart.)
 
@@ -194,13 +194,12 @@ def draw_corners(
     shift = (u[:, 4:].view(batch, 4, 3) * (cell - size + 1)).long()
     return (moving + fixed[:, None]) * cell + shift
 
-# %% ../nbs/32_pretext.ipynb #1363df76
+# %% ../nbs/32_pretext.ipynb #73f850bb
 class CubicPuzzles(PretextTask):
     """In which order do four boxes of a video belong? (Kim et al., AAAI 2019.)
 
-    A grid of 4×2×2 cells (time, rows, columns); a puzzle in space has the 4 cells of one moment, row by row, and one
-    in time the 4 moments of one cell. Each box lies at a random place in its cell; one colour channel replaces all.
-    """
+    A puzzle in space has the 4 cells of one moment, row by row, one in time the 4 moments of one cell (see `CELLS`).
+    Each box lies at a random place in its cell; one colour channel replaces all."""
 
     classes = 24
 
@@ -214,13 +213,12 @@ class CubicPuzzles(PretextTask):
         self.jitter, self.kind = jitter, kind
 
     def seen(self, frames, size):
-        "As many frames as a box has, and the whole picture: at the scale of the boxes, which are squares cut from it."
+        "As many frames as a box has, and the whole picture, from which the boxes are cut."
         return self.sample(0, (frames, size, size))[1][0], size
 
     def sample(self, batch, shape, generator=None):
         "Corners int64 (batch, 4, 3) and size of the boxes, for clips of `shape` (t, h, w)."
-        cell = torch.tensor(shape) // CELLS
-        if (cell < 1).any():
+        if ((cell := torch.tensor(shape) // CELLS) < 1).any():
             raise ValueError(f"A puzzle of 4×2×2 cells needs 4 frames and 2×2 pixels; got {tuple(shape)}.")
         size = (cell * (1 - self.jitter)).round().long().clamp(min=1)
         return draw_corners(batch, cell, size, KINDS[self.kind], generator), tuple(size.tolist())
@@ -229,8 +227,8 @@ class CubicPuzzles(PretextTask):
         "(b, 1, c, t, h, w) → (b, 4, c, t', h', w'), shuffled, and which of the 24 orders it is."
         clips = views[:, 0]
         boxes = take_cuboids(clips, *self.sample(len(clips), clips.shape[2:], generator))
-        channel = torch.randint(clips.shape[1], (len(clips), 1), generator=generator).expand(-1, 4)
-        grey = arrange(boxes.flatten(0, 1), channel.reshape(-1, 1)).view_as(boxes[:, :, :1])
+        channel = torch.randint(clips.shape[1], (len(clips), 1), generator=generator).expand(-1, 4).reshape(-1, 1)
+        grey = arrange(boxes.flatten(0, 1), channel).view_as(boxes[:, :, :1])
         return shuffle_pieces(grey.expand_as(boxes), generator)
 
     def head(self, feature_dim):
@@ -267,7 +265,7 @@ class Questions(nn.Module):
         views = self.augment(parts.flatten(0, 1), generator)
         return self.task.make(views.unflatten(0, parts.shape[:2]), generator)
 
-# %% ../nbs/32_pretext.ipynb #21188802
+# %% ../nbs/32_pretext.ipynb #edfc315e
 class Pretext(Questions):
     """A pretext task as a method for the trainer, with or without Background Erasing: L = L_p + beta · L_be.
 
@@ -303,7 +301,7 @@ class Pretext(Questions):
     def after_step(self):
         "Nothing moves but what the optimiser moves."
 
-# %% ../nbs/32_pretext.ipynb #1f0603f5
+# %% ../nbs/32_pretext.ipynb #b8430cd1
 # Name of a method → its task, from the settings of a run.
 # RotNet: a step of `batch_size` videos passes four times as many clips. Puzzles: `frames` and `size` are those of the
 # whole grid. Order: `frames` is the length of the window that holds three clips and two gaps.
@@ -326,7 +324,7 @@ def seen_clip(
     "A clip as the backbone sees it in training, for `be_nb.train.evaluation_clip`."
     return TASKS[settings.method](settings).seen(settings.frames, settings.size)
 
-# %% ../nbs/32_pretext.ipynb #x
+# %% ../nbs/32_pretext.ipynb #ae118b13
 @torch.no_grad()
 def right_answers(
     method: Pretext,        # what was trained; it is left in evaluation mode
@@ -348,7 +346,7 @@ def right_answers(
             hits.append(method.answer(questions)[0].argmax(1) == target)
     return torch.cat(hits).float().mean().item()
 
-
+# %% ../nbs/32_pretext.ipynb #d2058816
 def answered(
     path,               # a checkpoint, made on SceneBias
     size: int = 512,    # videos to ask about, of the split `unbiased`

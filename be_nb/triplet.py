@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compare', 'Triplet', 'be_triplet']
 
-# %% ../nbs/33_triplet.ipynb #x
+# %% ../nbs/33_triplet.ipynb #c99f3fb2
 import torch
 import torch.nn as nn
 
@@ -15,7 +15,7 @@ from .losses import triplet
 from .moco import pick_windows, projection, unit
 from .train import augmentation
 
-# %% ../nbs/33_triplet.ipynb #x
+# %% ../nbs/33_triplet.ipynb #12b8d0a9
 def compare(
     anchor: torch.Tensor,     # (b, dim), of length 1, like the others
     positive: torch.Tensor,   # (b, dim)
@@ -27,7 +27,7 @@ def compare(
     names = ("positive", "extra_negative", "other_video")
     return {"accuracy": (cosine.argmax(1) == 0).float().mean(), **dict(zip(names, cosine.mean(0)))}
 
-# %% ../nbs/33_triplet.ipynb #x
+# %% ../nbs/33_triplet.ipynb #c4416c33
 class Triplet(nn.Module):
     """BE triplet: anchor a distracted window, positive another view of it, negatives another window and another video.
 
@@ -68,7 +68,7 @@ class Triplet(nn.Module):
     def after_step(self):
         "Nothing moves but what the optimiser moves."
 
-# %% ../nbs/33_triplet.ipynb #x
+# %% ../nbs/33_triplet.ipynb #814e9679
 def be_triplet(
     config,           # a `PretrainConfig`
     backbone,         # the network to train

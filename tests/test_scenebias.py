@@ -115,7 +115,8 @@ def test_without_damping_the_poses_are_the_old_ones():
     speed = (1 + 0.4 * smooth(scenebias.to_normal(u["speed"]))).clamp(min=0.1)
     wave = (2 * math.pi * (u["phase"] + speed.cumsum(1) / period)).sin()
     pose = poses(labels, u, 30)
-    assert torch.equal(pose["x"][labels == 0], (wave * (5 + 3 * u["amplitude"]) + (u["place"][:, :1] - 0.5) * 4)[labels == 0])
+    x = wave * (5 + 3 * u["amplitude"]) + (u["place"][:, :1] - 0.5) * 4
+    assert torch.equal(pose["x"][labels == 0], x[labels == 0])
     assert torch.equal(pose["angle"][labels == 4], (2 * math.pi * u["angle"] + 1.5 * wave)[labels == 4])
     assert torch.equal(pose["scale"][labels == 5], (1 + 0.45 * wave)[labels == 5])
     assert torch.equal(whole(SceneBias("test", size=3, damping=0.), 2), whole(SceneBias("test", size=3), 2))
