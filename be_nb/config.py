@@ -360,9 +360,9 @@ class EvaluateConfig(Config):
 
     checkpoint: str                 # a run, or whatever be_nb.load reads
     data: str                       # folder of videos
-    train_split: str = "train.txt"  # labelled list: fits the probe, holds the neighbours
+    train_split: str = "train.txt"  # labelled list: fits probe, holds neighbours
     test_split: str = "val.txt"     # labelled list: every video of it is scored
-    clips: Count = 10               # clips a video, spread evenly; their features are averaged
+    clips: Count = 10               # clips a video, spread evenly, then averaged
     frames: Count | None = None     # frames a clip; None: as in pretraining
     stride: Count | None = None     # every stride-th frame; None: as in pretraining
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
