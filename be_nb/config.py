@@ -7,7 +7,8 @@ __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'P
            'Negative', 'AUTHORS', 'VIDEO_MINI', 'MOCO', 'RECIPES', 'nearest', 'check_choice', 'Range', 'conform',
            'annotations', 'Config', 'RunSettings', 'DataSettings', 'AugmentationSettings', 'MethodSettings',
            'OptimisationSettings', 'RecordSettings', 'PretrainConfig', 'Setting', 'settings', 'override',
-           'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig']
+           'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig', 'PackConfig',
+           'DoctorConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -348,3 +349,26 @@ class RetrieveConfig(EvaluateConfig):
     "What `be_nb.evaluate.retrieve` needs. The gallery is `train_split`, the queries are `test_split`."
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
+
+# %% ../nbs/00_config.ipynb #864353a7
+@dataclass(frozen=True)
+class PackConfig(Config):
+    "What `be_nb.data.pack.pack` needs: videos, lists of them, and how their frames shall be stored."
+
+    root: str                        # folder of the videos
+    out: str                         # folder of the pack
+    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root, lines `path label`
+    short_side: Amount = 128         # pixels of the shorter side; 0 keeps the size
+    frame_size: tuple[Count, Count] | None = None  # height, width: cover and cut, not short_side
+    codec: Literal["jpeg", "raw"] = "jpeg"  # jpeg is small; raw needs no decoding
+    quality: Annotated[int, Range(1, 100)] = 90  # of JPEG
+    shard_videos: Count = 64         # videos in one tar file
+    workers: Count = 1               # processes
+    on_error: OnError = "skip"       # unreadable videos: raise, or skip and report
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Config):
+    "What `be_nb.data.pack.doctor` needs."
+
+    root: str                        # folder of the pack
