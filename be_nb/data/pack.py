@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'cut_into_shards', 'PackReport', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack', 'load_index',
            'map_frames', 'fit', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
 
-# %% ../../nbs/03_data.pack.ipynb #22b979df
+# %% ../../nbs/03_data.pack.ipynb #39a5bbf8
 import functools
 import hashlib
 import io
@@ -40,7 +40,7 @@ from .videos import (Split, VideoError, VideoFolder, draw_starts, epoch_order, r
                                window_frames, _CLIPS, _ToRGB, _VideoList, _check_window, _locate, _positions,
                                _read_classes)
 
-# %% ../../nbs/03_data.pack.ipynb #d8cae122
+# %% ../../nbs/03_data.pack.ipynb #79209452
 CODECS = ("jpeg", "raw")
 
 
@@ -71,10 +71,10 @@ def jpegs_to_frames(
             raise ValueError(f"is no JPEG picture ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
         if image.shape[1:] != (height, width):
             raise ValueError(f"has {image.shape[1]}×{image.shape[2]} pixels, the index says {height}×{width}")
-        frames[k] = image
+        frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../nbs/03_data.pack.ipynb #2141fa2f
+# %% ../../nbs/03_data.pack.ipynb #e0f866ba
 @dataclass(frozen=True)
 class Settings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -100,7 +100,7 @@ class Settings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../nbs/03_data.pack.ipynb #9ef09d94
+# %% ../../nbs/03_data.pack.ipynb #31aa5006
 def encode_video(
     path,  # a video file
     settings,  # how its frames shall be stored
@@ -114,7 +114,7 @@ def encode_video(
         stored.append(frame_to_bytes(to_rgb(frame), settings.codec, settings.quality))
     return stored, size
 
-# %% ../../nbs/03_data.pack.ipynb #26f5f679
+# %% ../../nbs/03_data.pack.ipynb #989da1c2
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -159,7 +159,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../nbs/03_data.pack.ipynb #5a56419b
+# %% ../../nbs/03_data.pack.ipynb #4f2ba297
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -212,7 +212,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../nbs/03_data.pack.ipynb #0b813d5c
+# %% ../../nbs/03_data.pack.ipynb #7379108b
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -278,7 +278,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../nbs/03_data.pack.ipynb #9a2c9e6d
+# %% ../../nbs/03_data.pack.ipynb #027b8531
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -350,7 +350,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../nbs/03_data.pack.ipynb #60f61875
+# %% ../../nbs/03_data.pack.ipynb #9be08981
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -365,9 +365,10 @@ class PackReport:
     def __str__(self):
         lines = [f"{self.out}: {self.videos:,} videos, {self.frames:,} frames, {len(self.classes)} classes, "
                  f"{self.bytes / 1e6:,.1f} MB; problems: {len(self.problems)}"]
-        return "\n".join(lines + [f"  {name!a}: {reason}" for name, reason in self.problems.items()])
+        reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
+        return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../nbs/03_data.pack.ipynb #3fc148ee
+# %% ../../nbs/03_data.pack.ipynb #b043437b
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -404,7 +405,7 @@ def _is_finished(path, entries, settings, on_error):
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../nbs/03_data.pack.ipynb #db28c145
+# %% ../../nbs/03_data.pack.ipynb #aa3a06be
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -447,7 +448,7 @@ def pack(
         _run_all(write_shard, tasks, workers, lambda k, _: bar.update(len(tasks[k][1])))
     return write_index(out, paths, found, classes, settings)
 
-# %% ../../nbs/03_data.pack.ipynb #3434f734
+# %% ../../nbs/03_data.pack.ipynb #4b9e0e4d
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -467,7 +468,7 @@ def _seal(content):
     "Checksum over everything else in pack.json."
     return _sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../nbs/03_data.pack.ipynb #b2a8f0d5
+# %% ../../nbs/03_data.pack.ipynb #a5123565
 FORMAT = 1  # raised when what a pack holds changes its meaning
 
 
@@ -514,7 +515,7 @@ def _report(out, content, problems=None):
     problems = content["problems"] if problems is None else problems
     return PackReport(Path(out), classes, content["videos"], content["frames"], sum(sizes), problems)
 
-# %% ../../nbs/03_data.pack.ipynb #f372a6bd
+# %% ../../nbs/03_data.pack.ipynb #b2febc24
 def is_pack(
     root,  # a folder
 ):
@@ -551,7 +552,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(path.read_bytes(), path)
 
-# %% ../../nbs/03_data.pack.ipynb #b5121ae7
+# %% ../../nbs/03_data.pack.ipynb #2a8dca21
 def _load(root, content, name, check=True):
     "The bytes of a file of the pack, compared with the checksum in `pack.json`."
     path = Path(root) / name
@@ -586,7 +587,7 @@ def map_frames(
         raise PackError(f"{path}: damaged: {rows.shape} {rows.dtype}. Pack again: whole shards are kept.")
     return rows
 
-# %% ../../nbs/03_data.pack.ipynb #cb51ceae
+# %% ../../nbs/03_data.pack.ipynb #ac157bac
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -616,7 +617,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../nbs/03_data.pack.ipynb #fda60774
+# %% ../../nbs/03_data.pack.ipynb #3e15fbf7
 def fit(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -630,7 +631,7 @@ def fit(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../nbs/03_data.pack.ipynb #51cb3e1e
+# %% ../../nbs/03_data.pack.ipynb #fff5ee57
 class PackedVideos(_VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 
@@ -707,17 +708,19 @@ class PackedVideos(_VideoList):
     def _read_jpeg(self, file, row, frames, i):
         if self._frames is None:
             self._frames = map_frames(self.root, self.about["frames"])
+        frames, place = np.unique(frames, return_inverse=True)  # a short video in a circle: decode no frame twice
         wanted, stored = self._frames[int(row["first"]) + frames], []
         for k, (offset, length, crc32) in zip(frames.tolist(), wanted.tolist()):
             stored.append(os.pread(file, length, offset) if 0 <= offset and 0 <= length else b"")
             if zlib.crc32(stored[-1]) != crc32:
                 raise VideoError(f"{self.names[i]}: frame {k} is damaged in the pack. Run `be-nb doctor {self.root}`.")
         try:
-            return jpegs_to_frames(stored, int(row["height"]), int(row["width"]))
+            clip = jpegs_to_frames(stored, int(row["height"]), int(row["width"]))
+            return clip if np.array_equal(place, np.arange(len(clip))) else clip[torch.from_numpy(place)]
         except ValueError as error:
             raise VideoError(f"{self.names[i]}: a frame of {frames.tolist()} in the pack {self.root} {error}") from error
 
-# %% ../../nbs/03_data.pack.ipynb #34eb0a14
+# %% ../../nbs/03_data.pack.ipynb #f615c533
 def open_videos(
     data,  # folder of videos or of a pack
     split,  # a list file, absolute or in the folder, or a `Split`
@@ -729,7 +732,7 @@ def open_videos(
     source = PackedVideos if is_pack(data) else VideoFolder
     return source(data, split, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/03_data.pack.ipynb #ee14b152
+# %% ../../nbs/03_data.pack.ipynb #c0108b4f
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -770,7 +773,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../nbs/03_data.pack.ipynb #a14ac966
+# %% ../../nbs/03_data.pack.ipynb #46ab7167
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack."
     found = {}
@@ -808,7 +811,7 @@ def doctor(
                                  content["settings"]["codec"])
     return _report(root, content, problems)
 
-# %% ../../nbs/03_data.pack.ipynb #a8318238
+# %% ../../nbs/03_data.pack.ipynb #a1f98f79
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
@@ -830,7 +833,7 @@ def sample_frames(
         return torch.from_numpy(clip.copy())
     return jpegs_to_frames(stored, height, width)
 
-# %% ../../nbs/03_data.pack.ipynb #dbd2459f
+# %% ../../nbs/03_data.pack.ipynb #e81383e5
 def _shard_urls(pack, split):
     "Addresses of the shards that hold videos of a list, and how many videos each must give (None: not known)."
     from webdataset.gopen import gopen
@@ -861,7 +864,7 @@ def _whole_shards(samples, counts):
         if counts[url] not in (None, seen):
             raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
 
-# %% ../../nbs/03_data.pack.ipynb #bc40d849
+# %% ../../nbs/03_data.pack.ipynb #b3b18a47
 @dataclass(frozen=True)
 class _ToClips:
     "Turns a streamed video into an item like those of `ClipDataset`, with the same windows; None: not wanted."
@@ -908,7 +911,7 @@ def _shards_of_worker(urls):
                          "with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../nbs/03_data.pack.ipynb #2d055295
+# %% ../../nbs/03_data.pack.ipynb #5d0f7f63
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"
