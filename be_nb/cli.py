@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'pretrain', 'evaluate', 'retrieve', 'pack', 'doctor', 'recipes',
            'usage', 'is_message', 'main']
 
-# %% ../nbs/70_cli.ipynb #8a05a366
+# %% ../nbs/70_cli.ipynb #fe31d252
 import dataclasses
 import sys
 from typing import Annotated, Literal, get_args, get_origin
@@ -17,7 +17,7 @@ from . import __version__
 from .config import (DoctorConfig, EvaluateConfig, PackConfig, PretrainConfig, RetrieveConfig, check_choice,
                           describe_recipes, nearest, recipe, settings)
 
-# %% ../nbs/70_cli.ipynb #f80ba89a
+# %% ../nbs/70_cli.ipynb #fadb8969
 def metavar(
     kind,           # type of a setting
 ) -> str | None:    # None: what tyro says of itself
@@ -76,7 +76,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/70_cli.ipynb #f761e6e4
+# %% ../nbs/70_cli.ipynb #4ed7474f
 def pretrain(args: list[str]):
     "be-nb pretrain [RECIPE] [--flag value …]    pretrain a backbone without labels"
     named = bool(args) and not args[0].startswith("-")
@@ -132,7 +132,7 @@ def recipes(args: list[str]):
         raise ValueError(f"`be-nb recipes` takes no flags; got {' '.join(args)}.")
     print(describe_recipes())
 
-# %% ../nbs/70_cli.ipynb #2ac24e16
+# %% ../nbs/70_cli.ipynb #6c29d1b9
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "retrieve": retrieve, "pack": pack,
             "doctor": doctor, "recipes": recipes}
 

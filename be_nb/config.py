@@ -350,7 +350,7 @@ class RetrieveConfig(EvaluateConfig):
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
 
-# %% ../nbs/00_config.ipynb #864353a7
+# %% ../nbs/00_config.ipynb #5a5b586f
 @dataclass(frozen=True)
 class PackConfig(Config):
     "What `be_nb.data.pack.pack` needs: videos, lists of them, and how their frames shall be stored."

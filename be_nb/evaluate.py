@@ -8,7 +8,7 @@ __all__ = ['SLICE', 'VideoClips', 'clip_batches', 'Features', 'evaluating', 'mea
            'RetrievalResult', 'chance_recall', 'retrieval', 'labelled_source', 'open_splits', 'embed_splits', 'finish',
            'evaluate', 'retrieve']
 
-# %% ../nbs/50_evaluate.ipynb #510b0aed
+# %% ../nbs/50_evaluate.ipynb #c44d8970
 import json
 import math
 import warnings
@@ -358,7 +358,7 @@ def retrieval(
     return RetrievalResult({k: hits[:, k - 1].mean().item() for k in ks},
                            {k: chance_recall(size, candidates, k) for k in ks}, len(queries), len(gallery), rows)
 
-# %% ../nbs/50_evaluate.ipynb #de1c41d9
+# %% ../nbs/50_evaluate.ipynb #9a08062e
 def labelled_source(
     config: EvaluateConfig,  # what to evaluate
     split: str,              # a list of the folder, or a split of SceneBias

@@ -9,7 +9,7 @@ __all__ = ['FINETUNE_RECIPES', 'GROUPS', 'FinetuneSettings', 'FinetuneConfig', '
            'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle',
            'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #57815959
+# %% ../nbs/41_finetune.ipynb #3618b8a6
 import dataclasses
 import json
 import math
@@ -205,7 +205,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../nbs/41_finetune.ipynb #0e8b3f32
+# %% ../nbs/41_finetune.ipynb #cca4936f
 def open_list(
     config: FinetuneConfig,  # the run
     split: str,              # a list of the folder, or a split of SceneBias

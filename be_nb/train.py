@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'bui
            'build_optimizer', 'seed_of', 'train_step', 'Meter', 'History', 'run_folder', 'find_start', 'save', 'train',
            'PretrainResult', 'restore', 'pretrain']
 
-# %% ../nbs/40_train.ipynb #1064f020
+# %% ../nbs/40_train.ipynb #b2db7b4e
 import dataclasses
 import importlib
 import json
@@ -69,7 +69,7 @@ def build_method(
     torch.manual_seed(config.seed)
     return getattr(importlib.import_module(module), function)(config, create_backbone(config.backbone))
 
-# %% ../nbs/40_train.ipynb #51a7c491
+# %% ../nbs/40_train.ipynb #a7558e5c
 def build_source(
     config: PretrainConfig,  # the run
 ):

@@ -430,7 +430,7 @@ def _settle(videos, results):
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/02_data.videos.ipynb #c55892cf
+# %% ../../nbs/02_data.videos.ipynb #6eb6c7bb
 def _locate(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
