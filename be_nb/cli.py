@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
-           'recipes', 'export', 'usage', 'is_message', 'main']
+           'pack', 'doctor', 'recipes', 'export', 'usage', 'is_message', 'main']
 
 # %% ../nbs/70_cli.ipynb #4d693598
 import dataclasses
@@ -15,11 +15,11 @@ from typing import Annotated, Literal, get_args, get_origin
 import tyro
 
 from . import __version__
-from .config import (EvaluateConfig, ExportConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, check_choice,
-                          nearest, recipe, settings)
+from .config import (DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, PackConfig, PretrainConfig,
+                          RetrieveConfig, check_choice, nearest, recipe, settings)
 from .recipes import describe_recipe, describe_recipes
 
-# %% ../nbs/70_cli.ipynb #f80ba89a
+# %% ../nbs/70_cli.ipynb #fadb8969
 def metavar(
     kind,           # type of a setting
 ) -> str | None:    # None: what tyro says of itself
@@ -27,9 +27,9 @@ def metavar(
     inside = get_args(kind)
     if get_origin(kind) is Literal:
         return "NAME"
-    if get_origin(kind) is tuple and inside[-1] is ...:
-        return f"{inside[0].__name__.upper()} ..."
-    return inside[0].__name__.upper() if type(None) in inside else None
+    if get_origin(kind) is tuple:
+        return " ".join("..." if each is ... else each.__name__.upper() for each in inside)
+    return metavar(inside[0]) or inside[0].__name__.upper() if type(None) in inside else None
 
 # %% ../nbs/70_cli.ipynb #f22b6937
 def flags(
@@ -124,6 +124,28 @@ def retrieve(args: list[str]):
     run(config)
 
 
+def pack(args: list[str]):
+    "be-nb pack --root DIR --out DIR    decode videos once, into shards that give any frame at once"
+    config = parse("pack", PackConfig, args, "Decode videos once, into shards that give any frame at once. Stopped, "
+                   "it goes on when called again.")
+    from be_nb.data.pack import pack as run
+
+    print(run(**dataclasses.asdict(config)))
+
+
+def doctor(args: list[str]):
+    "be-nb doctor PACK    check everything in a pack; exit code 1 if anything is wrong"
+    named = bool(args) and not args[0].startswith("-")
+    config = parse("doctor PACK", DoctorConfig, ["--root", *args] if named else args,
+                   "Check every checksum, count, shape, list and index entry of a pack.")
+    from be_nb.data.pack import doctor as run
+
+    report = run(config.root)
+    print(report)
+    if report.problems:
+        raise SystemExit(1)
+
+
 def recipes(args: list[str]):
     "be-nb recipes [NAME]    list the recipes, or show one in full"
     if len(args) > 1 or any(word.startswith("-") for word in args):
@@ -140,7 +162,7 @@ def export(args: list[str]):
 
 # %% ../nbs/70_cli.ipynb #b016db31
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "export": export,
-            "recipes": recipes}
+            "pack": pack, "doctor": doctor, "recipes": recipes}
 
 
 def usage() -> str:  # several lines

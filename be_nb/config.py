@@ -7,7 +7,7 @@ __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'P
            'Negative', 'nearest', 'check_choice', 'Range', 'conform', 'annotations', 'Config', 'RunSettings',
            'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'RecordSettings',
            'check_training', 'PretrainConfig', 'FinetuneSettings', 'FinetuneConfig', 'Setting', 'settings', 'override',
-           'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig']
+           'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -390,3 +390,26 @@ class ExportConfig(Config):
     checkpoint: str                # a step-….pt or best.pt file, or the folder of a run
     out: str                       # file to write: ….safetensors; its card: ….safetensors.json
     scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card
+
+# %% ../nbs/00_config.ipynb #5a5b586f
+@dataclass(frozen=True)
+class PackConfig(Config):
+    "What `be_nb.data.pack.pack` needs: videos, lists of them, and how their frames shall be stored."
+
+    root: str                        # folder of the videos
+    out: str                         # folder of the pack
+    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root, lines `path label`
+    short_side: Amount = 128         # pixels of the shorter side; 0 keeps the size
+    frame_size: tuple[Count, Count] | None = None  # height, width: cover and cut, not short_side
+    codec: Literal["jpeg", "raw"] = "jpeg"  # jpeg is small; raw needs no decoding
+    quality: Annotated[int, Range(1, 100)] = 90  # of JPEG
+    shard_videos: Count = 64         # videos in one tar file
+    workers: Count = 1               # processes
+    on_error: OnError = "skip"       # unreadable videos: raise, or skip and report
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Config):
+    "What `be_nb.data.pack.doctor` needs."
+
+    root: str                        # folder of the pack

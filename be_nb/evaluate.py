@@ -28,7 +28,8 @@ from .augment import CenterCrop
 from .checkpoint import load, write_atomically
 from .config import EvaluateConfig, RetrieveConfig
 from .data.scenebias import SceneBias
-from .data.videos import VideoFolder, uniform_starts, window_frames
+from .data.pack import open_videos
+from .data.videos import uniform_starts, window_frames
 from .device import autocast, pick_device
 from .train import evaluation_clip
 
@@ -401,7 +402,7 @@ def retrieval(
     return RetrievalResult({k: hits[:, k - 1].mean().item() for k in ks},
                            {k: chance_recall(size, candidates, k) for k in ks}, len(queries), len(gallery), rows)
 
-# %% ../nbs/50_evaluate.ipynb #de1c41d9
+# %% ../nbs/50_evaluate.ipynb #9a08062e
 def labelled_source(
     config: EvaluateConfig,  # what to evaluate
     split: str,              # a list of the folder, or a split of SceneBias
@@ -410,7 +411,7 @@ def labelled_source(
     "The labelled videos of one list, cut to the frame size of pretraining. `data='scenebias'` takes the built-in set."
     if config.data == "scenebias":
         return SceneBias(split, rho=pretrained["rho"], seed=pretrained["data_seed"])
-    return VideoFolder(config.data, split, frame_size=pretrained["frame_size"], on_error=config.on_error)
+    return open_videos(config.data, split, pretrained["frame_size"], on_error=config.on_error)
 
 
 

@@ -28,7 +28,8 @@ from .backbones import create_backbone
 from .checkpoint import FORMAT, load, remove_leftovers, save_checkpoint, write_atomically
 from .config import FinetuneConfig, PretrainConfig, override, recipe
 from .data.scenebias import SceneBias
-from .data.videos import ClipDataset, EpochSampler, VideoFolder
+from .data.pack import open_videos
+from .data.videos import ClipDataset, EpochSampler
 from .device import autocast, channels_last, machine, pick_device
 from .evaluate import VideoClips, clip_batches, evaluating, test_views
 from .protocols import get_protocol, scale, windows_of
@@ -144,7 +145,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../nbs/41_finetune.ipynb #0e8b3f32
+# %% ../nbs/41_finetune.ipynb #cca4936f
 def open_list(
     config: FinetuneConfig,  # the run
     split: str,              # a list of the folder, or a split of SceneBias
@@ -154,7 +155,7 @@ def open_list(
     "The videos of one list."
     if config.data == "scenebias":
         return SceneBias(split, rho=config.rho, seed=config.data_seed, size=size)
-    return VideoFolder(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error)
+    return open_videos(config.data, split, config.frame_size, cache, config.on_error)
 
 
 def open_sources(

@@ -430,7 +430,7 @@ def _settle(videos, results):
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/02_data.videos.ipynb #c55892cf
+# %% ../../nbs/02_data.videos.ipynb #6eb6c7bb
 def _locate(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
@@ -457,8 +457,12 @@ class _VideoList:
             raise ValueError(f"{Path(root) / 'classes.txt'}: {len(self.classes)} classes, but a label is {count - 1}")
         self.root, self.on_error, self.skipped = str(root), on_error, {}
         self.names, self.labels = list(split.paths), split.labels
-        self.paths = [_locate(self.root, *entry) for entry in zip(split.paths, split.where)]
+        self.paths = [self._find(*entry) for entry in zip(split.paths, split.where)]
         _settle(self, self.paths)
+
+    def _find(self, path, where):
+        "Where a video is, or a `VideoError`; a pack says something else."
+        return _locate(self.root, path, where)
 
     def __len__(self):
         return len(self.names)

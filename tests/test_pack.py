@@ -1,0 +1,501 @@
+"""Packs: every frame in its place, the same bytes every time, kills, damage, streams, and the odd files of real sets."""
+import functools
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import tarfile
+import time
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_videos import TURNK, coded_pictures, frame, number, write
+from torch.utils.data import DataLoader
+
+import be_nb.data.pack as module
+from be_nb import cli
+from be_nb.config import EvaluateConfig, PretrainConfig
+from be_nb.data.pack import (CODECS, PackedVideos, PackError, doctor, fit, is_pack, open_videos, pack, scan_shard,
+                             stream)
+from be_nb.data.videos import ClipDataset, EpochSampler, Split, VideoError, VideoFolder, decode
+
+quiet_pack = functools.partial(pack, progress=False)
+NAMES = {"a [b] (c).avi": 20, "#1 hash!.mp4": 12, "sub/plain.mkv": 31, "50% é.avi": 7, "one.mp4": 1, "v2.avi": 9,
+         "v3.avi": 10, "v4.avi": 11}
+
+
+def folder_of_videos(root, names=NAMES, height=48, width=64):
+    for name, length in names.items():
+        write(root / "videos" / name, [frame(k, height, width) for k in range(length)], bf=2)
+    lines = [f"{name} {k % 2}" for k, name in enumerate(names)]
+    (root / "train.txt").write_text("\n".join(lines[:5]) + "\n", encoding="utf8")
+    (root / "val.txt").write_text("\n".join(lines[5:]) + "\n", encoding="utf8")
+    (root / "classes.txt").write_text("even\nodd class\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    return folder_of_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def packs(root, tmp_path_factory):
+    "codec → a pack of all videos; tests only read it."
+    out = tmp_path_factory.mktemp("packs")
+    for codec in CODECS:
+        report = quiet_pack(root, ("train.txt", "val.txt"), out / codec, 24, codec=codec, shard_videos=2)
+        assert (report.videos, report.frames, report.problems) == (8, 101, {}) and report.classes == ["even", "odd class"]
+    return {codec: out / codec for codec in CODECS}
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+each_codec = pytest.mark.parametrize("codec", CODECS)
+
+
+# --- what is in a pack ------------------------------------------------------------------------------------------------
+
+@each_codec
+@pytest.mark.parametrize("cache", [False, True])
+def test_every_frame_at_its_place(root, packs, codec, cache):
+    for split in ("train.txt", "val.txt"):
+        folder = VideoFolder(root, split, frame_size=(24, 32))
+        for size in (None, (24, 32)):
+            source = PackedVideos(packs[codec], split, size, cache)
+            assert source.names == folder.names and source.classes == folder.classes and not source.skipped
+            assert source.labels.dtype == np.int64 and source.labels.tolist() == folder.labels.tolist()
+            for twin in (source, pickle.loads(pickle.dumps(source))):
+                for i in range(len(source)):
+                    last = source.num_frames(i) - 1
+                    asked = np.array([last, 0, last // 2, last // 2])
+                    clip = twin.read(i, asked)
+                    assert clip.dtype == torch.uint8 and clip.shape == (4, 3, 24, 32) and clip.is_contiguous()
+                    assert [number(image) for image in clip] == asked.tolist() and last + 1 == folder.num_frames(i)
+                    if codec == "raw":
+                        assert torch.equal(clip, folder.read(i, asked))
+                    for bad in ([last + 1], [-1], []):
+                        with pytest.raises(IndexError):
+                            twin.read(i, bad)
+
+
+@each_codec
+def test_tarfile_numpy_and_pillow_see_the_same(packs, codec):
+    "Three readers that know nothing of the index."
+    source = {split: PackedVideos(packs[codec], split) for split in ("train.txt", "val.txt")}
+    seen = []
+    for path in sorted(packs[codec].glob("shard-*.tar")):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            assert members[-1].name == "__shard__" and all(m.mtime == 0 and not m.uname for m in members)
+            read = lambda m: tar.extractfile(m).read()
+            for about in (json.loads(read(m)) for m in members if m.name.endswith(".json")):
+                (split, (position, label)), = about["lists"].items()
+                key = next(m.name[:8] for m in members if m.name.endswith(".json") and json.loads(read(m)) == about)
+                stored = [read(m) for m in members if m.name.startswith(key) and not m.name.endswith(".json")]
+                if codec == "raw":
+                    video = np.load(io.BytesIO(stored[0]))
+                else:
+                    video = np.stack([np.asarray(Image.open(io.BytesIO(b))).transpose(2, 0, 1) for b in stored])
+                    assert about["crc32"] == [zlib.crc32(b) for b in stored]
+                mine = source[split]
+                assert mine.names[position] == about["name"] and mine.labels[position] == label
+                clip = mine.read(position, range(mine.num_frames(position))).numpy()
+                assert clip.shape == video.shape and np.abs(clip.astype(int) - video).max() <= (2 if codec == "jpeg" else 0)
+                seen.append(about["name"])
+    assert sorted(seen) == sorted(NAMES)
+
+
+@each_codec
+def test_webdataset_alone_gives_one_sample_a_video(packs, codec):
+    urls = [str(p) for p in sorted(packs[codec].glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert len(samples) == 8 and len({s["__key__"] for s in samples}) == 8
+    for sample in samples:
+        frames = NAMES[sample["json"]["name"]]
+        assert sample["json"]["frames"] == frames
+        assert sample["npy"].shape == (frames, 3, 24, 32) if codec == "raw" else f"{frames - 1:05d}.jpg" in sample
+
+
+@pytest.mark.parametrize("settings, shape", [
+    (dict(), (128, 171)), (dict(short_side=24), (24, 32)), (dict(short_side=None), (48, 64)), (dict(short_side=0), (48, 64)),
+    (dict(frame_size=(30, 30)), (30, 30))])
+def test_sizes(root, tmp_path, settings, shape):
+    split = Split(["v2.avi", "v3.avi"], [0, 1])
+    quiet_pack(root, {"few.txt": split}, tmp_path / "p", codec="raw", **settings)
+    assert PackedVideos(tmp_path / "p", "few.txt").read(0, [3]).shape[2:] == shape
+    if "short_side" not in settings:
+        direct = torch.from_numpy(decode(root / "videos" / "v2.avi", shape, [3, 8])).permute(0, 3, 1, 2)
+        assert torch.equal(PackedVideos(tmp_path / "p", "few.txt").read(0, [3, 8]), direct)
+    other = PackedVideos(tmp_path / "p", "few.txt", (16, 20)).read(0, [3, 8])
+    assert other.shape == (2, 3, 16, 20) and [number(image) for image in other] == [3, 8]
+
+
+def test_portrait_videos_and_fit(tmp_path):
+    write(tmp_path / "tall.mp4", [frame(k, 64, 48) for k in range(3)])
+    quiet_pack(tmp_path, {"a.txt": Split(["tall.mp4"], [-1])}, tmp_path / "p", 24)
+    source = PackedVideos(tmp_path / "p", "a.txt")
+    assert source.read(0, [1]).shape == (1, 3, 32, 24) and source.labels.tolist() == [-1] and source.classes == []
+    with pytest.warns(UserWarning, match="larger than 1 of 1 videos.*short_side=48"):
+        PackedVideos(tmp_path / "p", "a.txt", (48, 64))
+    clip = torch.arange(24 * 40).reshape(1, 1, 24, 40).expand(2, 3, -1, -1).to(torch.uint8)
+    assert torch.equal(fit(clip, (24, 32)), clip[..., 4:36]) and fit(clip, (12, 12)).shape == (2, 3, 12, 12)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    try:
+        write(tmp_path / "x.avi", [frame(k) for k in range(5)]).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi"))
+    except OSError:
+        pytest.skip("this file system wants UTF-8 names")
+    (tmp_path / "train.txt").write_bytes(b"caf\xe9.avi 0\ngone\xff.avi 1\n")
+    report = quiet_pack(tmp_path, ["train.txt"], tmp_path / "p", 16)
+    assert list(report.problems) == ["gone\udcff.avi"] and b"\\udcff" in str(report).encode()
+    assert (tmp_path / "p" / "train.txt").read_bytes() == (tmp_path / "train.txt").read_bytes()
+    with pytest.warns(UserWarning, match="1 of 2 videos left out"):
+        source = PackedVideos(tmp_path / "p", "train.txt", on_error="skip")
+    assert os.fsencode(source.names[0]) == b"caf\xe9.avi" and source.num_frames(0) == 5
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.avi 3\n")  # a list from elsewhere
+    assert PackedVideos(tmp_path / "p", tmp_path / "list.txt").labels.tolist() == [3]
+    assert list(doctor(tmp_path / "p", progress=False).problems) == ["gone\udcff.avi"]
+
+
+# --- the same bytes, whatever happens ---------------------------------------------------------------------------------
+
+def test_bytes_do_not_depend_on_workers(root, packs, tmp_path):
+    quiet_pack(root, ("train.txt", "val.txt"), tmp_path / "p", 24, shard_videos=2, workers=2)
+    assert content(tmp_path / "p") == content(packs["jpeg"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
+def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
+    out, real = tmp_path / "p", module.encode_video
+
+    def slow(path, settings):
+        time.sleep(.2)
+        return real(path, settings)
+    monkeypatch.setattr(module, "encode_video", slow)
+    child = os.fork()
+    if child == 0:
+        quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
+        os._exit(0)
+    while not (out / "shard-000000.tar").exists() or not list(out.glob(".*.tmp")):
+        time.sleep(.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert list(out.glob(".*.tmp")) and not (out / "pack.json").exists()
+    for scan in out.glob("shard-*.tar"):
+        scan_shard(scan)  # a shard that has its name is whole
+    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_videos(out, "train.txt"), lambda: doctor(out)):
+        with pytest.raises(PackError, match="not finished"):
+            broken()
+    finished, calls = content(out).keys() & content(packs["jpeg"]).keys(), []
+    monkeypatch.setattr(module, "encode_video", lambda path, settings: calls.append(path) or real(path, settings))
+    quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
+    assert content(out) == content(packs["jpeg"]) and len(calls) <= 8 - 2 * len(finished)
+    calls.clear()
+    report = quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
+    assert not calls and report.videos == 8 and content(out) == content(packs["jpeg"])
+
+
+def test_stopped_by_an_error(root, tmp_path):
+    shutil.copytree(root, tmp_path / "v")
+    good = (tmp_path / "v/videos/v3.avi").read_bytes()
+    (tmp_path / "v/videos/v3.avi").write_bytes(good[:-300])
+    make = functools.partial(quiet_pack, tmp_path / "v", ("train.txt", "val.txt"), tmp_path / "p", 24, shard_videos=1)
+    with pytest.raises(VideoError, match="v3.avi: truncated"):
+        make(on_error="raise")
+    report = make()
+    assert list(report.problems) == ["v3.avi"] and str(tmp_path) not in report.problems["v3.avi"] and report.videos == 7
+    checked = doctor(tmp_path / "p", progress=False)
+    assert list(checked.problems) == ["v3.avi"] and "left out when packed: v3.avi: truncated" in checked.problems["v3.avi"]
+    with pytest.raises(VideoError, match="val.txt, line 2: v3.avi is not in the pack: .*truncated"):
+        PackedVideos(tmp_path / "p", "val.txt")
+    with pytest.warns(UserWarning, match="1 of 3 videos left out"):
+        assert PackedVideos(tmp_path / "p", "val.txt", on_error="skip").names == ["v2.avi", "v4.avi"]
+    before = (tmp_path / "p/shard-000000.tar").stat().st_mtime_ns
+    (tmp_path / "v/videos/v3.avi").write_bytes(good)  # repaired: only its shard is made anew
+    assert not make(on_error="raise").problems and not doctor(tmp_path / "p", progress=False).problems
+    assert (tmp_path / "p/shard-000000.tar").stat().st_mtime_ns == before
+
+
+def test_other_settings_or_lists_do_not_mix(root, tmp_path):
+    few = {"few.txt": Split(["v2.avi", "v3.avi"], [0, 1])}
+    quiet_pack(root, few, tmp_path / "p", 24)
+    before = content(tmp_path / "p")
+    with pytest.raises(ValueError, match="quality: 90 → 50"):
+        quiet_pack(root, few, tmp_path / "p", 24, quality=50)
+    with pytest.raises(ValueError, match="other lists"):
+        quiet_pack(root, {"few.txt": Split(["v2.avi", "v3.avi"], [0, 0])}, tmp_path / "p", 24)
+    (tmp_path / "p/shard-000007.tar").write_bytes(b"x")
+    with pytest.raises(ValueError, match="shard-000007.tar of another pack"):
+        quiet_pack(root, few, tmp_path / "p", 24)
+    (tmp_path / "p/shard-000007.tar").unlink()
+    assert content(tmp_path / "p") == before
+
+
+@pytest.mark.parametrize("changes, told", [
+    (dict(codec="png"), "Unknown codec"), (dict(quality=0), "quality"), (dict(shard_videos=0), "shard_videos"),
+    (dict(workers=0), "workers"), (dict(short_side=3), "short_side"), (dict(frame_size=(0, 9)), "frame_size"),
+    (dict(on_error="ignore"), "Unknown on_error"), (dict(splits=[]), "at least one list"), (dict(splits="train.txt"), "several"),
+    (dict(splits={"../x.txt": "train.txt"}), "named like train.txt"), (dict(splits={"classes.txt": "train.txt"}), "named like"),
+    (dict(splits={"a.txt": Split(["a\nb"], [0])}), "cannot stand in a list"), (dict(splits={"a.txt": Split([], [])}), "no videos"),
+    (dict(splits={"a.txt": Split(["x"], [7])}), "2 classes, but a label is 7"),
+    (dict(splits={"a.txt": Split(["x", "x"], [0, 0])}), "stands twice"),
+    (dict(splits={"a.txt": Split(["x"], [0], ["other"])}), "other classes")])
+def test_bad_input_is_refused_before_anything_is_written(root, tmp_path, changes, told):
+    with pytest.raises(ValueError, match=told):
+        quiet_pack(root, changes.pop("splits", ["train.txt"]), tmp_path / "p", **changes)
+    assert not (tmp_path / "p").exists() or not list((tmp_path / "p").iterdir())
+    for folder, split in ((tmp_path / "nowhere", "train.txt"), (root, "gone.txt")):
+        with pytest.raises(FileNotFoundError):
+            quiet_pack(folder, [split], tmp_path / "p")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def broken(packs, tmp_path_factory):
+    "A copy of each pack to be damaged, and its frames."
+    out, found = tmp_path_factory.mktemp("broken"), {}
+    for codec, folder in packs.items():
+        shutil.copytree(folder, out / codec)
+        found[codec] = out / codec, read_all(folder)
+    return found
+
+
+def read_all(folder):
+    sources = [PackedVideos(folder, split) for split in ("train.txt", "val.txt")]
+    return {s.names[i]: s.read(i, range(s.num_frames(i))) for s in sources for i in range(len(s))}
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(codec=st.sampled_from(CODECS), which=st.integers(0, 99), place=st.floats(0, 1, exclude_max=True),
+       bit=st.integers(0, 7), cut=st.booleans())
+def test_no_damage_goes_unseen(broken, codec, which, place, bit, cut):
+    folder, frames = broken[codec]
+    files = sorted(p for p in folder.iterdir())
+    path = files[which % len(files)]
+    good = path.read_bytes()
+    at = int(place * len(good))
+    path.write_bytes(good[:at] if cut else good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1:])
+    try:
+        try:
+            report = doctor(folder, progress=False)
+            assert report.problems
+            if path.suffix == ".tar":
+                assert all(name == path.name or path.name in why for name, why in report.problems.items())
+        except PackError as error:
+            assert path.name == "pack.json" and "pack.json" in str(error)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = read_all(folder)
+        except (PackError, VideoError, ValueError) as error:
+            assert str(error)
+        else:  # what is wrong lies outside the frames, or is a pixel of a raw frame: only the doctor looks at those
+            assert path.suffix == ".tar" or path.suffix == ".txt" or (codec, path.name) == ("raw", "frames.npy")
+            if not (codec == "raw" and path.suffix == ".tar") and path.suffix != ".txt":
+                assert found.keys() == frames.keys() and all(torch.equal(found[name], frames[name]) for name in frames)
+    finally:
+        path.write_bytes(good)
+
+
+def test_doctor_names_the_bad_video_and_frame(packs, tmp_path, capsys):
+    shutil.copytree(packs["jpeg"], tmp_path / "p")
+    assert not doctor(tmp_path / "p", progress=False).problems
+    assert cli.main(["doctor", str(tmp_path / "p")]) is None and "problems: 0" in capsys.readouterr().out
+    source = PackedVideos(tmp_path / "p", "train.txt")
+    source.read(2, [17])
+    row = source.reader.rows[source.paths[2]]
+    offset = int(source.reader._frames[int(row["first"]) + 17]["offset"]) + 100
+    shard = tmp_path / "p" / source.reader.shards[row["shard"]][0]
+    data = bytearray(shard.read_bytes())
+    data[offset] ^= 8
+    shard.write_bytes(data)
+    problems = doctor(tmp_path / "p", progress=False).problems
+    assert list(problems) == ["sub/plain.mkv"] and "1 of 31 frames are damaged, the first is 17" in problems["sub/plain.mkv"]
+    fresh = PackedVideos(tmp_path / "p", "train.txt")
+    with pytest.raises(VideoError, match="sub/plain.mkv: frame 17 is damaged.*doctor"):
+        fresh.read(2, [16, 17])
+    assert number(fresh.read(2, [16])[0]) == 16
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor", str(tmp_path / "p")])
+    assert stop.value.code == 1 and "sub/plain.mkv" in capsys.readouterr().out
+    shard.unlink()
+    assert shard.name in doctor(tmp_path / "p", progress=False).problems
+    with pytest.raises(PackError, match="cannot be read"):
+        PackedVideos(tmp_path / "p", "train.txt").read(2, [16])
+    with pytest.raises(FileNotFoundError, match="is .* a pack"):
+        doctor(tmp_path)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(text=st.binary(max_size=60) | st.lists(st.sampled_from([*NAMES, "../x", "a b 1", "\0"]), max_size=4).map(
+    lambda names: "".join(f"{n} 0\n" for n in names).encode()))
+def test_lists_of_any_bytes(packs, tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzz.txt"
+    path.write_bytes(text)
+    try:
+        source = PackedVideos(packs["jpeg"], path)
+    except (ValueError, VideoError) as error:
+        assert "fuzz.txt" in str(error) or "classes" in str(error)
+    else:
+        assert set(source.names) <= set(NAMES)
+        assert all(number(source.read(i, [0])[0]) == 0 for i in range(len(source)))
+
+
+# --- many readers -----------------------------------------------------------------------------------------------------
+
+@each_codec
+def test_loader_workers_read_the_same(packs, codec):
+    dataset = ClipDataset(PackedVideos(packs[codec], "train.txt"), 6, 2, 2, 3)
+    dataset[0, 0]  # files are open before the workers start
+    batches = [list(DataLoader(dataset, batch_sampler=EpochSampler(5, 3, steps=4), num_workers=n)) for n in (0, 2)]
+    for a, b in zip(*batches, strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_reading_writes_nothing_and_holds_few_files(packs, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("wrote to a pack that may be read-only")
+    before = {p: p.stat().st_mtime_ns for p in packs["jpeg"].iterdir()}
+    for name in ("write_atomically", "remove_leftovers"):
+        monkeypatch.setattr(module, name, refuse)
+    source = PackedVideos(packs["jpeg"], "train.txt")
+    source.reader._files.limit = 1
+    for i in (0, 1, 2, 3, 4, 0, 3):
+        assert number(source.read(i, [0])[0]) == 0 and len(source.reader._files.open) == 1
+    doctor(packs["jpeg"], progress=False), list(stream(packs["jpeg"], "val.txt"))
+    assert {p: p.stat().st_mtime_ns for p in packs["jpeg"].iterdir()} == before
+
+
+def test_one_place_chooses_the_source(root, packs, tmp_path):
+    from be_nb.evaluate import labelled_source
+    from be_nb.finetune import FinetuneConfig, open_list
+    from be_nb.train import build_source
+    assert is_pack(packs["raw"]) and not is_pack(root)
+    for data, kind in ((str(root), VideoFolder), (str(packs["raw"]), PackedVideos)):
+        config = PretrainConfig(data=data, frame_size=(24, 32))
+        found = [open_videos(data, "val.txt", (24, 32)), build_source(config),
+                 labelled_source(EvaluateConfig("runs/a", data), "val.txt", {"frame_size": (24, 32)}),
+                 open_list(FinetuneConfig(data=data, frame_size=(24, 32)), "val.txt", 0)]
+        assert all(type(source) is kind for source in found)
+        assert torch.equal(found[0].read(1, [2]), open_videos(root, "val.txt", (24, 32)).read(1, [2]))
+
+
+def test_command_line_packs(root, tmp_path, capsys):
+    cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--splits", "val.txt", "--frame-size", "24", "32"])
+    assert "3 videos, 30 frames, 2 classes" in capsys.readouterr().out
+    assert PackedVideos(tmp_path / "p", "val.txt").read(0, [0]).shape == (1, 3, 24, 32)
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+@each_codec
+@pytest.mark.parametrize("short", ["loop", "clamp", "drop"])
+def test_a_stream_gives_the_items_of_the_dataset(packs, codec, short):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = ClipDataset(PackedVideos(packs[codec], "train.txt", (20, 20)), 5, 3, 2, 4, short, seed=3)
+    items = list(stream(packs[codec], "train.txt", 5, 3, 2, 4, short, seed=3, epoch=7, frame_size=(20, 20), buffer=2))
+    assert sorted(item["index"] for item in items) == dataset.indices
+    for item in items:
+        same = dataset[7, dataset.indices.index(item["index"])]
+        assert item.keys() == same.keys() and item["label"] == same["label"]
+        assert torch.equal(item["clips"], same["clips"]) and torch.equal(item["starts"], same["starts"])
+
+
+def test_ranks_and_workers_share_the_videos(root, tmp_path, monkeypatch):
+    quiet_pack(root, {"all.txt": Split(list(NAMES), [0] * 8)}, tmp_path / "p", 16, shard_videos=1)
+    addresses = [tmp_path / "p", str(tmp_path / "p" / "shard-{000000..000007}.tar")]
+    for address in addresses:
+        seen = {}
+        for rank in range(2):
+            monkeypatch.setenv("RANK", str(rank)), monkeypatch.setenv("WORLD_SIZE", "2")
+            loader = DataLoader(stream(address, "all.txt", 4), batch_size=2, num_workers=2)
+            seen[rank] = [i for batch in loader for i in batch["index"].tolist()]
+        assert not set(seen[0]) & set(seen[1]) and sorted(seen[0] + seen[1]) == list(range(8))
+        assert len(seen[0]) == len(seen[1]) == 4
+    orders = [[item["index"] for item in stream(tmp_path / "p", "all.txt", epoch=epoch, buffer=4)] for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    with pytest.raises(ValueError, match="8 shards cannot feed 9 ranks × 1 workers"):
+        list(stream(tmp_path / "p", "all.txt"))
+
+
+def test_a_stream_opens_only_the_shards_of_its_list(packs, tmp_path):
+    shutil.copytree(packs["jpeg"], tmp_path / "p")
+    about = json.loads((tmp_path / "p/pack.json").read_text())["shards"]
+    for name, info in about.items():
+        assert len(info["lists"]) == 1
+        if info["lists"] == ["val.txt"]:
+            (tmp_path / "p" / name).unlink()
+    assert len(list(stream(tmp_path / "p", "train.txt"))) == 5
+
+
+@each_codec
+def test_a_stream_that_breaks_off_is_an_error(packs, tmp_path, codec):
+    shutil.copytree(packs[codec], tmp_path / "p")
+    path = next(p for p in sorted((tmp_path / "p").glob("*.tar")) if len(scan_shard(p).names) == 2)
+    good, start = path.read_bytes(), int(scan_shard(path).videos["start"][1])
+    for end in (start, start + 512, start + 2600, len(good) // 2):
+        path.write_bytes(good[:end])
+        with pytest.raises((PackError, VideoError, tarfile.TarError)):
+            for split in ("train.txt", "val.txt"):
+                list(stream(tmp_path / "p", split))
+
+
+@pytest.mark.parametrize("changes, told", [
+    (dict(split="test.txt"), "lists train.txt, val.txt, not with 'test.txt'"), (dict(short="pad"), "short"),
+    (dict(windows=0), "windows=0"), (dict(pack="pipe:cat x.tar"), "shell command")])
+def test_stream_arguments(packs, changes, told):
+    with pytest.raises(ValueError, match=told):
+        stream(**{"pack": packs["jpeg"], "split": "train.txt", **changes})
+
+
+# --- real files -------------------------------------------------------------------------------------------------------
+
+# how many frames OpenCV 5.0.0 reads, in order, to the end
+OPENCV = {TURNK: 83, "v_Archery_g01_c01.avi": 131, "v_BasketballDunk_g01_c01.avi": 61, "v_BenchPress_g01_c05.avi": 88,
+          "v_PlayingViolin_g01_c01.avi": 186, "v_SoccerJuggling_g23_c01.avi": 240, "SOX5yA1l24A.mp4": 332,
+          "dAeUFSdYG1I_000010_000020.mp4": 300, "flipping_a_pancake.mkv": 310, "milk.mkv": 51, "walk.mkv": 89}
+
+
+def psnr(a, b):
+    error = a.astype(np.float32) - b
+    return 10 * np.log10(255 ** 2 / max(float((error * error).mean()), 1e-9))
+
+
+def test_odd_real_files(footage, tmp_path):
+    names = sorted(p.name for p in (footage / "clips").iterdir() if p.suffix in (".avi", ".mp4", ".mkv"))
+    split = Split(names, [0] * len(names))
+    report = quiet_pack(footage / "clips", {"all.txt": split}, tmp_path / "p")
+    assert list(report.problems) == ["corrupted.mp4"] and report.videos == len(names) - 1
+    with pytest.warns(UserWarning, match="corrupted.mp4"):
+        source = PackedVideos(tmp_path / "p", "all.txt", on_error="skip")
+    counts = dict(zip(source.names, map(source.num_frames, range(len(source)))))
+    for name in (n for n in names if n.endswith(".avi") and n != TURNK):
+        assert counts[name] == coded_pictures((footage / "clips" / name).read_bytes()), name
+    assert {name: counts[name] for name in OPENCV} == OPENCV
+    for name in (TURNK, "v_Archery_g01_c01.avi", "v_BenchPress_g01_c05.avi"):
+        i = source.names.index(name)
+        mine = source.read(i, range(counts[name])).permute(0, 2, 3, 1).numpy()
+        original = decode(footage / "clips" / name, mine.shape[1:3])
+        assert len(original) == len(mine) and min(map(psnr, mine, original)) > 33
+        a, b = (x[:, ::2, ::2].reshape(len(x), -1).astype(np.float64) for x in (mine, original))
+        distance, between = ((x ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * x @ b.T for x in (a, b))
+        nearest_other = (between + np.diag(np.full(len(b), np.inf))).min(1)
+        distinct = np.flatnonzero(nearest_other > 0)  # a frame may stand twice in a file
+        assert len(distinct) > len(b) // 2 and (distance[distinct].argmin(1) == distinct).all()
+    assert doctor(tmp_path / "p", progress=False).problems.keys() == {"corrupted.mp4"}
