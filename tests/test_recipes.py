@@ -12,7 +12,7 @@ from be_nb.backbones.measure import describe
 from be_nb.config import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, list_recipes, override, recipe
 from be_nb.distractor import VARIANTS
 from be_nb.recipes import ASSUMED, DATA, GMAC, RECIPES, commands, cost, describe_recipes, find, gpu_hours, how_to_get
-from be_nb.train import METHODS
+from be_nb.train import METHODS, finetune, pretrain
 
 FULL = [name for name, r in RECIPES.items() if r.config.data.removeprefix("data/") in DATA]
 
@@ -104,6 +104,14 @@ def test_missing_data_is_told_with_what_to_do():
         text = how_to_get(f"somewhere/{data}/")
         assert known.source in text and f"data_scripts/{data}.py" in text and known.title in text
     assert "train.txt" in how_to_get("holiday")
+
+
+@pytest.mark.parametrize("train, name", [(pretrain, "i3d-k400-be"), (finetune, "finetune-hmdb51")])
+def test_a_run_without_its_data_ends_before_any_work(train, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*python data_scripts/\w+\.py --archives"):
+        train(name, progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_names_and_kinds():

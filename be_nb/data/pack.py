@@ -39,6 +39,7 @@ from ..config import check_choice
 from .videos import (Split, VideoError, VideoFolder, draw_starts, epoch_order, read_list, video_frames,
                                window_frames, _CLIPS, _ToRGB, _VideoList, _check_window, _locate, _positions,
                                _read_classes)
+from ..recipes import how_to_get
 
 # %% ../../nbs/03_data.pack.ipynb #5cf1c927
 CODECS = ("jpeg", "raw")
@@ -775,7 +776,12 @@ def open_videos(
     cache=False,  # keep all frames in RAM?
     on_error="raise",  # a video that cannot be used: "raise", or "skip" it with one warning
 ):
-    "The videos of a list, `PackedVideos` if the folder is a pack, else `VideoFolder`: the one place that decides."
+    """The videos of a list, `PackedVideos` if the folder is a pack, else `VideoFolder`: the one place that decides.
+
+    A missing folder is a `FileNotFoundError` that says where its videos come from.
+    """
+    if not os.path.isdir(data):
+        raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
     source = PackedVideos if is_pack(data) else VideoFolder
     return source(data, split, frame_size=frame_size, cache=cache, on_error=on_error)
 
