@@ -110,7 +110,7 @@ def test_missing_data_is_told_with_what_to_do():
 def test_a_run_without_its_data_ends_before_any_work(train, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such folder.*python data_scripts/\w+\.py --archives"):
-        train(name, progress=False)
+        train(name, progress=False, backbone="tiny")
     assert list(tmp_path.iterdir()) == []
 
 
