@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'cut_into_shards', 'PackReport', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack', 'load_index',
            'map_frames', 'fit', 'PackReader', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
 
-# %% ../../nbs/03_data.pack.ipynb #54ba550d
+# %% ../../nbs/03_data.pack.ipynb #22b979df
 import functools
 import hashlib
 import io
@@ -40,7 +40,7 @@ from .videos import (Split, VideoError, VideoFolder, draw_starts, epoch_order, r
                                window_frames, _CLIPS, _ToRGB, _VideoList, _check_window, _locate, _positions,
                                _read_classes)
 
-# %% ../../nbs/03_data.pack.ipynb #f8bba423
+# %% ../../nbs/03_data.pack.ipynb #5e11d4da
 CODECS = ("jpeg", "raw")
 
 
@@ -74,7 +74,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../nbs/03_data.pack.ipynb #97ecb034
+# %% ../../nbs/03_data.pack.ipynb #2141fa2f
 @dataclass(frozen=True)
 class Settings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -100,7 +100,7 @@ class Settings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../nbs/03_data.pack.ipynb #c3c63e43
+# %% ../../nbs/03_data.pack.ipynb #9ef09d94
 def encode_video(
     path,  # a video file
     settings,  # how its frames shall be stored
@@ -114,7 +114,7 @@ def encode_video(
         stored.append(frame_to_bytes(to_rgb(frame), settings.codec, settings.quality))
     return stored, size
 
-# %% ../../nbs/03_data.pack.ipynb #f2add3a3
+# %% ../../nbs/03_data.pack.ipynb #e1e0f8ba
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -131,7 +131,7 @@ def _npy_header(shape):
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../nbs/03_data.pack.ipynb #449b76b5
+# %% ../../nbs/03_data.pack.ipynb #69633c05
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -159,7 +159,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../nbs/03_data.pack.ipynb #0840bf26
+# %% ../../nbs/03_data.pack.ipynb #454fb85f
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -183,7 +183,7 @@ def _promise(entries, settings):
     return {"settings": json.loads(json.dumps(vars(settings))),
             "videos": [[entry.key, entry.name, entry.lists] for entry in entries]}
 
-# %% ../../nbs/03_data.pack.ipynb #f9497787
+# %% ../../nbs/03_data.pack.ipynb #756de924
 def write_shard(
     path,  # where the shard shall stand
     entries,  # its videos
@@ -212,7 +212,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../nbs/03_data.pack.ipynb #d263c49e
+# %% ../../nbs/03_data.pack.ipynb #be3cf639
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -233,7 +233,7 @@ class Contents:
     last_crc32: int  # checksum of that file and what follows it
     last_start: int  # where it begins
 
-# %% ../../nbs/03_data.pack.ipynb #955ce4cf
+# %% ../../nbs/03_data.pack.ipynb #90e9b3fa
 def scan_shard(
     path,  # a shard
     number=0,  # its number
@@ -263,7 +263,7 @@ def scan_shard(
     except (tarfile.HeaderError, ValueError, KeyError, TypeError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Delete it and pack again.") from error
 
-# %% ../../nbs/03_data.pack.ipynb #fb72a931
+# %% ../../nbs/03_data.pack.ipynb #bb43d1e4
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -278,7 +278,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../nbs/03_data.pack.ipynb #d1d3e35c
+# %% ../../nbs/03_data.pack.ipynb #33ed733d
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -309,7 +309,7 @@ def open_lists(
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../nbs/03_data.pack.ipynb #e33f197f
+# %% ../../nbs/03_data.pack.ipynb #ed45dd5e
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -337,7 +337,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../nbs/03_data.pack.ipynb #74ace784
+# %% ../../nbs/03_data.pack.ipynb #048a67e4
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -350,7 +350,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../nbs/03_data.pack.ipynb #e56bc0ef
+# %% ../../nbs/03_data.pack.ipynb #e76726d2
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -368,7 +368,7 @@ class PackReport:
         reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../nbs/03_data.pack.ipynb #5cdbb23f
+# %% ../../nbs/03_data.pack.ipynb #98717f71
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -393,7 +393,7 @@ def _run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/03_data.pack.ipynb #9bf14d9d
+# %% ../../nbs/03_data.pack.ipynb #50a36b65
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -417,7 +417,7 @@ def _is_finished(path, entries, settings, on_error):
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../nbs/03_data.pack.ipynb #71af7b7b
+# %% ../../nbs/03_data.pack.ipynb #48dbf1b5
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -457,7 +457,7 @@ def pack(
             bar.update(len(task[1]))
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../nbs/03_data.pack.ipynb #4c57d808
+# %% ../../nbs/03_data.pack.ipynb #3434f734
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -477,7 +477,7 @@ def _seal(content):
     "Checksum over everything else in pack.json."
     return _sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../nbs/03_data.pack.ipynb #b659e14a
+# %% ../../nbs/03_data.pack.ipynb #9e9b54e3
 FORMAT = 1  # raised when what a pack holds changes its meaning
 
 
@@ -515,7 +515,7 @@ def write_index(
     write_atomically(out / "pack.json", lambda temporary: temporary.write_text(text))
     return _report(out, read_pack(out))
 
-# %% ../../nbs/03_data.pack.ipynb #2f29e700
+# %% ../../nbs/03_data.pack.ipynb #2498a4ed
 def _report(out, content, problems=None):
     "The `PackReport` that `pack.json` stands for."
     sizes = [os.path.getsize(Path(out) / name) for name in (*content["shards"], *content["files"], "pack.json")
@@ -523,7 +523,7 @@ def _report(out, content, problems=None):
     problems = content["problems"] if problems is None else problems
     return PackReport(Path(out), content["classes"], content["videos"], content["frames"], sum(sizes), problems)
 
-# %% ../../nbs/03_data.pack.ipynb #4a2c2aec
+# %% ../../nbs/03_data.pack.ipynb #f372a6bd
 def is_pack(
     root,  # a folder
 ):
@@ -560,7 +560,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(path.read_bytes(), path)
 
-# %% ../../nbs/03_data.pack.ipynb #0d8bf2bc
+# %% ../../nbs/03_data.pack.ipynb #b5121ae7
 def _load(root, content, name, check=True):
     "The bytes of a file of the pack, compared with the checksum in `pack.json`."
     path = Path(root) / name
@@ -595,7 +595,7 @@ def map_frames(
         raise PackError(f"{path}: damaged: {rows.shape} {rows.dtype}. Pack again: whole shards are kept.")
     return rows
 
-# %% ../../nbs/03_data.pack.ipynb #0e3dca24
+# %% ../../nbs/03_data.pack.ipynb #cb51ceae
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -625,7 +625,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../nbs/03_data.pack.ipynb #eeed4977
+# %% ../../nbs/03_data.pack.ipynb #fda60774
 def fit(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -639,7 +639,7 @@ def fit(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../nbs/03_data.pack.ipynb #3692b438
+# %% ../../nbs/03_data.pack.ipynb #848ef65a
 class PackReader:
     """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
 
@@ -679,7 +679,7 @@ class PackReader:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
         return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../nbs/03_data.pack.ipynb #7762dd53
+# %% ../../nbs/03_data.pack.ipynb #fbd5afff
 def _read_raw(file, offset, size, frames):
     "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
@@ -699,7 +699,7 @@ def _read_jpeg(file, rows, size, frames):
             raise ValueError(f"frame {k} is damaged in the pack")
     return jpegs_to_frames(stored, *size)
 
-# %% ../../nbs/03_data.pack.ipynb #804d23c6
+# %% ../../nbs/03_data.pack.ipynb #8a615263
 def _find_row(rows, problems, path, where):
     "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
     reason = problems.get(path, "it was in no list when the pack was made")
@@ -726,7 +726,7 @@ def _warn_of_enlarging(rows, frame_size, root):
         warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
                       f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
 
-# %% ../../nbs/03_data.pack.ipynb #11e7fb43
+# %% ../../nbs/03_data.pack.ipynb #d79b42c1
 class PackedVideos(_VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 
@@ -767,7 +767,7 @@ class PackedVideos(_VideoList):
         clip = self.reader.read(self.paths[i], frames)
         return clip if self.frame_size in (None, tuple(clip.shape[-2:])) else fit(clip, self.frame_size)
 
-# %% ../../nbs/03_data.pack.ipynb #32e56bcd
+# %% ../../nbs/03_data.pack.ipynb #34eb0a14
 def open_videos(
     data,  # folder of videos or of a pack
     split,  # a list file, absolute or in the folder, or a `Split`
@@ -779,7 +779,7 @@ def open_videos(
     source = PackedVideos if is_pack(data) else VideoFolder
     return source(data, split, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/03_data.pack.ipynb #af4b64d2
+# %% ../../nbs/03_data.pack.ipynb #ee14b152
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -820,7 +820,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../nbs/03_data.pack.ipynb #3d1fa968
+# %% ../../nbs/03_data.pack.ipynb #66d394a6
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack."
     found = {}
@@ -830,7 +830,7 @@ def _lists_of(root, content):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
-# %% ../../nbs/03_data.pack.ipynb #09957934
+# %% ../../nbs/03_data.pack.ipynb #773ac41c
 def doctor(
     root,  # folder of a pack
     progress=True,  # show a progress bar
@@ -859,7 +859,7 @@ def doctor(
                                  content["settings"]["codec"])
     return _report(root, content, problems)
 
-# %% ../../nbs/03_data.pack.ipynb #45b17459
+# %% ../../nbs/03_data.pack.ipynb #a8318238
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
@@ -881,7 +881,7 @@ def sample_frames(
         return torch.from_numpy(clip.copy())
     return jpegs_to_frames(stored, height, width)
 
-# %% ../../nbs/03_data.pack.ipynb #0ddd6412
+# %% ../../nbs/03_data.pack.ipynb #d0ac4023
 def _shard_urls(pack, split):
     "Addresses of the shards that hold videos of a list, and how many videos each must give (None: not known)."
     from webdataset.gopen import gopen
@@ -902,7 +902,7 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}
 
-# %% ../../nbs/03_data.pack.ipynb #223f45fe
+# %% ../../nbs/03_data.pack.ipynb #112bc8c5
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
@@ -912,7 +912,7 @@ def _whole_shards(samples, counts):
         if counts[url] not in (None, seen):
             raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
 
-# %% ../../nbs/03_data.pack.ipynb #208b444e
+# %% ../../nbs/03_data.pack.ipynb #03c1dd1f
 @dataclass(frozen=True)
 class _ToClips:
     "Turns a streamed video into an item like those of `ClipDataset`, with the same windows; None: not wanted."
@@ -942,7 +942,7 @@ class _ToClips:
         return {"clips": clips.reshape(self.windows, self.frames, *clips.shape[1:]), "index": index, "label": label,
                 "starts": torch.from_numpy(starts)}
 
-# %% ../../nbs/03_data.pack.ipynb #bb9ce592
+# %% ../../nbs/03_data.pack.ipynb #0c3150c9
 def _clips(samples, to_clips):
     for sample in samples:
         item = to_clips(sample)
@@ -959,7 +959,7 @@ def _shards_of_worker(urls):
                          "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../nbs/03_data.pack.ipynb #f08cb115
+# %% ../../nbs/03_data.pack.ipynb #d2f50114
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"
