@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
-           'pack', 'doctor', 'recipes', 'export', 'usage', 'is_message', 'main']
+           'recipes', 'pack', 'doctor', 'export', 'usage', 'is_message', 'main']
 
 # %% ../nbs/70_cli.ipynb #4d693598
 import dataclasses
@@ -124,6 +124,13 @@ def retrieve(args: list[str]):
     run(config)
 
 
+def recipes(args: list[str]):
+    "be-nb recipes [NAME]    list the recipes, or show one in full"
+    if len(args) > 1 or any(word.startswith("-") for word in args):
+        raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
+    print(describe_recipe(args[0]) if args else describe_recipes())
+
+# %% ../nbs/70_cli.ipynb #cb72370e
 def pack(args: list[str]):
     "be-nb pack --root DIR --out DIR    decode videos once, into shards that give any frame at once"
     config = parse("pack", PackConfig, args, "Decode videos once, into shards that give any frame at once. Stopped, "
@@ -144,13 +151,6 @@ def doctor(args: list[str]):
     print(report)
     if report.problems:
         raise SystemExit(1)
-
-
-def recipes(args: list[str]):
-    "be-nb recipes [NAME]    list the recipes, or show one in full"
-    if len(args) > 1 or any(word.startswith("-") for word in args):
-        raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
-    print(describe_recipe(args[0]) if args else describe_recipes())
 
 # %% ../nbs/70_cli.ipynb #a6bc6abb
 def export(args: list[str]):

@@ -187,7 +187,7 @@ def main():
     counts = [count_frames(path) for path in videos]
     about = {"machine": machine("cpu"), "python": platform.python_version(), "clock": "processor seconds, one thread",
              "commit": commit(), "repeats": options.repeats, "videos": len(videos), "frames": sum(counts),
-             "load": round(os.getloadavg()[0], 1)}
+             "clips": options.clips, "load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory() as folder:
         found, total = ways(videos, Path(folder))
         speeds = clips_per_second(found, counts, options.repeats, options.budget)
@@ -201,7 +201,8 @@ def main():
         print(f"{row['way']:45}{row['clips_per_s']:10.1f} clips/s{row['bytes_per_clip'] / 1e3:10.1f} KB a clip")
     print("frames a second:", packing, "\nMB of a worker:", memory)
     if options.out:
-        text = json.dumps({"about": about, "reading": rows, "packing": packing, "worker_mb": memory}, indent=1)
+        text = json.dumps({"about": about, "reading": rows, "packing": packing, "worker_mb": memory}, indent=1,
+                          ensure_ascii=False)
         Path(options.out).write_text(text + "\n", encoding="utf8")
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from test_config import configs
 
 from be_nb import __version__, cli
-from be_nb.config import EvaluateConfig, ExportConfig, PretrainConfig, RetrieveConfig, list_recipes, recipe, settings
+from be_nb.config import (DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig, RetrieveConfig, list_recipes,
+                          recipe, settings)
 
 NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 
@@ -82,7 +83,8 @@ def help_of(args, capsys, monkeypatch):
 
 @pytest.mark.parametrize("args, config", [
     (["pretrain"], PretrainConfig()), (["pretrain", "scenebias-moco"], recipe("scenebias-moco")),
-    (["evaluate"], EvaluateConfig), (["retrieve"], RetrieveConfig), (["export"], ExportConfig)])
+    (["evaluate"], EvaluateConfig), (["retrieve"], RetrieveConfig), (["export"], ExportConfig), (["pack"], PackConfig),
+    (["doctor"], DoctorConfig)])
 def test_help_gives_every_setting_a_line_of_its_own(args, config, capsys, monkeypatch):
     lines = help_of(args, capsys, monkeypatch).splitlines()
     config_class = config if isinstance(config, type) else type(config)
@@ -181,7 +183,8 @@ for line in sys.argv[1:]:
 
 def test_help_and_mistakes_do_not_load_torch():
     lines = ["", "--help", "recipes", "--version", "pretrain --help", "pretrain scenebias-be --help", "evaluate --help",
-             "retrieve -h", "export --help", "pretain", "pretrain xyzzy", "pretrain --rhoo 1", "pretrain --rho 7"]
+             "retrieve -h", "export --help", "pack --help", "doctor", "pretain", "pretrain xyzzy", "pretrain --rhoo 1",
+             "pretrain --rho 7"]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *lines], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -22,7 +22,8 @@ from be_nb import config as C
 PATHS = {"checkpoint": "runs/a", "data": "videos"}  # the fields of evaluation that have no default
 MAKE = {C.PretrainConfig: C.PretrainConfig,
         C.EvaluateConfig: lambda **k: C.EvaluateConfig(**PATHS | k),
-        C.RetrieveConfig: lambda **k: C.RetrieveConfig(**PATHS | k)}
+        C.RetrieveConfig: lambda **k: C.RetrieveConfig(**PATHS | k),
+        C.PackConfig: lambda **k: C.PackConfig(**{"root": "videos", "out": "pack"} | k)}
 FIELDS = [(c, f.name) for c in MAKE for f in dataclasses.fields(c)]
 each_field = pytest.mark.parametrize("config_class, key", FIELDS, ids=[f"{c.__name__}.{k}" for c, k in FIELDS])
 

@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'cut_into_shards', 'PackReport', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack', 'load_index',
            'map_frames', 'fit', 'PackReader', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
 
-# %% ../../nbs/03_data.pack.ipynb #493497d0
+# %% ../../nbs/03_data.pack.ipynb #22b979df
 import functools
 import hashlib
 import io
@@ -41,7 +41,7 @@ from .videos import (Split, VideoError, VideoFolder, draw_starts, epoch_order, r
                                _read_classes)
 from ..recipes import how_to_get
 
-# %% ../../nbs/03_data.pack.ipynb #5cf1c927
+# %% ../../nbs/03_data.pack.ipynb #5e11d4da
 CODECS = ("jpeg", "raw")
 
 
@@ -75,7 +75,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../nbs/03_data.pack.ipynb #c28be9b3
+# %% ../../nbs/03_data.pack.ipynb #2141fa2f
 @dataclass(frozen=True)
 class Settings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -101,7 +101,7 @@ class Settings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../nbs/03_data.pack.ipynb #7f0493f4
+# %% ../../nbs/03_data.pack.ipynb #9ef09d94
 def encode_video(
     path,  # a video file
     settings,  # how its frames shall be stored
@@ -115,7 +115,7 @@ def encode_video(
         stored.append(frame_to_bytes(to_rgb(frame), settings.codec, settings.quality))
     return stored, size
 
-# %% ../../nbs/03_data.pack.ipynb #b63f7b9d
+# %% ../../nbs/03_data.pack.ipynb #e1e0f8ba
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -132,7 +132,7 @@ def _npy_header(shape):
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../nbs/03_data.pack.ipynb #3d607dcb
+# %% ../../nbs/03_data.pack.ipynb #69633c05
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -160,7 +160,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../nbs/03_data.pack.ipynb #43056e9a
+# %% ../../nbs/03_data.pack.ipynb #454fb85f
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -184,7 +184,7 @@ def _promise(entries, settings):
     return {"settings": json.loads(json.dumps(vars(settings))),
             "videos": [[entry.key, entry.name, entry.lists] for entry in entries]}
 
-# %% ../../nbs/03_data.pack.ipynb #f6da0b5d
+# %% ../../nbs/03_data.pack.ipynb #756de924
 def write_shard(
     path,  # where the shard shall stand
     entries,  # its videos
@@ -213,7 +213,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../nbs/03_data.pack.ipynb #5c18e7f1
+# %% ../../nbs/03_data.pack.ipynb #be3cf639
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -234,7 +234,7 @@ class Contents:
     last_crc32: int  # checksum of that file and what follows it
     last_start: int  # where it begins
 
-# %% ../../nbs/03_data.pack.ipynb #0075a3f0
+# %% ../../nbs/03_data.pack.ipynb #90e9b3fa
 def scan_shard(
     path,  # a shard
     number=0,  # its number
@@ -264,7 +264,7 @@ def scan_shard(
     except (tarfile.HeaderError, ValueError, KeyError, TypeError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Delete it and pack again.") from error
 
-# %% ../../nbs/03_data.pack.ipynb #58180b25
+# %% ../../nbs/03_data.pack.ipynb #bb43d1e4
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -279,7 +279,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../nbs/03_data.pack.ipynb #680ff02b
+# %% ../../nbs/03_data.pack.ipynb #33ed733d
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -310,7 +310,7 @@ def open_lists(
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../nbs/03_data.pack.ipynb #3d24c6c4
+# %% ../../nbs/03_data.pack.ipynb #ed45dd5e
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -338,7 +338,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../nbs/03_data.pack.ipynb #6e5bcf5b
+# %% ../../nbs/03_data.pack.ipynb #048a67e4
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -351,7 +351,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../nbs/03_data.pack.ipynb #ef6f04cf
+# %% ../../nbs/03_data.pack.ipynb #e76726d2
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -369,7 +369,7 @@ class PackReport:
         reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../nbs/03_data.pack.ipynb #46d68a87
+# %% ../../nbs/03_data.pack.ipynb #98717f71
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -394,7 +394,7 @@ def _run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/03_data.pack.ipynb #a3d47c2a
+# %% ../../nbs/03_data.pack.ipynb #50a36b65
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -418,7 +418,7 @@ def _is_finished(path, entries, settings, on_error):
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../nbs/03_data.pack.ipynb #cb96fdcd
+# %% ../../nbs/03_data.pack.ipynb #48dbf1b5
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -435,8 +435,8 @@ def pack(
     """Decode every video of the lists once, in frame order, and store its frames in tar shards with an index.
 
     Returns a `PackReport`. Killed at any moment and run again, it goes on with the shards that are missing; run on a
-    finished pack, it decodes nothing. The bytes do not depend on `workers`. Raises `ValueError` for settings or lists that
-    do not fit (also to what `out` already holds), `FileNotFoundError` for a missing folder or list, and with
+    finished pack, it decodes nothing. The bytes do not depend on `workers`. Raises `ValueError` for settings or lists
+    that do not fit (also to what `out` already holds), `FileNotFoundError` for a missing folder or list, and with
     `on_error="raise"` a `VideoError` for the first bad video.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -458,7 +458,7 @@ def pack(
             bar.update(len(task[1]))
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../nbs/03_data.pack.ipynb #33158da5
+# %% ../../nbs/03_data.pack.ipynb #3434f734
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -478,7 +478,7 @@ def _seal(content):
     "Checksum over everything else in pack.json."
     return _sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../nbs/03_data.pack.ipynb #9a7069cb
+# %% ../../nbs/03_data.pack.ipynb #9e9b54e3
 FORMAT = 1  # raised when what a pack holds changes its meaning
 
 
@@ -516,7 +516,7 @@ def write_index(
     write_atomically(out / "pack.json", lambda temporary: temporary.write_text(text))
     return _report(out, read_pack(out))
 
-# %% ../../nbs/03_data.pack.ipynb #66c3f9ab
+# %% ../../nbs/03_data.pack.ipynb #2498a4ed
 def _report(out, content, problems=None):
     "The `PackReport` that `pack.json` stands for."
     sizes = [os.path.getsize(Path(out) / name) for name in (*content["shards"], *content["files"], "pack.json")
@@ -524,7 +524,7 @@ def _report(out, content, problems=None):
     problems = content["problems"] if problems is None else problems
     return PackReport(Path(out), content["classes"], content["videos"], content["frames"], sum(sizes), problems)
 
-# %% ../../nbs/03_data.pack.ipynb #a88b8644
+# %% ../../nbs/03_data.pack.ipynb #f372a6bd
 def is_pack(
     root,  # a folder
 ):
@@ -561,7 +561,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(path.read_bytes(), path)
 
-# %% ../../nbs/03_data.pack.ipynb #7be428db
+# %% ../../nbs/03_data.pack.ipynb #b5121ae7
 def _load(root, content, name, check=True):
     "The bytes of a file of the pack, compared with the checksum in `pack.json`."
     path = Path(root) / name
@@ -596,7 +596,7 @@ def map_frames(
         raise PackError(f"{path}: damaged: {rows.shape} {rows.dtype}. Pack again: whole shards are kept.")
     return rows
 
-# %% ../../nbs/03_data.pack.ipynb #4befa3e0
+# %% ../../nbs/03_data.pack.ipynb #cb51ceae
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -626,7 +626,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../nbs/03_data.pack.ipynb #a0637858
+# %% ../../nbs/03_data.pack.ipynb #fda60774
 def fit(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -640,7 +640,7 @@ def fit(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../nbs/03_data.pack.ipynb #399e0638
+# %% ../../nbs/03_data.pack.ipynb #848ef65a
 class PackReader:
     """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
 
@@ -680,7 +680,7 @@ class PackReader:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
         return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../nbs/03_data.pack.ipynb #47c890bf
+# %% ../../nbs/03_data.pack.ipynb #fbd5afff
 def _read_raw(file, offset, size, frames):
     "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
@@ -700,7 +700,7 @@ def _read_jpeg(file, rows, size, frames):
             raise ValueError(f"frame {k} is damaged in the pack")
     return jpegs_to_frames(stored, *size)
 
-# %% ../../nbs/03_data.pack.ipynb #07b9ac33
+# %% ../../nbs/03_data.pack.ipynb #8a615263
 def _find_row(rows, problems, path, where):
     "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
     reason = problems.get(path, "it was in no list when the pack was made")
@@ -727,7 +727,7 @@ def _warn_of_enlarging(rows, frame_size, root):
         warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
                       f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
 
-# %% ../../nbs/03_data.pack.ipynb #adef36b4
+# %% ../../nbs/03_data.pack.ipynb #d79b42c1
 class PackedVideos(_VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 
@@ -768,7 +768,7 @@ class PackedVideos(_VideoList):
         clip = self.reader.read(self.paths[i], frames)
         return clip if self.frame_size in (None, tuple(clip.shape[-2:])) else fit(clip, self.frame_size)
 
-# %% ../../nbs/03_data.pack.ipynb #4737ddeb
+# %% ../../nbs/03_data.pack.ipynb #34eb0a14
 def open_videos(
     data,  # folder of videos or of a pack
     split,  # a list file, absolute or in the folder, or a `Split`
@@ -785,7 +785,7 @@ def open_videos(
     source = PackedVideos if is_pack(data) else VideoFolder
     return source(data, split, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/03_data.pack.ipynb #a167ae31
+# %% ../../nbs/03_data.pack.ipynb #ee14b152
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -826,7 +826,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../nbs/03_data.pack.ipynb #91ab0876
+# %% ../../nbs/03_data.pack.ipynb #66d394a6
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack."
     found = {}
@@ -836,7 +836,7 @@ def _lists_of(root, content):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
-# %% ../../nbs/03_data.pack.ipynb #fb913a19
+# %% ../../nbs/03_data.pack.ipynb #773ac41c
 def doctor(
     root,  # folder of a pack
     progress=True,  # show a progress bar
@@ -865,7 +865,7 @@ def doctor(
                                  content["settings"]["codec"])
     return _report(root, content, problems)
 
-# %% ../../nbs/03_data.pack.ipynb #e43cb4e4
+# %% ../../nbs/03_data.pack.ipynb #a8318238
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
@@ -887,7 +887,7 @@ def sample_frames(
         return torch.from_numpy(clip.copy())
     return jpegs_to_frames(stored, height, width)
 
-# %% ../../nbs/03_data.pack.ipynb #c2ba9dd5
+# %% ../../nbs/03_data.pack.ipynb #d0ac4023
 def _shard_urls(pack, split):
     "Addresses of the shards that hold videos of a list, and how many videos each must give (None: not known)."
     from webdataset.gopen import gopen
@@ -908,7 +908,7 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}
 
-# %% ../../nbs/03_data.pack.ipynb #632d7252
+# %% ../../nbs/03_data.pack.ipynb #112bc8c5
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
@@ -918,7 +918,7 @@ def _whole_shards(samples, counts):
         if counts[url] not in (None, seen):
             raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
 
-# %% ../../nbs/03_data.pack.ipynb #00c9b93e
+# %% ../../nbs/03_data.pack.ipynb #03c1dd1f
 @dataclass(frozen=True)
 class _ToClips:
     "Turns a streamed video into an item like those of `ClipDataset`, with the same windows; None: not wanted."
@@ -948,7 +948,7 @@ class _ToClips:
         return {"clips": clips.reshape(self.windows, self.frames, *clips.shape[1:]), "index": index, "label": label,
                 "starts": torch.from_numpy(starts)}
 
-# %% ../../nbs/03_data.pack.ipynb #c766d58a
+# %% ../../nbs/03_data.pack.ipynb #0c3150c9
 def _clips(samples, to_clips):
     for sample in samples:
         item = to_clips(sample)
@@ -965,7 +965,7 @@ def _shards_of_worker(urls):
                          "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../nbs/03_data.pack.ipynb #c8cb21bd
+# %% ../../nbs/03_data.pack.ipynb #d2f50114
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"
