@@ -26,7 +26,8 @@ from .augment import CenterCrop
 from .checkpoint import load, write_atomically
 from .config import EvaluateConfig, RetrieveConfig
 from .data.scenebias import SceneBias
-from .data.videos import VideoFolder, uniform_starts, window_frames
+from .data.pack import open_videos
+from .data.videos import uniform_starts, window_frames
 from .device import autocast, pick_device
 
 # %% ../nbs/50_evaluate.ipynb #93c55d39
@@ -366,7 +367,7 @@ def labelled_source(
     "The labelled videos of one list, cut to the frame size of pretraining. `data='scenebias'` takes the built-in set."
     if config.data == "scenebias":
         return SceneBias(split, rho=pretrained["rho"], seed=pretrained["data_seed"])
-    return VideoFolder(config.data, split, frame_size=pretrained["frame_size"], on_error=config.on_error)
+    return open_videos(config.data, split, pretrained["frame_size"], on_error=config.on_error)
 
 
 

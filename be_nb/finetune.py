@@ -32,7 +32,8 @@ from .config import (Amount, AugmentationSettings, Config, Count, DataSettings, 
                           OptimisationSettings, PretrainConfig, Range, RecordSettings, RunSettings, Share, check_choice,
                           override)
 from .data.scenebias import SceneBias
-from .data.videos import ClipDataset, EpochSampler, VideoFolder
+from .data.pack import open_videos
+from .data.videos import ClipDataset, EpochSampler
 from .device import autocast, channels_last, machine, pick_device
 from .evaluate import VideoClips, clip_batches, evaluating
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
@@ -214,7 +215,7 @@ def open_list(
     "The videos of one list."
     if config.data == "scenebias":
         return SceneBias(split, rho=config.rho, seed=config.data_seed, size=size)
-    return VideoFolder(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error)
+    return open_videos(config.data, split, config.frame_size, cache, config.on_error)
 
 
 def open_sources(

@@ -27,8 +27,9 @@ from .backbones import create_backbone
 from .checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, remove_leftovers, save_checkpoint,
                               write_atomically)
 from .config import PretrainConfig, check_choice, override, recipe
+from .data.pack import open_videos
 from .data.scenebias import SceneBias
-from .data.videos import ClipDataset, EpochSampler, VideoFolder
+from .data.videos import ClipDataset, EpochSampler
 from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
 from .moco import MoCo
@@ -75,8 +76,7 @@ def build_source(
     "The videos that a config names: the built-in set, or a folder with a list."
     if config.data == "scenebias":
         return SceneBias("pretrain", rho=config.rho, seed=config.data_seed, size=config.data_size)
-    return VideoFolder(config.data, config.split, frame_size=config.frame_size, cache=config.cache,
-                       on_error=config.on_error)
+    return open_videos(config.data, config.split, config.frame_size, config.cache, config.on_error)
 
 
 def build_loader(

@@ -457,8 +457,12 @@ class _VideoList:
             raise ValueError(f"{Path(root) / 'classes.txt'}: {len(self.classes)} classes, but a label is {count - 1}")
         self.root, self.on_error, self.skipped = str(root), on_error, {}
         self.names, self.labels = list(split.paths), split.labels
-        self.paths = [_locate(self.root, *entry) for entry in zip(split.paths, split.where)]
+        self.paths = [self._find(*entry) for entry in zip(split.paths, split.where)]
         _settle(self, self.paths)
+
+    def _find(self, path, where):
+        "Where a video is, or a `VideoError`; a pack says something else."
+        return _locate(self.root, path, where)
 
     def __len__(self):
         return len(self.names)
