@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 import av
+import numpy as np
 import torch
 import tyro
+from tqdm.auto import tqdm
 
 from be_nb.checkpoint import write_atomically
 from be_nb.config import Amount, Config, Count, NonNegative
@@ -26,7 +28,6 @@ from be_nb.data.actors import (crop_to_actor, find_people, grow_mask, inpaint_ba
 from be_nb.data.archives import Part, extract_part, find_folder, locate_parts
 from be_nb.data.pack import _run_all, pack
 from be_nb.data.videos import Split, VideoError, decode, read_hmdb51, read_list
-from tqdm.auto import tqdm
 
 HMDB, JHMDB = "the HMDB page of the Serre Lab, Brown University", "the JHMDB page of the MPI for Intelligent Systems"
 PARTS = (
@@ -74,14 +75,17 @@ class Masks:
 
     def __init__(self, folder):
         found = {p.suffix: p.parent for p in sorted(folder.rglob("*")) if p.suffix in (".mat", ".bb")} if folder else {}
-        self.npz = next(iter(sorted(folder.glob("*.npz"))), None) if folder else None
+        self.npz, self.packed = folder and folder / "actor_masks.npz", set()
+        if self.npz and self.npz.is_file():
+            with np.load(self.npz) as packed:
+                self.packed = set(packed.files)
         self.boxes = found.get(".bb")
         self.puppets = found[".mat"].parent.parent if ".mat" in found else None
 
     def find(self, path):
         "(file, name in it) for the mask of a listed video; None if there is none."
         stem = str(Path(path).with_suffix(""))
-        places = [(self.puppets and self.puppets / stem / "puppet_mask.mat", None), (self.npz, stem),
+        places = [(self.puppets and self.puppets / stem / "puppet_mask.mat", None), (stem in self.packed and self.npz, stem),
                   (self.boxes and self.boxes / f"{Path(stem).name}.bb", None)]
         return next((place for place in places if place[0] and place[0].is_file()), None)
 
@@ -169,7 +173,10 @@ def deal_scenes(lists, target, seed):
     scenes = {}
     for split in lists.values():
         kept = [k for k, path in enumerate(split.paths) if target("background", path).is_file()]
-        dealt = other_backgrounds(split.labels[kept], seed)
+        try:
+            dealt = other_backgrounds(split.labels[kept], seed)
+        except ValueError as error:
+            raise ValueError(f"{len(kept)} of {len(split)} videos of a list could be taken apart. {error}") from error
         scenes |= {split.paths[k]: split.paths[kept[j]] for k, j in zip(kept, dealt)}
     return scenes
 
