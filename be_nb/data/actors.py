@@ -148,12 +148,12 @@ def swap_background(
                          f"got {background.dtype} {tuple(background.shape)}.")
     return torch.where(mask[:, None], clip, scene[torch.arange(len(clip)) % len(scene)])
 
-# %% ../../nbs/07_data.actors.ipynb #392c4703
+# %% ../../nbs/07_data.actors.ipynb #63bc9030
 def other_backgrounds(
     labels,         # class of each video, (n,) whole numbers
     seed: int = 0,  # which of the many ways to deal
 ) -> np.ndarray:    # int64 (n,): whose background video i gets
-    "Deal the backgrounds out: at random, each once, none to its own class. `ValueError` if one class is over half of all."
+    "Deal the backgrounds out at random, each once, none to its own class. `ValueError` if a class has over half of all."
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     if not len(labels) or np.unique(labels, return_counts=True)[1].max() * 2 > len(labels):
         raise ValueError("one class has more than half of the videos: its actors cannot all get other backgrounds.")
@@ -195,7 +195,7 @@ def _read_bb(path):
         raise ValueError(f"{path}: holds no frames, or their numbers make no sense.")
     return [boxes.get(frame, np.empty((0, 4))) for frame in range(max(boxes) + 1)]
 
-# %% ../../nbs/07_data.actors.ipynb #3ecde8fe
+# %% ../../nbs/07_data.actors.ipynb #8ce3e7ee
 def read_masks(
     path,                     # a .mat, .npz or .bb file
     size: tuple[int, int],    # (height, width) of the clip that the masks are for
@@ -203,7 +203,7 @@ def read_masks(
 ) -> torch.Tensor:            # bool (t, h, w): True on the actor
     """Read actor masks: JHMDB's `.mat`, packed `.npz`, or the boxes of HMDB51, `.bb`.
 
-    Masks of a `.mat` are scaled to `size` (nearest pixel). Raises `ValueError`, naming the file, for what it cannot use.
+    Masks of a `.mat` are scaled to `size` (nearest pixel). `ValueError`, naming the file, for what it cannot use.
     """
     kind = Path(path).suffix
     if kind == ".bb":
@@ -214,7 +214,7 @@ def read_masks(
                 raise ValueError(f"{path}: has no mask named {name!r}.")
             packed = masks[name]
         if packed.dtype != np.uint8 or packed.shape[1:] != (size[0], (size[1] + 7) // 8):
-            raise ValueError(f"{path}: {name!r} is {packed.dtype} {packed.shape}, which is not a packed mask of {size}.")
+            raise ValueError(f"{path}: {name!r} is {packed.dtype} {packed.shape}, not a packed mask of {size}.")
         return torch.from_numpy(np.unpackbits(packed, axis=-1, count=size[1]).astype(bool))
     if kind != ".mat":
         raise ValueError(f"{path}: masks are read from .mat, .npz and .bb files, not from {kind or 'this'}.")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORDS', 'MOST_FILES', 'MOST_GROWTH', 'FREE_BYTES', 'ArchiveError', 'safe_name', 'Member', 'members', 'Extracted',
            'extract', 'Part', 'Found', 'locate_parts', 'extract_part', 'find_folder', 'check_counts', 'read_kinetics',
-           'video_files', 'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'prepare',
-           'write_lists', 'main']
+           'video_files', 'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists',
+           'prepare', 'main']
 
 # %% ../../nbs/06_data.archives.ipynb #f9728a7d
 import csv
@@ -86,19 +86,19 @@ def _tar_members(path):
         while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
             pass
 
-# %% ../../nbs/06_data.archives.ipynb #98fad871
+# %% ../../nbs/06_data.archives.ipynb #08d72de0
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
         import libarchive
         return libarchive
     except ImportError as error:
-        raise ArchiveError("reading RAR archives needs the Python package libarchive-c: pip install libarchive-c") from error
+        raise ArchiveError("RAR archives need the Python package libarchive-c: pip install libarchive-c") from error
     except (OSError, AttributeError, TypeError) as error:
         raise ArchiveError(
             "reading RAR archives needs the system's libarchive, which is missing. Debian, Ubuntu: apt install "
             "libarchive13 (or libarchive13t64); Fedora: dnf install libarchive; macOS: brew install libarchive and set "
-            "LIBARCHIVE to its libarchive.dylib. Or unpack the archives yourself: the scripts take folders, too.") from error
+            "LIBARCHIVE to its libarchive.dylib. Or unpack the archives: the scripts take folders, too.") from error
 
 
 def _rar_members(path):
@@ -115,7 +115,7 @@ def _rar_members(path):
             blocks = entry.get_blocks(1 << 20) if kind == "file" else iter(())
             yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC, lambda n: next(blocks, b""))
 
-# %% ../../nbs/06_data.archives.ipynb #0b67705b
+# %% ../../nbs/06_data.archives.ipynb #cc96288b
 def _damage():
     "Exceptions that mean: these bytes are no whole archive."
     kinds = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, RuntimeError, ValueError)
@@ -131,8 +131,8 @@ def _complaint(path, error):
     if type(error) is ValueError:  # ours
         return ArchiveError(f"{path}: not extracted: {error}.")
     advice = "Get it again." if "filter" not in str(error) else (
-        "This libarchive is too old for this RAR: update it to 3.7, or unpack the archive with unrar or 7z and give the "
-        "folder.")
+        "This libarchive is too old for this RAR: update it to 3.7, or unpack the archive with unrar or 7z and give "
+        "the folder.")
     return ArchiveError(f"{path}: damaged, or no archive that can be read ({error or type(error).__name__}). {advice}")
 
 
@@ -253,13 +253,13 @@ def extract(
     _write_record(record, archive, files)
     return Extracted(len(files), sum(files.values()), written)
 
-# %% ../../nbs/06_data.archives.ipynb #7223a4d4
+# %% ../../nbs/06_data.archives.ipynb #4080ba2a
 @dataclass(frozen=True)
 class Part:
     "One part of a dataset as users have it: archives, or what was in them."
 
     what: str                   # "the videos"
-    archives: tuple[str, ...]   # names or patterns of the archives, relative to the user's folder; all that fit are taken
+    archives: tuple[str, ...]   # names or patterns of the archives, relative to the user's folder
     ready: tuple[str, ...]      # files or folders, one of which is there if the part has been unpacked
     source: str                 # who publishes it
     into: str                   # folder below extracted/ for the content, and the name of the part for `Dataset.read`
@@ -281,12 +281,12 @@ class Found:
 
 
 def _find(folder, pattern):
-    "Files below a folder that fit a pattern such as `train/*.tar.gz`; brackets in the name of the folder do not matter."
+    "Files below a folder that fit a pattern such as `train/*.tar.gz`; brackets in the folder's name do not matter."
     inner, _, last = pattern.rpartition("/")
     place = Path(folder) / inner
     return sorted(place / name for name in os.listdir(place) if fnmatch(name, last)) if place.is_dir() else []
 
-# %% ../../nbs/06_data.archives.ipynb #64e2dea2
+# %% ../../nbs/06_data.archives.ipynb #64af82b8
 def locate_parts(
     name: str,                  # of the dataset, for the message
     parts: tuple[Part, ...],
@@ -296,7 +296,7 @@ def locate_parts(
     "Where every part is. Raises `FileNotFoundError` that lists all that is missing, and from where to get it."
     folder, found, missing = Path(folder), [], []
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (now in {os.getcwd()}); give the one with the archives of {name}")
+        raise FileNotFoundError(f"{folder}: no such folder (now in {os.getcwd()}); give that of the archives of {name}")
     for part in parts:
         archives = [path for pattern in part.archives for path in _find(folder, pattern) if path.is_file()]
         if archives:
@@ -307,7 +307,7 @@ def locate_parts(
             missing.append(f"  {part.what}: {' or '.join(part.archives + part.ready)}\n    from: {part.source}")
     if missing:
         raise FileNotFoundError(f"{name} is not complete in {folder}. Missing:\n" + "\n".join(missing) +
-                                "\nPut them there, or name another folder with --archives, and run the same command again.")
+                                "\nPut them there, or name another folder with --archives, and run it again.")
     return found
 
 # %% ../../nbs/06_data.archives.ipynb #e56949ad
@@ -397,7 +397,7 @@ def video_files(
                   if name.endswith(".mp4") and not name.startswith(".")}
     return found
 
-# %% ../../nbs/06_data.archives.ipynb #f1fdebf3
+# %% ../../nbs/06_data.archives.ipynb #da52aa2b
 @dataclass(frozen=True)
 class PrepareConfig(Config):
     "What every script of `data_scripts/` takes."
@@ -419,11 +419,11 @@ class Dataset:
 
     name: str
     parts: tuple[Part, ...]
-    read: Callable          # (part → its folder) → (folder of the videos, list → Split); asked first with the lists alone
+    read: Callable          # (part → its folder) → (folder of the videos, list → Split); first with the lists alone
     official: dict[str, int]    # list name → number of videos
     classes: int
 
-# %% ../../nbs/06_data.archives.ipynb #c051ff4b
+# %% ../../nbs/06_data.archives.ipynb #8613df14
 def _size(content):
     "Bytes of all files below a folder."
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(content) for name in names)
@@ -433,7 +433,7 @@ def space_needed(
     found: list[Found],
     extracted,              # folder in which archives are unpacked
 ) -> tuple[int, int]:       # bytes, estimates
-    "Room for what is still to be extracted, about as large as its archive, and for a pack three times as large as the videos."
+    "Room for what is to be extracted, about as large as its archive, and for a pack three times as large as the videos."
     todo = sum(f.bytes() * (1 + f.part.nested) for f in found if not _done(f, extracted))
     return todo, 3 * sum(f.bytes() or _size(f.content) for f in found[1:])
 
@@ -464,7 +464,7 @@ def describe_plan(
         f"  space: about {todo / 1e9:,.2f} GB to extract and {packed / 1e9:,.2f} GB for the pack, "
         f"{shutil.disk_usage(place).free / 1e9:,.2f} GB free in {place}"])
 
-# %% ../../nbs/06_data.archives.ipynb #cf4f1190
+# %% ../../nbs/06_data.archives.ipynb #95d9b676
 @dataclass(frozen=True)
 class Prepared:
     "The final report of a script."
@@ -483,7 +483,7 @@ class Prepared:
         lines = [f"{self.name}: {self.classes} classes, {self.videos:,} videos, {self.frames:,} frames, "
                  f"{self.bytes / 1e6:,.1f} MB in {self.pack}", "  lists: " +
                  ", ".join(f"{name} {count:,}" for name, count in self.lists.items()),
-                 f"  checked: {'every frame' if self.verified else 'not (--no-verify)'}; problems: {len(self.problems)}"]
+                 f"  checked: {'every frame' if self.verified else 'no (--no-verify)'}; problems: {len(self.problems)}"]
         lines += [f"    {name!a}: {reason}" for name, reason in list(self.problems.items())[:10]]
         return "\n".join(lines + ["    … all of them are in report.json"] * (len(self.problems) > 10))
 
@@ -500,45 +500,7 @@ def _verified_seal(path):
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
-# %% ../../nbs/06_data.archives.ipynb #aeaaf810
-def prepare(
-    dataset: Dataset,
-    config: PrepareConfig,
-) -> Prepared | None:   # None for a dry run, and with `lists_only`
-    """From archives to a verified pack; killed at any moment and run again, it goes on.
-
-    Raises `FileNotFoundError` for missing parts, `ArchiveError`, and `ValueError` for lists that are not the official ones.
-    """
-    out, parts = Path(config.out), dataset.parts[:1] if config.lists_only else dataset.parts
-    found = locate_parts(dataset.name, parts, config.archives, out / "extracted")
-    if config.dry_run:
-        print(describe_plan(dataset, found, config))
-        return None
-    out.mkdir(parents=True, exist_ok=True)
-    _check_space(found, out)
-    extract_part(found[0])
-    _, splits = dataset.read({parts[0].into: found[0].content})
-    if config.check_counts:  # before hours of work
-        check_counts(splits, dataset.official, dataset.classes)
-    if config.lists_only:
-        return write_lists(splits, out)
-    for f in found[1:]:
-        extract_part(f, config.workers)
-    root, splits = dataset.read({f.part.into: f.content for f in found})
-    report = pack(root, splits, out / "pack", short_side=config.short_side, quality=config.quality, workers=config.workers)
-    seal = read_pack(out / "pack")["seal"]
-    problems = dict(report.problems)
-    verified = _verified_seal(out / "report.json") == seal
-    if config.verify and not verified:
-        checked = doctor(out / "pack").problems
-        problems |= {name: reason for name, reason in checked.items() if name not in problems}
-        verified = checked.keys() <= report.problems.keys()
-    prepared = Prepared(dataset.name, str(out / "pack"), len(report.classes), {n: len(s) for n, s in splits.items()},
-                        report.videos, report.frames, report.bytes, problems, seal if verified else "")
-    _write_report(out / "report.json", prepared)
-    return prepared
-
-
+# %% ../../nbs/06_data.archives.ipynb #27f52537
 def write_lists(
     splits: dict[str, Split],
     out: Path,  # folder for them
@@ -557,6 +519,44 @@ def _check_space(found, out):
     need, free = space_needed(found, out / "extracted")[0], shutil.disk_usage(out).free
     if need > free:
         raise OSError(f"{out}: extracting needs about {need / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free")
+
+# %% ../../nbs/06_data.archives.ipynb #66b6c8e1
+def prepare(
+    dataset: Dataset,
+    config: PrepareConfig,
+) -> Prepared | None:   # None for a dry run, and with `lists_only`
+    """From archives to a verified pack; killed at any moment and run again, it goes on.
+
+    Raises `FileNotFoundError` for missing parts, `ArchiveError`, and `ValueError` for lists that are not official.
+    """
+    out, parts = Path(config.out), dataset.parts[:1] if config.lists_only else dataset.parts
+    found = locate_parts(dataset.name, parts, config.archives, out / "extracted")
+    if config.dry_run:
+        print(describe_plan(dataset, found, config))
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    _check_space(found, out)
+    extract_part(found[0])
+    _, splits = dataset.read({parts[0].into: found[0].content})
+    if config.check_counts:  # before hours of work
+        check_counts(splits, dataset.official, dataset.classes)
+    if config.lists_only:
+        return write_lists(splits, out)
+    for f in found[1:]:
+        extract_part(f, config.workers)
+    root, splits = dataset.read({f.part.into: f.content for f in found})
+    report = pack(root, splits, out / "pack", config.short_side, quality=config.quality, workers=config.workers)
+    seal = read_pack(out / "pack")["seal"]
+    problems = dict(report.problems)
+    verified = _verified_seal(out / "report.json") == seal
+    if config.verify and not verified:
+        checked = doctor(out / "pack").problems
+        problems |= {name: reason for name, reason in checked.items() if name not in problems}
+        verified = checked.keys() <= report.problems.keys()
+    prepared = Prepared(dataset.name, str(out / "pack"), len(report.classes), {n: len(s) for n, s in splits.items()},
+                        report.videos, report.frames, report.bytes, problems, seal if verified else "")
+    _write_report(out / "report.json", prepared)
+    return prepared
 
 # %% ../../nbs/06_data.archives.ipynb #f62c3e28
 def main(
