@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['DATA', 'MOCO', 'VIDEO_MINI', 'RECIPES', 'AUTHORS', 'ON', 'SIZE', 'LARGE', 'NAMES', 'SHORT', 'REPORTED', 'PAIRS',
-           'PRETEXT', 'PRETEXT_MINI', 'TASKS', 'FINETUNE', 'GMAC', 'ASSUMED', 'VideoSet', 'how_to_get', 'Recipe',
-           'full_size', 'find', 'changes', 'passes', 'gpu_hours', 'cost', 'describe_recipes', 'commands',
-           'describe_recipe']
+           'PRETEXT', 'PRETEXT_MINI', 'TASKS', 'FINETUNE', 'GMAC', 'ASSUMED', 'VideoSet', 'where', 'set_of', 'script',
+           'how_to_get', 'Recipe', 'full_size', 'find', 'changes', 'passes', 'gpu_hours', 'cost', 'describe_recipes',
+           'commands', 'describe_recipe']
 
-# %% ../nbs/08_recipes.ipynb #e42bba40
+# %% ../nbs/08_recipes.ipynb #2d9eabbd
 from dataclasses import asdict
 from typing import NamedTuple
 
 from .config import Config, FinetuneConfig, PretrainConfig, check_choice
 
-# %% ../nbs/08_recipes.ipynb #f4c3f40f
+# %% ../nbs/08_recipes.ipynb #65e916b2
 class VideoSet(NamedTuple):
     "A set of videos that recipes ask for."
 
@@ -22,36 +22,59 @@ class VideoSet(NamedTuple):
     videos: int  # videos that are trained on (split 1)
     source: str  # where its owners give it away
     files: str   # what `data_scripts/` wants to find in the folder of archives
+    lists: tuple = ("train.txt", "test.txt")  # lists of split 1, as the script writes them
+    pack: str = "pack"  # where the script leaves the videos, below its `--out`
 
 
 DATA = {
     "ucf101": VideoSet("UCF101", 9537, "https://www.crcv.ucf.edu/data/UCF101.php",
-                       "UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip"),
+                       "UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip", ("train1.txt", "test1.txt")),
     "hmdb51": VideoSet("HMDB51", 3570, "https://serre.lab.brown.edu/hmdb51.html",
-                       "hmdb51_org.rar and test_train_splits.rar"),
+                       "hmdb51_org.rar and test_train_splits.rar", ("train1.txt", "test1.txt")),
     "actor_hmdb51": VideoSet("HMDB51 cut to its actors", 3570, "https://serre.lab.brown.edu/hmdb51.html",
-                             "those of HMDB51, and its bounding boxes or a person detector"),
+                             "those of HMDB51, and its bounding boxes or a person detector", pack="actor"),
     "diving48": VideoSet("Diving48 (version 2)", 15027, "http://www.svcl.ucsd.edu/projects/resound/dataset.html",
                          "Diving48_rgb.tar.gz, Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json"),
     "kinetics400": VideoSet("Kinetics-400", 240_000, "https://github.com/cvdfoundation/kinetics-dataset",
-                            "the videos, and the lists train.csv and val.csv"),
+                            "the videos, and the lists train.csv and val.csv", ("train.txt", "val.txt")),
 }
 
-# %% ../nbs/08_recipes.ipynb #0d2cfffe
+# %% ../nbs/08_recipes.ipynb #4816aac9
+def where(
+    name: str,  # key of DATA
+) -> str:
+    "The folder in which a recipe looks for its videos."
+    return f"data/{name}/{DATA[name].pack}"
+
+
+def set_of(
+    data: str,      # a folder of videos
+) -> str | None:    # key of DATA
+    "Which of the known sets a folder holds, as far as the names on its path tell."
+    return next((part for part in reversed(data.replace("\\", "/").split("/")) if part in DATA), None)
+
+
+def script(
+    name: str,  # key of DATA
+) -> str:
+    "The command line that makes a pack of a set, large enough for every recipe."
+    return f"python data_scripts/{name}.py --archives ARCHIVES --out data/{name} --short-side 256"
+
+
 def how_to_get(
     data: str,  # a folder of videos that is not there
 ) -> str:       # a sentence or two for the error message
     "What to do about missing videos: which files, from where, and which script makes the folder of them."
-    known = DATA.get(data.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
-    if known is None:
+    name = set_of(data)
+    if name is None:
         return ("Give the folder of your videos, with the lists train.txt and val.txt (lines `path label`), as data; "
                 "or take the built-in set with data='scenebias'.")
-    script = data.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return (f"This run needs {known.title}. Get {known.files} from {known.source} into one folder and run "
-            f"`python data_scripts/{script}.py --archives THAT_FOLDER --out {data}`. Without it, the recipe's name "
-            "with -mini behind it runs on a small set.")
+    title, source, files = DATA[name].title, DATA[name].source, DATA[name].files
+    return (f"This run needs {title}. Get {files} from {source} into one folder and run "
+            f"`{script(name).replace('ARCHIVES', 'THAT_FOLDER')}`. Without it, the recipe's name with -mini behind it "
+            "runs on a small set.")
 
-# %% ../nbs/08_recipes.ipynb #75d35d41
+# %% ../nbs/08_recipes.ipynb #21b9420c
 class Recipe(NamedTuple):
     "A named run."
 
@@ -75,7 +98,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/08_recipes.ipynb #e00f48e8
+# %% ../nbs/08_recipes.ipynb #e278716c
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, warmup_steps=0,
@@ -97,10 +120,10 @@ def full_size(
     epochs, batch_size, own = ON[data]
     steps = -(-epochs * DATA[data].videos // batch_size)
     shared = AUTHORS | SIZE.get(backbone, LARGE) | own
-    return PretrainConfig(**shared | dict(data=f"data/{data}", backbone=backbone, batch_size=batch_size, steps=steps,
-                                          checkpoint_every=2000, workers=4) | changes)
+    row = dict(data=where(data), split=DATA[data].lists[0], backbone=backbone, batch_size=batch_size, steps=steps)
+    return PretrainConfig(**shared | row | dict(checkpoint_every=2000, workers=4) | changes)
 
-# %% ../nbs/08_recipes.ipynb #b980c3ce
+# %% ../nbs/08_recipes.ipynb #c2fa017a
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -122,7 +145,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **changes), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/08_recipes.ipynb #a04a4357
+# %% ../nbs/08_recipes.ipynb #e4bf39c9
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
     RECIPES[f"scenebias-{variant}"] = Recipe(
@@ -131,9 +154,10 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/08_recipes.ipynb #1b9a9776
-PRETEXT = dict(data="data/ucf101", backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875),
-               flip=0.5, optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
+# %% ../nbs/08_recipes.ipynb #64960f7d
+PRETEXT = dict(data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
+               frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
+               weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
                steps=-(-300 * DATA["ucf101"].videos // 8), checkpoint_every=2000, workers=4)
 PRETEXT_MINI = dict(crop=(0.8, 1.0), short="drop", brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 # title, what the paper reports without and with BE, own settings at full size, own settings of the mini
@@ -154,11 +178,11 @@ for task, (title, plain, erased, large, small) in TASKS.items():
 RECIPES["scenebias-triplet"] = Recipe("BE triplet on the built-in set",
                                       PretrainConfig(method="triplet", batch_size=32, steps=400))
 
-# %% ../nbs/08_recipes.ipynb #ca7b0d85
+# %% ../nbs/08_recipes.ipynb #e8984a84
 FINETUNE = dict(frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
                 milestones=(0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), lr_drop=0.3, epochs=50.0, batch_size=4, dropout=0.5,
-                clips=10, test_splits=("test.txt",), checkpoint_every=2000, workers=4)
+                clips=10, checkpoint_every=2000, workers=4)
 RECIPES |= {
     "scenebias-finetune": Recipe("all layers on the built-in set", FinetuneConfig()),
     "scenebias-frozen": Recipe("the classifier alone on the built-in set", FinetuneConfig(freeze=True, lr=0.03)),
@@ -169,10 +193,12 @@ RECIPES |= {
 for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
     for ending, sight in (("", LARGE), ("-112", SIZE["c3d"])):
         RECIPES[f"finetune-{data.replace('_', '-')}{ending}"] = Recipe(
-            f"fine-tune on {DATA[data].title}, {sight['size']}²", FinetuneConfig(data=f"data/{data}", **FINETUNE | sight),
+            f"fine-tune on {DATA[data].title}, {sight['size']}²",
+            FinetuneConfig(data=where(data), split=DATA[data].lists[0], test_splits=DATA[data].lists[1:],
+                           **FINETUNE | sight),
             "second half of every row" if data != "actor_hmdb51" else "the actor-only study", "video-finetune-mini")
 
-# %% ../nbs/08_recipes.ipynb #9d89a93f
+# %% ../nbs/08_recipes.ipynb #6cf9c519
 def find(
     name: str,   # a key of `RECIPES`, or one with `-mini` behind it
 ) -> Recipe:
@@ -191,7 +217,7 @@ def changes(
     default = asdict(type(config)())
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
-# %% ../nbs/08_recipes.ipynb #68ef5dcb
+# %% ../nbs/08_recipes.ipynb #fe0e9cbd
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations a second
 
@@ -219,20 +245,18 @@ def gpu_hours(
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
-# %% ../nbs/08_recipes.ipynb #acac7a95
+# %% ../nbs/08_recipes.ipynb #324e3a59
 def cost(
     recipe: Recipe,
 ) -> str:
     "Estimated hours of a full-size recipe; `minutes` for one that a CPU can do."
-    data = recipe.config.data.removeprefix("data/")
-    if data not in DATA:
-        return "minutes on a CPU"
-    return f"~{gpu_hours(recipe.config, DATA[data].videos):.2g} GPU h"
+    data = set_of(recipe.config.data)
+    return f"~{gpu_hours(recipe.config, DATA[data].videos):.2g} GPU h" if data else "minutes on a CPU"
 
 
 def describe_recipes() -> str:  # a table, one recipe a line
     "The recipes: what each is, its data, its estimated cost, and what the paper reports."
-    rows = [(name, r.about, r.config.data.removeprefix("data/"), cost(r), r.paper) for name, r in RECIPES.items()]
+    rows = [(name, r.about, set_of(r.config.data) or r.config.data, cost(r), r.paper) for name, r in RECIPES.items()]
     rows = [("recipe", "what it is", "data", "cost", "the paper's number"), *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(f"{text:{w}}" for text, w in zip(row, widths)), row[4]]).rstrip() for row in rows]
@@ -240,28 +264,27 @@ def describe_recipes() -> str:  # a table, one recipe a line
                                "reports them.\nBehind a full-size name, -mini stands for its small form. Hours are "
                                "estimates (see the lesson 08_recipes).")
 
-# %% ../nbs/08_recipes.ipynb #1ebee2cd
+# %% ../nbs/08_recipes.ipynb #75ba56d3
 def commands(
     name: str,  # of a recipe
 ) -> list[str]:  # command lines, in order
     "From the data to the judgement: what to run for a row of the paper's tables."
-    config, finetuning = find(name).config, isinstance(find(name).config, FinetuneConfig)
-    data, lines = config.data.removeprefix("data/"), []
-    if data in DATA:
-        lines.append(f"python data_scripts/{data}.py --archives ARCHIVES --out {config.data}")
-    if finetuning:
-        return [*lines, f"be-nb finetune {name} --checkpoint runs/PRETRAINED" + (" --data VIDEOS" * (data == "videos"))]
-    given = " --data VIDEOS" if data == "videos" else ""
+    config = find(name).config
+    data, given = set_of(config.data), " --data VIDEOS" if config.data == "videos" else ""
+    lines = [script(data)] if data else []
+    if isinstance(config, FinetuneConfig):
+        return [*lines, f"be-nb finetune {name} --checkpoint runs/PRETRAINED{given}"]
     lines.append(f"be-nb pretrain {name} --name {name}{given}")
-    if data in DATA:
-        ending = "-112" if config.size == 112 else ""
-        after = ["diving48"] if data == "diving48" else ["ucf101", "hmdb51"]
-        lines += [f"be-nb finetune finetune-{d}{ending} --checkpoint runs/{name} --name {name}-{d}" for d in after]
-        lines.append(f"be-nb retrieve --checkpoint runs/{name} --data data/{after[-1]} --test-split test.txt")
-    else:
-        lines.append(f"be-nb evaluate --checkpoint runs/{name} --data {'VIDEOS' if given else 'scenebias'}"
-                     + ("" if given else " --train-split probe --test-split swapped"))
-    return lines
+    if not data:
+        lists = "" if given else " --train-split probe --test-split swapped"
+        return [*lines, f"be-nb evaluate --checkpoint runs/{name} --data {'VIDEOS' if given else 'scenebias'}{lists}"]
+    after = ["diving48"] if data == "diving48" else ["ucf101", "hmdb51"]
+    lines += [script(d) for d in after if d != data]
+    lines += [f"be-nb finetune finetune-{d}{'-112' * (config.size == 112)} --checkpoint runs/{name} --name {name}-{d}"
+              for d in after]
+    gallery, queries = DATA[after[-1]].lists
+    return [*lines, f"be-nb retrieve --checkpoint runs/{name} --data {where(after[-1])} --train-split {gallery} "
+            f"--test-split {queries} --protocol be"]
 
 
 def describe_recipe(

@@ -11,10 +11,10 @@ from be_nb.backbones import create_backbone
 from be_nb.backbones.measure import describe
 from be_nb.config import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, list_recipes, override, recipe
 from be_nb.distractor import VARIANTS
-from be_nb.recipes import ASSUMED, DATA, GMAC, RECIPES, commands, cost, describe_recipes, find, gpu_hours, how_to_get
+from be_nb.recipes import ASSUMED, DATA, GMAC, RECIPES, commands, cost, describe_recipes, find, gpu_hours, how_to_get, set_of
 from be_nb.train import METHODS, finetune, pretrain
 
-FULL = [name for name, r in RECIPES.items() if r.config.data.removeprefix("data/") in DATA]
+FULL = [name for name, r in RECIPES.items() if set_of(r.config.data)]
 
 
 def differences(one, two):
@@ -45,7 +45,7 @@ def test_a_pretext_task_with_and_without_erasing(task):
 def test_published_settings():
     for net, data, epochs, queue in (("i3d", "ucf101", 200, 3569), ("i3d", "k400", 50, 65536), ("c3d", "ucf101", 200, 3569)):
         config = recipe(f"{net}-{data}-be")
-        videos = DATA[config.data.removeprefix("data/")].videos
+        videos = DATA[set_of(config.data)].videos
         assert config.steps == math.ceil(epochs * videos / config.batch_size) and config.queue_size == queue
         assert (config.frames, config.stride, config.lr, config.momentum, config.temperature, config.gamma) == (
             16, 4, 3e-3, 0.999, 0.07, 0.3)
