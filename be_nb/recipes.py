@@ -8,13 +8,13 @@ __all__ = ['DATA', 'MOCO', 'VIDEO_MINI', 'RECIPES', 'AUTHORS', 'ON', 'SIZE', 'LA
            'how_to_get', 'Recipe', 'full_size', 'find', 'changes', 'passes', 'gpu_hours', 'cost', 'describe_recipes',
            'commands', 'describe_recipe']
 
-# %% ../nbs/08_recipes.ipynb #2d9eabbd
+# %% ../nbs/08_recipes.ipynb #8d9621af
 from dataclasses import asdict
 from typing import NamedTuple
 
 from .config import Config, FinetuneConfig, PretrainConfig, check_choice
 
-# %% ../nbs/08_recipes.ipynb #65e916b2
+# %% ../nbs/08_recipes.ipynb #e7f04c83
 class VideoSet(NamedTuple):
     "A set of videos that recipes ask for."
 
@@ -39,7 +39,7 @@ DATA = {
                             "the videos, and the lists train.csv and val.csv", ("train.txt", "val.txt")),
 }
 
-# %% ../nbs/08_recipes.ipynb #4816aac9
+# %% ../nbs/08_recipes.ipynb #9e19a855
 def where(
     name: str,  # key of DATA
 ) -> str:
@@ -74,7 +74,7 @@ def how_to_get(
             f"`{script(name).replace('ARCHIVES', 'THAT_FOLDER')}`. Without it, the recipe's name with -mini behind it "
             "runs on a small set.")
 
-# %% ../nbs/08_recipes.ipynb #21b9420c
+# %% ../nbs/08_recipes.ipynb #19f54ca3
 class Recipe(NamedTuple):
     "A named run."
 
@@ -98,7 +98,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/08_recipes.ipynb #e278716c
+# %% ../nbs/08_recipes.ipynb #36f5b6b0
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, warmup_steps=0,
@@ -123,7 +123,7 @@ def full_size(
     row = dict(data=where(data), split=DATA[data].lists[0], backbone=backbone, batch_size=batch_size, steps=steps)
     return PretrainConfig(**shared | row | dict(checkpoint_every=2000, workers=4) | changes)
 
-# %% ../nbs/08_recipes.ipynb #c2fa017a
+# %% ../nbs/08_recipes.ipynb #b496cc09
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -145,7 +145,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **changes), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/08_recipes.ipynb #e4bf39c9
+# %% ../nbs/08_recipes.ipynb #6045d8dc
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
     RECIPES[f"scenebias-{variant}"] = Recipe(
@@ -154,7 +154,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/08_recipes.ipynb #64960f7d
+# %% ../nbs/08_recipes.ipynb #e15c13ce
 PRETEXT = dict(data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
                weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
@@ -178,7 +178,7 @@ for task, (title, plain, erased, large, small) in TASKS.items():
 RECIPES["scenebias-triplet"] = Recipe("BE triplet on the built-in set",
                                       PretrainConfig(method="triplet", batch_size=32, steps=400))
 
-# %% ../nbs/08_recipes.ipynb #e8984a84
+# %% ../nbs/08_recipes.ipynb #64f16e7c
 FINETUNE = dict(frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
                 milestones=(0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), lr_drop=0.3, epochs=50.0, batch_size=4, dropout=0.5,
@@ -198,7 +198,7 @@ for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
                            **FINETUNE | sight),
             "second half of every row" if data != "actor_hmdb51" else "the actor-only study", "video-finetune-mini")
 
-# %% ../nbs/08_recipes.ipynb #6cf9c519
+# %% ../nbs/08_recipes.ipynb #58ed5e3f
 def find(
     name: str,   # a key of `RECIPES`, or one with `-mini` behind it
 ) -> Recipe:
@@ -217,7 +217,7 @@ def changes(
     default = asdict(type(config)())
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
-# %% ../nbs/08_recipes.ipynb #fe0e9cbd
+# %% ../nbs/08_recipes.ipynb #d02e1127
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations a second
 
@@ -245,7 +245,7 @@ def gpu_hours(
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
-# %% ../nbs/08_recipes.ipynb #324e3a59
+# %% ../nbs/08_recipes.ipynb #a414d297
 def cost(
     recipe: Recipe,
 ) -> str:
@@ -264,7 +264,7 @@ def describe_recipes() -> str:  # a table, one recipe a line
                                "reports them.\nBehind a full-size name, -mini stands for its small form. Hours are "
                                "estimates (see the lesson 08_recipes).")
 
-# %% ../nbs/08_recipes.ipynb #75ba56d3
+# %% ../nbs/08_recipes.ipynb #866d4488
 def commands(
     name: str,  # of a recipe
 ) -> list[str]:  # command lines, in order

@@ -148,12 +148,12 @@ def swap_background(
                          f"got {background.dtype} {tuple(background.shape)}.")
     return torch.where(mask[:, None], clip, scene[torch.arange(len(clip)) % len(scene)])
 
-# %% ../../nbs/07_data.actors.ipynb #63bc9030
+# %% ../../nbs/07_data.actors.ipynb #b4fe0fd8
 def other_backgrounds(
     labels,         # class of each video, (n,) whole numbers
     seed: int = 0,  # which of the many ways to deal
 ) -> np.ndarray:    # int64 (n,): whose background video i gets
-    "Deal the backgrounds out at random, each once, none to its own class. `ValueError` if a class has over half of all."
+    "Deal the backgrounds out at random, each once, none to its own class. `ValueError` if a class has over half."
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     if not len(labels) or np.unique(labels, return_counts=True)[1].max() * 2 > len(labels):
         raise ValueError("one class has more than half of the videos: its actors cannot all get other backgrounds.")

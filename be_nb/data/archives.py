@@ -423,7 +423,7 @@ class Dataset:
     official: dict[str, int]    # list name → number of videos
     classes: int
 
-# %% ../../nbs/06_data.archives.ipynb #8613df14
+# %% ../../nbs/06_data.archives.ipynb #39052210
 def _size(content):
     "Bytes of all files below a folder."
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(content) for name in names)
@@ -433,7 +433,7 @@ def space_needed(
     found: list[Found],
     extracted,              # folder in which archives are unpacked
 ) -> tuple[int, int]:       # bytes, estimates
-    "Room for what is to be extracted, about as large as its archive, and for a pack three times as large as the videos."
+    "Room for what is to be extracted, as large as its archive, and for a pack three times as large as the videos."
     todo = sum(f.bytes() * (1 + f.part.nested) for f in found if not _done(f, extracted))
     return todo, 3 * sum(f.bytes() or _size(f.content) for f in found[1:])
 
