@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'pretrain', 'evalu
 
 # %% ../nbs/70_cli.ipynb #8a05a366
 import dataclasses
+import os
 import sys
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -85,7 +86,9 @@ def pretrain(args: list[str]):
                    "name from `be-nb recipes`; every flag overrides one of its settings.", default)
     from be_nb.train import pretrain as run
 
-    print(f"checkpoint: {run(config).checkpoint}")
+    checkpoint = run(config).checkpoint
+    if os.environ.get("RANK", "0") == "0":  # of several ranks the first one talks
+        print(f"checkpoint: {checkpoint}")
 
 
 def evaluate(args: list[str]):

@@ -6,8 +6,8 @@
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Precision', 'Short', 'OnError',
            'Negative', 'AUTHORS', 'VIDEO_MINI', 'MOCO', 'RECIPES', 'nearest', 'check_choice', 'Range', 'conform',
            'annotations', 'Config', 'RunSettings', 'DataSettings', 'AugmentationSettings', 'MethodSettings',
-           'OptimisationSettings', 'RecordSettings', 'PretrainConfig', 'Setting', 'settings', 'override',
-           'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig']
+           'OptimisationSettings', 'SpeedSettings', 'WatchSettings', 'RecordSettings', 'PretrainConfig', 'Setting',
+           'settings', 'override', 'list_recipes', 'describe_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -211,6 +211,30 @@ class OptimisationSettings(Config):
     lr_drop: Fraction = 0.1         # schedule=step: factor of each drop
     clip_grad: NonNegative = 0.0    # largest gradient norm; 0 does not clip
     amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
+    fused: bool = True              # on a GPU: one kernel moves all weights
+
+# %% ../nbs/00_config.ipynb #d93ebf14
+@dataclass(frozen=True)
+class SpeedSettings(Config):
+    "How a step is computed: faster, or in less memory. None of it changes the method."
+
+    channels_last: bool = True      # weights in the order that fast kernels want
+    compile: bool = False           # torch.compile of backbone, augmentation and distractor
+    one_pass: bool = False          # query and intra-video negative in one forward pass
+    recompute: bool = False         # keep no activations inside a stage: less memory, slower
+    accumulate: Count = 1           # parts of a batch computed one after the other: less memory
+    prefetch: bool = True           # on a GPU: copy the next batch during this step
+
+
+@dataclass(frozen=True)
+class WatchSettings(Config):
+    "What is looked at before the first step and on the way."
+
+    preflight: bool = True          # look at machine, data and disk before the first step
+    knn_every: Amount = 0           # steps between kNN tests, the best one is kept; 0: none
+    knn_videos: Count = 1000        # kNN test: videos of each list, at most
+    knn_train: str = ""             # kNN test: list of the voters; empty: train.txt
+    knn_test: str = ""              # kNN test: list of the tested; empty: val.txt
 
 
 @dataclass(frozen=True)
@@ -223,8 +247,8 @@ class RecordSettings(Config):
 
 # %% ../nbs/00_config.ipynb #3a33d923
 @dataclass(frozen=True)
-class PretrainConfig(RecordSettings, OptimisationSettings, MethodSettings, AugmentationSettings, DataSettings,
-                     RunSettings):
+class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationSettings, MethodSettings,
+                     AugmentationSettings, DataSettings, RunSettings):
     """Everything that `be_nb.train.pretrain` needs. The defaults are the miniature: SceneBias, minutes on a CPU.
 
     Raises `ValueError` for a value of the wrong type, outside its range, or at odds with another one.
