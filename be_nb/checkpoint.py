@@ -110,8 +110,8 @@ def save_checkpoint(
             write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     except (OSError, RuntimeError) as error:  # PyTorch turns a failed write into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OSError(f"The checkpoint of step {state['step']} could not be written to {folder}: {reason}. Those before it are "
-                      "untouched: make room, and go on from the newest with resume=True.") from error
+        raise OSError(f"The checkpoint of step {state['step']} could not be written to {folder}: {reason}. Those "
+                      "before it are untouched: make room, and go on from the newest with resume=True.") from error
     older = [p for p in list_checkpoints(folder) if step_of(p) < state["step"]]
     for old in older[: max(0, len(older) - keep + 1)]:
         old.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ __all__ = ['alignment', 'uniformity', 'spread', 'embedding_health', 'collapse_wa
            'precision_gap', 'checkpoint_bytes', 'check_room', 'preflight', 'few', 'knn_sources', 'EveryNth',
            'shared_features', 'online_knn', 'NotFinite', 'all_finite', 'stop_before_damage']
 
-# %% ../nbs/43_health.ipynb #b0f0aee6
+# %% ../nbs/43_health.ipynb #8fe9f022
 import math
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ from .distributed import BatchGenerator, gather, gather_objects, rank, unwrap, w
 from .evaluate import extract_features, knn
 from .speed import keep_buffers
 
-# %% ../nbs/43_health.ipynb #e2beaa3b
+# %% ../nbs/43_health.ipynb #41ee6e5d
 def alignment(
     x: torch.Tensor,  # (b, d), of length 1
     y: torch.Tensor,  # (b, d): another view of the same clips
@@ -47,7 +47,7 @@ def spread(
     "Standard deviation of the coordinates over the batch, times √d."
     return x.std(0).mean() * x.shape[1] ** 0.5
 
-# %% ../nbs/43_health.ipynb #741941e5
+# %% ../nbs/43_health.ipynb #59f50a03
 @torch.no_grad()
 def embedding_health(
     method: nn.Module,  # one that keeps `seen`, a pair (b, d) of queries and keys; of others nothing is known
@@ -64,7 +64,7 @@ def embedding_health(
         found |= {"uniformity": uniformity(query).item(), "spread": spread(query).item()}
     return found
 
-# %% ../nbs/43_health.ipynb #a9e38c63
+# %% ../nbs/43_health.ipynb #cfabf035
 def collapse_warning(
     row: dict,              # a line of the history
     config: PretrainConfig,
@@ -74,9 +74,10 @@ def collapse_warning(
     if not late or row.get("spread", 1.0) > 0.05:
         return ""
     return (f"step {row['step']}: all embeddings lie in one point (spread {row['spread']:.3f}, where 1 is all over the "
-            "sphere). The network has collapsed, or never left its beginning: try a lower lr, a longer warm-up, bn_groups=2.")
+            "sphere). The network has collapsed, or never left its beginning: try a lower lr, a longer warm-up, or "
+            "bn_groups=2.")
 
-# %% ../nbs/43_health.ipynb #7169793d
+# %% ../nbs/43_health.ipynb #014b455c
 def versions(
     device: torch.device,
 ) -> str:
@@ -84,8 +85,8 @@ def versions(
     if device.type != "cuda":
         return f"torch {torch.__version__}"
     cudnn = torch.backends.cudnn.version() or 0
-    return (f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn // 10000}.{cudnn // 100 % 100}, compute "
-            f"capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}")
+    return (f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn // 10000}.{cudnn // 100 % 100}, "
+            f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}")
 
 
 def sample_clips(
@@ -95,7 +96,7 @@ def sample_clips(
     "Clips of the first, the last and evenly spread videos between; raises what reading raises."
     return collate([dataset[0, int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()])["clips"]
 
-
+# %% ../nbs/43_health.ipynb #31b1b52b
 @torch.no_grad()
 def precision_gap(
     method: nn.Module,    # on the device; its buffers are left as they were
@@ -119,7 +120,7 @@ def checkpoint_bytes(
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     return sum(t.numel() * t.element_size() for t in method.state_dict().values()) + moments * learning
 
-# %% ../nbs/43_health.ipynb #46311371
+# %% ../nbs/43_health.ipynb #5c3c7bae
 def check_room(
     folder: Path,             # of the run; need not be there yet
     size: int,                # bytes of a checkpoint
@@ -134,7 +135,7 @@ def check_room(
                          f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or preflight=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-
+# %% ../nbs/43_health.ipynb #8d0e1c9c
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -159,15 +160,14 @@ def preflight(
                      "trust it; on a GPU look at the versions of torch and cuDNN.")
     return lines
 
-# %% ../nbs/43_health.ipynb #9b087bb6
+# %% ../nbs/43_health.ipynb #41750528
 def few(
-    source: VideoFolder,  # labelled videos
-    count: int,           # how many
-) -> VideoFolder:         # the same folder with at most `count` of them, evenly spread over the list
+    split: Split,  # a list of videos
+    count: int,    # how many are wanted
+) -> Split:        # at most `count` of them, evenly spread over the list
     "Part of a list of videos."
-    rows = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    split = Split([source.names[i] for i in rows], source.labels[rows], source.classes)
-    return VideoFolder(source.root, split, source.frame_size, on_error=source.on_error)
+    rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
+    return Split([split.paths[i] for i in rows], split.labels[rows], split.classes, [split.where[i] for i in rows])
 
 
 def knn_sources(
@@ -178,17 +178,18 @@ def knn_sources(
         return ()
     if config.data == "scenebias":
         splits = [config.knn_train or "probe", config.knn_test or "test"]
-        return tuple(SceneBias(split, config.rho, config.data_seed, min(config.knn_videos, SPLITS.get(split, (0, 1))[1]))
-                     for split in splits)
+        sizes = [min(config.knn_videos, SPLITS[split][1]) if split in SPLITS else 1 for split in splits]
+        return tuple(SceneBias(split, config.rho, config.data_seed, size) for split, size in zip(splits, sizes))
     sources = []
     for name in (config.knn_train or "train.txt", config.knn_test or "val.txt"):
         split = read_list(Path(config.data) / name)
         if (split.labels < 0).any():
-            raise ValueError(f"{name}: {(split.labels < 0).sum()} videos have no label, but the kNN test needs one for each.")
-        sources.append(few(VideoFolder(config.data, split, config.frame_size, on_error=config.on_error), config.knn_videos))
+            raise ValueError(f"{name}: {(split.labels < 0).sum()} videos have no label; the kNN test needs one each.")
+        videos = VideoFolder(config.data, few(split, config.knn_videos), config.frame_size, on_error=config.on_error)
+        sources.append(videos)
     return tuple(sources)
 
-# %% ../nbs/43_health.ipynb #9986c1cb
+# %% ../nbs/43_health.ipynb #ab680469
 class EveryNth:
     "The videos of a source that belong to this rank; a source itself."
 
@@ -208,7 +209,7 @@ class EveryNth:
         "Frames of video i of this rank, uint8 (t, c, h, w)."
         return self.source.read(self.rows[i], frames)
 
-
+# %% ../nbs/43_health.ipynb #4ef04d0b
 def shared_features(
     backbone: nn.Module,     # on the device of this rank
     source,                  # labelled videos; every rank takes its share, however uneven
@@ -235,7 +236,7 @@ def online_knn(
     (train_x, train_y), (test_x, test_y) = (shared_features(unwrap(method).backbone, s, config) for s in sources)
     return knn(train_x, train_y, test_x, test_y, k=min(20, len(train_x))).accuracy
 
-# %% ../nbs/43_health.ipynb #6c3c817f
+# %% ../nbs/43_health.ipynb #fd59362d
 class NotFinite(ArithmeticError):
     "A gradient that is not a number, found before it could move a weight."
 

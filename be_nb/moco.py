@@ -121,7 +121,8 @@ def shuffled(
     With several ranks clips change places between them (shuffle-BN), and every rank gets the results of all.
     """
     everyone = gather(clips)
-    order = torch.randperm(len(everyone) * getattr(generator, "parts", 1), generator=generator)  # drawn for the whole batch
+    clips_a_step = len(everyone) * getattr(generator, "parts", 1)  # always draw as many numbers, in parts or not
+    order = torch.randperm(clips_a_step, generator=generator)
     order = order[order < len(everyone)].to(clips.device, non_blocking=True)
     return gather(encode(everyone[own_rows(order)]))[order.argsort()]
 
@@ -145,7 +146,7 @@ def unit(
 
 # %% ../nbs/31_moco.ipynb #7329619f
 class EncoderPair(nn.Module):
-    "A query encoder that learns by gradient, a key encoder of the same weights that does not, and a queue for its keys."
+    "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
     def __init__(
         self,
@@ -284,7 +285,6 @@ class MoCo(MomentumEncoders):
     """
 
     draws_whole_batch = True  # see `draw_rows`: a clip's numbers do not depend on which rank computes it
-
     def __init__(
         self,
         backbone: nn.Module,                  # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
@@ -307,7 +307,7 @@ class MoCo(MomentumEncoders):
         self.distractor = Distractor() if distractor is None else distractor
         self.reference_loss = math.log(1 + queue_size + (negative != "none"))  # all candidates equally likely
 
-    def forward(self, clips: torch.Tensor, generator: torch.Generator | None = None) -> tuple:
+    def forward(self, clips, generator=None):
         "uint8 (b, windows, t, c, h, w) → loss, metrics. After the optimiser's step call `after_step()`."
         window, other = pick_windows(clips, self.negative)
         query = distracted(self.distractor, view(self.augment, window, generator), generator)

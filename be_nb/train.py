@@ -36,8 +36,8 @@ from .data.scenebias import SceneBias
 from .data.videos import ClipDataset, EpochSampler, VideoFolder
 from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
-from .distributed import (BatchGenerator, RankSampler, StopRequest, average_, gather, gather_objects, is_main, no_sync,
-                               on_main, process_group, rank, running_statistics, unwrap, world_size, wrap)
+from .distributed import (BatchGenerator, RankSampler, StopRequest, average_, gather, gather_objects, is_main,
+                               no_sync, on_main, process_group, rank, running_statistics, unwrap, world_size, wrap)
 from .health import (NotFinite, all_finite, collapse_warning, embedding_health, knn_sources, online_knn, preflight,
                           stop_before_damage)
 from .moco import MoCo
@@ -147,7 +147,7 @@ def accumulate_gradient(
     part: int,                # number of the part, from 0
     parts: int,               # how many there are
 ) -> dict:                    # metrics as tensors, the loss among them
-    "Forward and backward of one part. Step k draws from a generator seeded by (seed, k), so that a resumed run repeats it."
+    "Forward and backward of one part. Step k draws from a generator seeded by (seed, k): a resumed run repeats it."
     place = rank() * parts + part  # methods that cannot draw for the whole batch draw by their place
     own = [2, place] if place and not getattr(unwrap(method), "draws_whole_batch", False) else []
     generator = BatchGenerator(seed_of(config.seed, step, *own), part, parts)
@@ -331,11 +331,11 @@ class Run:
             raise NotFinite
 
     def save(self, best: bool = False):
-        "A checkpoint with all that the next step depends on. The generators need no place in it: they are seeded by step."
+        "A checkpoint with all that the next step depends on. The generators are seeded by step: no need to keep them."
         self.check()
-        state = {"step": self.step, "config": dataclasses.asdict(self.config), "method": unwrap(self.method).state_dict(),
-                 "optimizer": self.optimizer.state_dict(), "meter": self.meter.state(), "best": self.best,
-                 "videos": self.videos}
+        state = {"step": self.step, "config": dataclasses.asdict(self.config),
+                 "method": unwrap(self.method).state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "meter": self.meter.state(), "best": self.best, "videos": self.videos}
         if is_main():
             save_checkpoint(self.folder, state, self.config.keep, best)
 
@@ -456,10 +456,10 @@ def recognise(
     run.videos = fingerprint(dataset)
     before = (state or {}).get("videos") or run.videos  # checkpoints of the first version have none
     if before != run.videos:
-        raise ValueError(f"The videos are not those of {run.folder}: names, labels or lengths in {run.config.data} have "
-                         "changed. Put the old list back to go on, or start a new run under another name.")
+        raise ValueError(f"The videos are not those of {run.folder}: names, labels or lengths in {run.config.data} "
+                         "have changed. Put the old list back to go on, or start a new run under another name.")
     if len(set(gather_objects(run.videos))) > 1:
-        raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all machines.")
+        raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
 
 # %% ../nbs/40_train.ipynb #a92b94d9
 def fit_to_ranks(
@@ -481,16 +481,16 @@ def fit_to_ranks(
         raise ValueError(f"{borrows[0]} borrows from other clips of the batch, which accumulate > 1 has cut. Use "
                          "recompute=True to save memory.")
     if config.compile and config.recompute:
-        raise ValueError("compile chooses by itself what is computed again in the backward pass: use it without recompute.")
+        raise ValueError("compile chooses by itself what is computed again for backward: use it without recompute.")
     return override(config, bn_groups=groups)
 
 # %% ../nbs/40_train.ipynb #262ff822
 class Diverged(RuntimeError):
-    "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it or None."
+    "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it."
 
     def __init__(self, message: str, path: Path | None = None):
         super().__init__(message)
-        self.path = path
+        self.path = path  # None where the failure did not come again
 
 
 def diagnose(
@@ -511,8 +511,9 @@ def diagnose(
             break
         run.step += 1
         if run.step == noticed:
-            raise Diverged(f"At step {noticed} loss or weights were no numbers, but not when the steps since the last checkpoint "
-                           f"({last}) were repeated: this device does not compute the same twice. resume=True goes on there.")
+            raise Diverged(f"At step {noticed} loss or weights were no numbers, but not when the steps since the last "
+                           f"checkpoint ({last}) were repeated: this device does not compute the same twice. "
+                           "resume=True goes on there.")
     rows = gather(batch["index"].to(device)).tolist()
     path = run.folder / f"diverged-step-{run.step:08d}.pt"
     report = {"format": FORMAT, "step": run.step, "config": dataclasses.asdict(config), "method": method.state_dict(),
@@ -536,7 +537,7 @@ def reproduce(
     method.load_state_dict(state["method"])
     batch = next(iter(build_loader(config, method, build_source(config), state["step"])))
     if batch["index"].tolist() != state["index"]:
-        raise ValueError(f"{config.data} does not hold the videos of {path} any more: another batch comes at this step.")
+        raise ValueError(f"{config.data} does not hold the videos of {path} any more: another batch comes here.")
     parts = batch["clips"].to(device).chunk(config.accumulate)
     found = [accumulate_gradient(method, part, state["step"], config, k, len(parts)) for k, part in enumerate(parts)]
     return sum(metrics["loss"].item() for metrics in found) / len(found)
@@ -556,7 +557,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
         raise
     except Stopped:
         if is_main():
-            print(f"asked to stop: checkpoint written after step {run.step}; the same call with resume=True goes on there")
+            print(f"asked to stop: checkpoint written after step {run.step}; resume=True goes on there")
         raise
 
 # %% ../nbs/40_train.ipynb #4d328ac3
@@ -617,8 +618,8 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain a backbone without labels and leave checkpoints, history and TensorBoard curves in `out/name`.
 
-    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM and
-    SIGUSR1 end it with a checkpoint and `Stopped`. Started by torchrun, the processes share each batch.
+    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM
+    and SIGUSR1 end it with a checkpoint and `Stopped`. Started by torchrun, the processes share each batch.
     Raises `ValueError` for unknown settings, for a run that exists (without `resume`), for one with other settings or
     videos, and for what the preflight finds; `Diverged` for a loss that is no number.
     Seeds torch's global generator at every step.
