@@ -427,6 +427,8 @@ def go_to(
         method.load_state_dict(state["method"])
     run.optimizer = build_optimizer(run.config, method)
     if state:
+        for group in state["optimizer"]["param_groups"]:  # as it is computed here, not where the checkpoint was made
+            group["fused"] = run.optimizer.defaults["fused"]
         run.optimizer.load_state_dict(state["optimizer"])
     run.meter, run.step, run.best = Meter(state.get("meter")), state.get("step", 0), state.get("best") or {}
 

@@ -20,12 +20,13 @@ from be_nb.config import PretrainConfig, override
 from be_nb.data.scenebias import SceneBias
 from be_nb.distributed import BatchGenerator, average_, draw_rows, gather, gather_objects, on_main, own_rows, rank
 from be_nb.health import shared_features
-from be_nb.train import accumulate_gradient, build_loader, build_method, build_optimizer, build_source, pretrain, train_step
+from be_nb.train import (accumulate_gradient, build_loader, build_method, build_optimizer, build_source, pretrain,
+                         train_step)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
 
-SMALL = PretrainConfig(data_size=64, batch_size=4, queue_size=14, size=16, frames=4, steps=20, warmup_steps=3, log_every=1,
-                       checkpoint_every=8, amp="fp32", optimizer="sgd", lr=0.02, bn_groups=2, dim=16)
+SMALL = PretrainConfig(data_size=64, batch_size=4, queue_size=14, size=16, frames=4, steps=20, warmup_steps=3,
+                       log_every=1, checkpoint_every=8, amp="fp32", optimizer="sgd", lr=0.02, bn_groups=2, dim=16)
 
 
 def same_run(one, other):
@@ -157,9 +158,11 @@ def test_uneven_features_are_all_there_once(tmp_path):
 
 
 @pytest.mark.parametrize("changes, ranks, says", [
-    (dict(batch_size=6), 4, "8 can"), (dict(accumulate=3), 1, "6 can"), (dict(bn_groups=3, batch_size=6), 2, "multiple of"),
-    (dict(bn_groups=4, accumulate=2, batch_size=4), 1, "at most the 2"), (dict(accumulate=2, negative="other_video"), 1, "borrows"),
-    (dict(accumulate=2, distractor="video_mixup"), 1, "borrows"), (dict(compile=True, recompute=True), 1, "without recompute")])
+    (dict(batch_size=6), 4, "8 can"), (dict(accumulate=3), 1, "6 can"),
+    (dict(bn_groups=3, batch_size=6), 2, "multiple of"), (dict(bn_groups=4, accumulate=2), 1, "at most the 2"),
+    (dict(accumulate=2, negative="other_video"), 1, "borrows"),
+    (dict(accumulate=2, distractor="video_mixup"), 1, "borrows"),
+    (dict(compile=True, recompute=True), 1, "without recompute")])
 def test_a_batch_that_cannot_be_cut_is_refused(monkeypatch, changes, ranks, says):
     monkeypatch.setattr(T, "world_size", lambda: ranks)
     with pytest.raises(ValueError, match=says):
@@ -172,40 +175,38 @@ def test_groups_are_never_fewer_than_ranks(monkeypatch):
     assert T.fit_to_ranks(override(SMALL, bn_groups=8, batch_size=8)).bn_groups == 8
 
 
+def signalled_in_rank_1(folder, at, number):
+    "A run whose second rank gets a signal in the middle of a step; call it in each rank."
+    def run():
+        def step_and_signal(method, clips, optimizer, step, config):
+            if step == at and rank() == 1:
+                os.kill(os.getpid(), number)
+            return train_step(method, clips, optimizer, step, config)
+        T.train_step = step_and_signal  # in this process, which ends with the run
+        pretrain(SMALL, progress=False, out=str(folder), name="run", checks=False)
+    return run
+
+
 def test_a_rank_that_dies_takes_the_others_along_and_the_next_start_goes_on(alone, tmp_path):
-    def die():
-        real = train_step
-        def deadly(method, clips, optimizer, step, config):
-            if step == 10 and rank() == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(method, clips, optimizer, step, config)
-        T.train_step = deadly
-        pretrain(SMALL, progress=False, out=str(tmp_path), name="run", preflight=False)
-    codes, _ = exit_codes(2, die, tmp_path)  # that it returns at all is the point
+    codes, _ = exit_codes(2, signalled_in_rank_1(tmp_path, 10, signal.SIGKILL), tmp_path)  # it returns: that is the point
     assert codes == [1, -signal.SIGKILL]
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000008.pt"]
     pretrain(SMALL, progress=False, out=str(tmp_path), name="run", resume=True)  # now in one process
     same_run(alone.checkpoint.parent, tmp_path / "run")
 
 
-def test_a_wish_to_stop_is_shared(alone, tmp_path):
-    def asked():
-        real = train_step
-        def signalled(method, clips, optimizer, step, config):
-            if step == 4 and rank() == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(method, clips, optimizer, step, config)
-        T.train_step = signalled
-        pretrain(SMALL, progress=False, out=str(tmp_path), name="run", preflight=False)
-    codes, _ = exit_codes(2, asked, tmp_path)
+def test_a_wish_to_stop_is_shared(tmp_path):
+    codes, _ = exit_codes(2, signalled_in_rank_1(tmp_path, 4, signal.SIGTERM), tmp_path)
     assert codes == [0, 0] and [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000005.pt"]
 
 
 def test_torchrun_starts_the_command_line(tmp_path):
-    words = "pretrain --data-size 16 --batch-size 4 --queue-size 8 --size 16 --frames 4 --steps 2 --warmup-steps 1 --name run"
+    words = ("pretrain --data-size 16 --batch-size 4 --queue-size 8 --size 16 --frames 4 --steps 2 --warmup-steps 1 "
+             "--name run")
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-                           "-m", "be_nb.cli", *words.split()], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
+               "-m", "be_nb.cli", *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checkpoint: runs/run/step-00000002.pt") == 1 and "2 ranks" in done.stdout
     assert read_checkpoint(tmp_path / "runs/run/step-00000002.pt")["config"]["bn_groups"] == 2

@@ -1,4 +1,4 @@
-"""What is watched: closed forms, a poisoned video, a full disk before the first step; and that watching changes nothing."""
+"""What is watched: closed forms, a poisoned step, a disk found full before the first one; watching changes nothing."""
 import math
 import shutil
 from collections import namedtuple
@@ -27,10 +27,11 @@ def test_alignment_uniformity_and_spread_by_loops():
     assert math.isclose(H.alignment(x, y), sum(map(square, x, y)) / 7, rel_tol=1e-9)
     mean = sum(math.exp(-2 * square(x[i], x[j])) for i, j in pairs) / len(pairs)
     assert math.isclose(H.uniformity(x), math.log(mean), rel_tol=1e-9)
-    assert math.isclose(H.spread(x), np.mean([np.std(x[:, k].tolist(), ddof=1) for k in range(5)]) * 5**.5, rel_tol=1e-9)
+    deviations = [np.std(x[:, k].tolist(), ddof=1) for k in range(5)]
+    assert math.isclose(H.spread(x), np.mean(deviations) * 5**.5, rel_tol=1e-9)
 
 
-def test_the_monitors_are_in_the_history_and_say_what_the_embeddings_are(straight):  # noqa: F811
+def test_the_monitors_are_in_the_history_and_say_what_the_embeddings_are(straight):
     import json
     rows = [json.loads(line) for line in (straight / "history.jsonl").read_text().splitlines()]
     assert all({"alignment", "uniformity", "spread", "queue_age"} <= row.keys() for row in rows)
@@ -81,9 +82,10 @@ def test_a_nan_is_traced_to_its_step_and_videos(tmp_path, monkeypatch, kind, rui
     path = tmp_path / "run" / f"diverged-step-{ruin:08d}.pt"
     assert caught.value.path == path and read_checkpoint(path)["index"] == batch
     for saved in [*list_checkpoints(tmp_path / "run"), path]:
-        learned = {k: v for k, v in read_checkpoint(saved)["method"].items() if "running" not in k and v.is_floating_point()}
-        assert all(v.isfinite().all() for v in learned.values()), saved
-    assert [p.name for p in list_checkpoints(tmp_path / "run")] == [f"step-{s:08d}.pt" for s in range(3, ruin + 1, 3)][-2:]
+        learned = [v for k, v in read_checkpoint(saved)["method"].items() if "running" not in k]
+        assert all(v.isfinite().all() for v in learned), saved
+    kept = [f"step-{s:08d}.pt" for s in range(3, ruin + 1, 3)][-2:]
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == kept
     assert math.isnan(reproduce(path, "cpu")) == (kind == "loss")
     with pytest.raises(Diverged, match=f"Step {ruin} "):
         small(tmp_path, method="poisoned", log_every=5, resume=True)
@@ -116,7 +118,7 @@ def ready():
     return method, build_optimizer(CONFIG, method), dataset
 
 
-def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):  # noqa: F811
+def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
     method, optimizer, dataset = ready()
     before = {k: v.clone() for k, v in method.state_dict().items()}
     lines = H.preflight(method, optimizer, dataset, tmp_path / "new", CONFIG)
@@ -136,7 +138,7 @@ def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
     assert "room" not in H.check_room(tmp_path / "run", 8 * 10**6, override(CONFIG, keep=1))  # one is there already
 
 
-def test_the_size_of_a_checkpoint_is_known_before(straight):  # noqa: F811
+def test_the_size_of_a_checkpoint_is_known_before(straight):
     method, optimizer, _ = ready()
     real = list_checkpoints(straight)[-1].stat().st_size
     assert abs(H.checkpoint_bytes(method, optimizer) / real - 1) < .05

@@ -25,7 +25,7 @@ def signalled_at(monkeypatch, step, number):
 
 
 @pytest.mark.parametrize("step, name", [(4, "SIGTERM"), (5, "SIGUSR1"), (0, "SIGTERM")])
-def test_a_signal_ends_the_step_writes_a_checkpoint_and_exits_with_0(straight, tmp_path, monkeypatch, capsys, step, name):  # noqa: F811
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(straight, tmp_path, monkeypatch, capsys, step, name):
     before = signal.getsignal(getattr(signal, name))
     with monkeypatch.context() as patch:
         signalled_at(patch, step, getattr(signal, name))
@@ -39,13 +39,13 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_exits_with_0(straight, t
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_a_signal_in_the_last_step_is_too_late(straight, tmp_path, monkeypatch):  # noqa: F811
+def test_a_signal_in_the_last_step_is_too_late(straight, tmp_path, monkeypatch):
     signalled_at(monkeypatch, SMALL["steps"] - 1, signal.SIGTERM)
     small(tmp_path)
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_full_disk_ends_with_a_clear_message_and_leaves_the_old_checkpoint(straight, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(straight, tmp_path, monkeypatch):
     "A real limit of the system: no file may grow beyond 1 MB, and a checkpoint is larger."
     signalled_at(monkeypatch, 3, signal.SIGTERM)
     with pytest.raises(Stopped):
@@ -94,7 +94,7 @@ def test_a_changed_list_of_videos_is_not_continued(tmp_path, monkeypatch):
     assert small(tmp_path, resume=True, **settings).checkpoint.name == "step-00000004.pt"
 
 
-def test_a_checkpoint_without_fingerprint_can_be_continued(straight, tmp_path, monkeypatch):  # noqa: F811
+def test_a_checkpoint_without_fingerprint_can_be_continued(straight, tmp_path, monkeypatch):
     "Those of the first version have none."
     signalled_at(monkeypatch, 4, signal.SIGTERM)
     with pytest.raises(Stopped):
@@ -108,7 +108,7 @@ def test_a_checkpoint_without_fingerprint_can_be_continued(straight, tmp_path, m
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_the_best_checkpoint_is_that_of_the_best_knn(straight, tmp_path, monkeypatch):  # noqa: F811
+def test_the_best_checkpoint_is_that_of_the_best_knn(straight, tmp_path, monkeypatch):
     "It survives `keep`, a kill and damage; watching changes no weight."
     scores = {2: .3, 4: .5, 6: .4, 8: .45, 10: .5, 12: .2}
     monkeypatch.setattr(T, "online_knn", lambda method, sets, config: scores[state_step()])
@@ -143,7 +143,7 @@ def test_the_best_checkpoint_is_that_of_the_best_knn(straight, tmp_path, monkeyp
     assert again["step"] == 4 and all(torch.equal(v, best["method"][k]) for k, v in again["method"].items())
 
 
-def test_without_a_knn_test_there_is_no_best(straight):  # noqa: F811
+def test_without_a_knn_test_there_is_no_best(straight):
     assert not (straight / "best.pt").exists() and read_checkpoint(list_checkpoints(straight)[-1])["best"] == {}
 
 
@@ -156,7 +156,8 @@ def test_the_best_is_written_before_the_checkpoint_that_says_so(tmp_path, monkey
     monkeypatch.setattr("be_nb.checkpoint.twin", lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
     with pytest.raises(OSError, match="power"):
         save_checkpoint(tmp_path, state(3), 1, best=True)
-    assert read_checkpoint(tmp_path / "best.pt")["step"] == 3 and [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002.pt"]
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 3
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002.pt"]
 
 
 def test_a_checkpoint_cut_short_at_any_byte_is_passed_over(tmp_path):

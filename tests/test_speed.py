@@ -14,8 +14,9 @@ SMALL = PretrainConfig(data_size=32, batch_size=4, queue_size=16, size=16, frame
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def batches(count=3):
-    return [{"clips": torch.randint(0, 256, (2, 2, 4, 3, 20, 20)).byte(), "index": torch.tensor([i, i + 1])} for i in range(count)]
+def batches(count):
+    clips = lambda: torch.randint(0, 256, (2, 2, 4, 3, 20, 20)).byte()
+    return [{"clips": clips(), "index": torch.tensor([i, i + 1])} for i in range(count)]
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -26,7 +27,8 @@ def test_prefetch_gives_the_loaders_batches(count, ahead, device):
     found = list(prefetch(iter(given), torch.device(device), ahead))
     assert len(found) == count
     for a, b in zip(given, found):
-        assert b["clips"].device.type == device and torch.equal(a["clips"], b["clips"].cpu()) and b["index"] is a["index"]
+        assert b["clips"].device.type == device and b["index"] is a["index"]
+        assert torch.equal(a["clips"], b["clips"].cpu())
 
 
 @pytest.mark.parametrize("name, size", [("tiny", 16), ("r3d18", 16), ("s3dg", 32)])
@@ -41,7 +43,8 @@ def test_recomputed_activations_give_the_same_bits(name, size):
         clips = torch.randint(0, 256, (2, 2, 8, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte()
         loss, _ = method(clips, torch.Generator().manual_seed(2))
         loss.backward()
-        found.append([loss.detach(), *(p.grad for p in method.parameters() if p.requires_grad), *method.state_dict().values()])
+        gradients = [p.grad for p in method.parameters() if p.requires_grad]
+        found.append([loss.detach(), *gradients, *method.state_dict().values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -62,7 +65,8 @@ def test_switches_change_nothing_but_the_last_bits():
         config = override(SMALL, amp="fp32", **changes)
         method = build_method(config).train()
         optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config))
-        losses[name] = [train_step(method, b["clips"], optimizer, s, config)["loss"].item() for s, b in zip(range(3), loader)]
+        losses[name] = [train_step(method, batch["clips"], optimizer, step, config)["loss"].item()
+                        for step, batch in zip(range(3), loader)]
     for name, values in losses.items():
         assert values == pytest.approx(losses["plain"], abs=1e-3), name
 
