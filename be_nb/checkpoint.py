@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'flush_folder', 'write_atomically', 'remove_leftovers', 'CheckpointError', 'step_of', 'list_checkpoints',
            'twin', 'save_checkpoint', 'read_checkpoint', 'newest_checkpoint', 'check_fit', 'load']
 
-# %% ../nbs/35_checkpoint.ipynb #b39a71f9
+# %% ../nbs/35_checkpoint.ipynb #b1590ba2
 import os
 import pickle
 import re
@@ -79,7 +79,7 @@ def list_checkpoints(
     "The checkpoints of a run, oldest first; their names hold the step."
     return sorted((p for p in Path(folder).glob("step-*.pt") if step_of(p) is not None), key=step_of)
 
-# %% ../nbs/35_checkpoint.ipynb #f7b59ce0
+# %% ../nbs/35_checkpoint.ipynb #399d8000
 def twin(
     path: Path,   # an existing file
     other: Path,  # a second name for it, on the same disk
@@ -90,7 +90,7 @@ def twin(
     except OSError:
         shutil.copyfile(path, other)
 
-# %% ../nbs/35_checkpoint.ipynb #f4fd59ad
+# %% ../nbs/35_checkpoint.ipynb #a293fe9f
 def save_checkpoint(
     folder,        # folder of a run
     state: dict,   # "step", "config" and whatever the run needs; tensors and plain Python values only

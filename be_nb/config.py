@@ -218,19 +218,19 @@ class OptimisationSettings(Config):
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    channels_last: bool = True      # weights in the order that fast kernels want
+    memory_order: Literal["channels_last", "default"] = "channels_last"  # of weights and activations
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
-    one_pass: bool = False          # query and intra-video negative in one forward pass
-    recompute: bool = False         # keep no activations inside a stage: less memory, slower
+    joint: bool = False             # query and intra-video negative in one forward pass
+    activations: Literal["keep", "recompute"] = "keep"  # recompute: less memory, slower
     accumulate: Count = 1           # parts of a batch computed one after the other: less memory
-    prefetch: bool = True           # on a GPU: copy the next batch during this step
+    prefetch: Literal["auto", "off"] = "auto"  # auto: a GPU copies the next batch during this step
 
 
 @dataclass(frozen=True)
 class WatchSettings(Config):
     "What is looked at before the first step and on the way."
 
-    preflight: bool = True          # look at machine, data and disk before the first step
+    checks: bool = True             # look at machine, data and disk before the first step
     knn_every: Amount = 0           # steps between kNN tests, the best one is kept; 0: none
     knn_videos: Count = 1000        # kNN test: videos of each list, at most
     knn_train: str = ""             # kNN test: list of the voters; empty: train.txt

@@ -7,7 +7,7 @@ __all__ = ['world_size', 'rank', 'is_main', 'own_device', 'process_group', 'gath
            'gather_objects', 'BatchGenerator', 'place', 'draw_rows', 'RankSampler', 'wrap', 'unwrap', 'no_sync',
            'running_statistics', 'StopRequest']
 
-# %% ../nbs/42_distributed.ipynb #bfa09749
+# %% ../nbs/42_distributed.ipynb #e5fe80a3
 import inspect
 import os
 import signal
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .device import pick_device
 
-# %% ../nbs/42_distributed.ipynb #59f0a946
+# %% ../nbs/42_distributed.ipynb #a28278ed
 def world_size() -> int:
     "How many processes train together; 1 without a process group."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -36,7 +36,7 @@ def is_main() -> bool:
     "Whether this is the process that writes files and talks to the user."
     return rank() == 0
 
-# %% ../nbs/42_distributed.ipynb #2c39b503
+# %% ../nbs/42_distributed.ipynb #dc204808
 def own_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N, as in a config
 ) -> torch.device:
@@ -67,7 +67,7 @@ def process_group(
     finally:
         dist.destroy_process_group()
 
-# %% ../nbs/42_distributed.ipynb #27eb4cde
+# %% ../nbs/42_distributed.ipynb #4dcf9648
 @torch.no_grad()
 def gather(
     part: torch.Tensor,  # (b, …), of the same shape on every rank
@@ -87,7 +87,7 @@ def own_rows(
     size = len(whole) // world_size()
     return whole[rank() * size : (rank() + 1) * size]
 
-# %% ../nbs/42_distributed.ipynb #7119315d
+# %% ../nbs/42_distributed.ipynb #1bf82ed5
 @torch.no_grad()
 def average_(
     tensors: list,  # float tensors, of the same shapes on every rank; changed in place
@@ -101,7 +101,7 @@ def average_(
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
         tensor.copy_(mean.view_as(tensor))
 
-# %% ../nbs/42_distributed.ipynb #65056aa1
+# %% ../nbs/42_distributed.ipynb #c4b01729
 def on_main(
     function,    # called on rank 0 only; result or exception must be picklable
     *arguments,  # for it
@@ -131,7 +131,7 @@ def gather_objects(
     dist.all_gather_object(things, thing)
     return things
 
-# %% ../nbs/42_distributed.ipynb #512398c5
+# %% ../nbs/42_distributed.ipynb #aed882ba
 class BatchGenerator(torch.Generator):
     """A CPU generator for one part of a step's batch. It knows which rows of a draw for the whole batch are its own.
 
@@ -171,7 +171,7 @@ def draw_rows(
     return whole if pieces == 1 else whole._replace(**{name: value[own] for name, value in whole._asdict().items()
                                                        if torch.is_tensor(value)})
 
-# %% ../nbs/42_distributed.ipynb #86448014
+# %% ../nbs/42_distributed.ipynb #3a3210f9
 class RankSampler:
     "Of each batch of another batch sampler the part of this rank."
 
@@ -187,7 +187,7 @@ class RankSampler:
     def __iter__(self):
         return map(own_rows, self.sampler)
 
-# %% ../nbs/42_distributed.ipynb #431b2e7e
+# %% ../nbs/42_distributed.ipynb #00b848b9
 def wrap(
     method: nn.Module,  # on its device
 ) -> nn.Module:
@@ -220,7 +220,7 @@ def running_statistics(
     layers = [layer for layer in module.modules() if getattr(layer, "running_mean", None) is not None]
     return [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
 
-# %% ../nbs/42_distributed.ipynb #cac84d82
+# %% ../nbs/42_distributed.ipynb #1792cc4a
 class StopRequest:
     """A `with` block that turns SIGTERM and SIGUSR1 into a note; `agreed` asks whether any rank has one.
 

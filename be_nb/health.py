@@ -7,7 +7,7 @@ __all__ = ['alignment', 'uniformity', 'spread', 'embedding_health', 'collapse_wa
            'precision_gap', 'checkpoint_bytes', 'check_room', 'preflight', 'few', 'knn_sources', 'EveryNth',
            'shared_features', 'online_knn', 'NotFinite', 'all_finite', 'stop_before_damage']
 
-# %% ../nbs/43_health.ipynb #8fe9f022
+# %% ../nbs/43_health.ipynb #3eeb4d5d
 import math
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ from .distributed import BatchGenerator, gather, gather_objects, rank, unwrap, w
 from .evaluate import extract_features, knn
 from .speed import keep_buffers
 
-# %% ../nbs/43_health.ipynb #41ee6e5d
+# %% ../nbs/43_health.ipynb #395427db
 def alignment(
     x: torch.Tensor,  # (b, d), of length 1
     y: torch.Tensor,  # (b, d): another view of the same clips
@@ -47,7 +47,7 @@ def spread(
     "Standard deviation of the coordinates over the batch, times √d."
     return x.std(0).mean() * x.shape[1] ** 0.5
 
-# %% ../nbs/43_health.ipynb #59f50a03
+# %% ../nbs/43_health.ipynb #e0d4abde
 @torch.no_grad()
 def embedding_health(
     method: nn.Module,  # one that keeps `seen`, a pair (b, d) of queries and keys; of others nothing is known
@@ -64,7 +64,7 @@ def embedding_health(
         found |= {"uniformity": uniformity(query).item(), "spread": spread(query).item()}
     return found
 
-# %% ../nbs/43_health.ipynb #cfabf035
+# %% ../nbs/43_health.ipynb #9144bec7
 def collapse_warning(
     row: dict,              # a line of the history
     config: PretrainConfig,
@@ -77,7 +77,7 @@ def collapse_warning(
             "sphere). The network has collapsed, or never left its beginning: try a lower lr, a longer warm-up, or "
             "bn_groups=2.")
 
-# %% ../nbs/43_health.ipynb #014b455c
+# %% ../nbs/43_health.ipynb #de19b17c
 def versions(
     device: torch.device,
 ) -> str:
@@ -96,7 +96,7 @@ def sample_clips(
     "Clips of the first, the last and evenly spread videos between; raises what reading raises."
     return collate([dataset[0, int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()])["clips"]
 
-# %% ../nbs/43_health.ipynb #31b1b52b
+# %% ../nbs/43_health.ipynb #deecba0d
 @torch.no_grad()
 def precision_gap(
     method: nn.Module,    # on the device; its buffers are left as they were
@@ -120,7 +120,7 @@ def checkpoint_bytes(
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     return sum(t.numel() * t.element_size() for t in method.state_dict().values()) + moments * learning
 
-# %% ../nbs/43_health.ipynb #5c3c7bae
+# %% ../nbs/43_health.ipynb #3df79d50
 def check_room(
     folder: Path,             # of the run; need not be there yet
     size: int,                # bytes of a checkpoint
@@ -132,10 +132,10 @@ def check_room(
     count -= min(len(list(folder.glob("step-*.pt"))), count)  # those that are there already
     if count * size > free:
         raise ValueError(f"{count} checkpoints of {size / 1e9:.2f} GB are to come, but {place} has room for "
-                         f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or preflight=False.")
+                         f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or checks=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-# %% ../nbs/43_health.ipynb #8d0e1c9c
+# %% ../nbs/43_health.ipynb #b7490b48
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -160,7 +160,7 @@ def preflight(
                      "trust it; on a GPU look at the versions of torch and cuDNN.")
     return lines
 
-# %% ../nbs/43_health.ipynb #41750528
+# %% ../nbs/43_health.ipynb #1b53704e
 def few(
     split: Split,  # a list of videos
     count: int,    # how many are wanted
@@ -189,7 +189,7 @@ def knn_sources(
         sources.append(videos)
     return tuple(sources)
 
-# %% ../nbs/43_health.ipynb #ab680469
+# %% ../nbs/43_health.ipynb #5d7fb59e
 class EveryNth:
     "The videos of a source that belong to this rank; a source itself."
 
@@ -209,7 +209,7 @@ class EveryNth:
         "Frames of video i of this rank, uint8 (t, c, h, w)."
         return self.source.read(self.rows[i], frames)
 
-# %% ../nbs/43_health.ipynb #4ef04d0b
+# %% ../nbs/43_health.ipynb #c1423f5d
 def shared_features(
     backbone: nn.Module,     # on the device of this rank
     source,                  # labelled videos; every rank takes its share, however uneven
@@ -236,7 +236,7 @@ def online_knn(
     (train_x, train_y), (test_x, test_y) = (shared_features(unwrap(method).backbone, s, config) for s in sources)
     return knn(train_x, train_y, test_x, test_y, k=min(20, len(train_x))).accuracy
 
-# %% ../nbs/43_health.ipynb #fd59362d
+# %% ../nbs/43_health.ipynb #66fe1f25
 class NotFinite(ArithmeticError):
     "A gradient that is not a number, found before it could move a weight."
 

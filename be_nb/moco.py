@@ -6,7 +6,7 @@
 __all__ = ['NEGATIVES', 'Queue', 'momentum_update', 'SplitBatchNorm3d', 'split_batch_norm', 'shuffled', 'projection', 'unit',
            'EncoderPair', 'MomentumEncoders', 'pick_windows', 'contrast', 'view', 'distracted', 'MoCo']
 
-# %% ../nbs/31_moco.ipynb #9d909b21
+# %% ../nbs/31_moco.ipynb #0ecb1e3a
 import copy
 import math
 
@@ -63,7 +63,7 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/31_moco.ipynb #f83f2b67
+# %% ../nbs/31_moco.ipynb #53bb823d
 class SplitBatchNorm3d(nn.BatchNorm3d):
     """BatchNorm that in training normalises `groups` parts of the batch each by itself, as on that many devices.
 
@@ -93,7 +93,7 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
         self.num_batches_tracked.add_(1)
         return torch.cat(parts)
 
-# %% ../nbs/31_moco.ipynb #f6fcd13b
+# %% ../nbs/31_moco.ipynb #b3d2eeaf
 def split_batch_norm(
     module: nn.Module,  # a network; changed in place
     groups: int,        # parts into which every batch is split
@@ -110,7 +110,7 @@ def split_batch_norm(
             layer.__class__, layer.groups, layer.roles = SplitBatchNorm3d, groups, roles
     return module
 
-# %% ../nbs/31_moco.ipynb #ea5b11a6
+# %% ../nbs/31_moco.ipynb #8b62a17a
 def shuffled(
     encode,               # (b, …) → (b, d)
     clips: torch.Tensor,  # (b, …)
@@ -144,7 +144,7 @@ def unit(
     "Embeddings as the loss wants them."
     return F.normalize(in_full_precision(vectors)[0], dim=1)
 
-# %% ../nbs/31_moco.ipynb #7329619f
+# %% ../nbs/31_moco.ipynb #61a4ebf3
 class EncoderPair(nn.Module):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -156,17 +156,17 @@ class EncoderPair(nn.Module):
         momentum: float,      # m, in [0, 1]
         head: str,            # linear or mlp, see `projection`
         bn_groups: int,       # BatchNorm groups on one device; > 1 changes the backbone in place
-        one_pass: bool = False,  # `embed_two` in one pass; changes the backbone in place
+        joint: bool = False,  # `embed_two` in one pass; changes the backbone in place
     ):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is the share of the old weights, in [0, 1]; got {momentum}.")
-        self.momentum, self.bn_groups, self.one_pass, self._keys = momentum, bn_groups, one_pass, []
+        self.momentum, self.bn_groups, self.joint, self._keys = momentum, bn_groups, joint, []
         self.backbone = backbone if bn_groups == 1 else split_batch_norm(backbone, bn_groups)
         self.head = projection(head, backbone.feature_dim, dim)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
-        if one_pass:
+        if joint:
             split_batch_norm(self.backbone, bn_groups, roles=2)
         self.queue = Queue(dim, queue_size)
 
@@ -178,11 +178,11 @@ class EncoderPair(nn.Module):
         "Two batches of b clips → embeddings (b, dim) and (b, 1, dim); without `others` the second is None."
         if others is None:
             return self.embed(clips), None
-        both = self.embed(torch.cat([clips, others])).chunk(2) if self.one_pass else map(self.embed, (clips, others))
+        both = self.embed(torch.cat([clips, others])).chunk(2) if self.joint else map(self.embed, (clips, others))
         first, second = both
         return first, second[:, None]
 
-# %% ../nbs/31_moco.ipynb #e87376e1
+# %% ../nbs/31_moco.ipynb #fdd6af9c
 class MomentumEncoders(EncoderPair):
     "An `EncoderPair` whose key encoder follows the query encoder and whose queue is filled with its keys (He et al.)."
 
@@ -210,7 +210,7 @@ class MomentumEncoders(EncoderPair):
         self.queue.enqueue(parts.transpose(0, 1).flatten(0, 2))           # in the order of the batch: by rank, by part
         self._keys = []
 
-# %% ../nbs/31_moco.ipynb #24fadf62
+# %% ../nbs/31_moco.ipynb #99d7f7c8
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -249,7 +249,7 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/31_moco.ipynb #7a2ee4b7
+# %% ../nbs/31_moco.ipynb #94402d1f
 def view(
     augment: nn.Module,   # an `Augment`; on one rank anything that takes (clips, generator)
     clips: torch.Tensor,  # uint8 (b, t, c, h, w)
@@ -276,7 +276,7 @@ def distracted(
         return distractor.mix(clips, draw)
     return own_rows(distractor(gather(clips), generator))
 
-# %% ../nbs/31_moco.ipynb #b90a21e6
+# %% ../nbs/31_moco.ipynb #1fef06be
 class MoCo(MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 
@@ -298,9 +298,9 @@ class MoCo(MomentumEncoders):
         negative_offset: int = 0,             # frames between the starts of a video's two windows, at least
         head: str = "linear",                 # linear or mlp, see `projection`
         bn_groups: int = 1,                   # BatchNorm groups on one device; > 1 also shuffles the keys
-        one_pass: bool = False,               # query and extra negative in one pass, see `embed_two`
+        joint: bool = False,               # query and extra negative in one pass, see `embed_two`
     ):
-        super().__init__(backbone, dim, queue_size, momentum, head, bn_groups, one_pass and negative != "none")
+        super().__init__(backbone, dim, queue_size, momentum, head, bn_groups, joint and negative != "none")
         self.negative, self.min_offset = check_choice("negative", negative, NEGATIVES), negative_offset
         self.windows, self.temperature = 2 if negative == "intra_video" else 1, temperature
         self.augment = Augment(112) if augment is None else augment

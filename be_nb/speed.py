@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['prefetch', 'keep_buffers', 'stages', 'recompute', 'compiled', 'compile_backbone', 'compile_method']
 
-# %% ../nbs/06_speed.ipynb #25eab457
+# %% ../nbs/06_speed.ipynb #d578a96f
 import functools
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .device import autocast
 
-# %% ../nbs/06_speed.ipynb #a458d4da
+# %% ../nbs/06_speed.ipynb #ffaee343
 def prefetch(
     loader,                 # gives dicts with uint8 "clips" and other tensors; with `pin_memory=True` for a GPU
     device: torch.device,   # where the step runs
@@ -45,7 +45,7 @@ def _arrived(batch, copied):
     batch["clips"].record_stream(now)
     return batch
 
-# %% ../nbs/06_speed.ipynb #a487b8c1
+# %% ../nbs/06_speed.ipynb #f2808a97
 @contextmanager
 def keep_buffers(
     module: nn.Module,  # whatever runs inside may change its buffers
@@ -76,7 +76,7 @@ def recompute(
         stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False, context_fn=contexts)
     return backbone
 
-# %% ../nbs/06_speed.ipynb #e7689aaa
+# %% ../nbs/06_speed.ipynb #7a48319d
 def compiled(
     modules: list,         # `nn.Module.compile` is called on each, in place
     attempt,               # runs them; whatever it raises means that they cannot be compiled
@@ -115,7 +115,7 @@ def compile_backbone(
             return name
     return "not"
 
-# %% ../nbs/06_speed.ipynb #7684cec8
+# %% ../nbs/06_speed.ipynb #d4aa73f5
 def compile_method(
     method: nn.Module,      # on its device: every module in it that has `stages` is a backbone
     example: torch.Tensor,  # float (b, c, t, h, w)

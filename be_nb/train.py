@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'bui
            'recognise', 'fit_to_ranks', 'Diverged', 'diagnose', 'reproduce', 'run_to_the_end', 'get_ready',
            'pretrain_on', 'pretrain']
 
-# %% ../nbs/40_train.ipynb #1064f020
+# %% ../nbs/40_train.ipynb #632a0efe
 import dataclasses
 import hashlib
 import importlib
@@ -43,7 +43,7 @@ from .health import (NotFinite, all_finite, collapse_warning, embedding_health, 
 from .moco import MoCo
 from .speed import compile_method, prefetch, recompute
 
-# %% ../nbs/40_train.ipynb #6ac20ea2
+# %% ../nbs/40_train.ipynb #bb26b4df
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
 # metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
 METHODS = {"moco": "be_nb.train:moco", "rotnet": "be_nb.pretext:rotnet", "puzzles": "be_nb.pretext:puzzles",
@@ -66,7 +66,7 @@ def moco(
     return MoCo(backbone, augment=augmentation(config), distractor=Distractor(config.distractor, config.gamma),
                 dim=config.dim, queue_size=config.queue_size, momentum=config.momentum, temperature=config.temperature,
                 negative=config.negative, negative_offset=config.negative_offset, head=config.head,
-                bn_groups=config.bn_groups // world_size(), one_pass=config.one_pass)
+                bn_groups=config.bn_groups // world_size(), joint=config.joint)
 
 
 def build_method(
@@ -78,7 +78,7 @@ def build_method(
     torch.manual_seed(config.seed)
     return getattr(importlib.import_module(module), function)(config, create_backbone(config.backbone))
 
-# %% ../nbs/40_train.ipynb #51a7c491
+# %% ../nbs/40_train.ipynb #7a2fe5cd
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -117,7 +117,7 @@ def learning_rate(
         return config.lr * config.lr_drop ** sum(step >= m * config.steps for m in config.milestones)
     return config.lr
 
-# %% ../nbs/40_train.ipynb #a48a821c
+# %% ../nbs/40_train.ipynb #95a98adc
 def build_optimizer(
     config: PretrainConfig,   # the run
     method: torch.nn.Module,  # what is trained: its parameters that ask for a gradient
@@ -138,7 +138,7 @@ def seed_of(
     "One 63-bit seed from several numbers, far apart for neighbouring ones."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-# %% ../nbs/40_train.ipynb #bc86735c
+# %% ../nbs/40_train.ipynb #1ad3ecaa
 def accumulate_gradient(
     method: torch.nn.Module,  # loss and weights; with several ranks from `wrap`
     clips: torch.Tensor,      # uint8 (b, windows, t, c, h, w): a part of this rank's batch
@@ -158,7 +158,7 @@ def accumulate_gradient(
         (loss / parts).backward()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../nbs/40_train.ipynb #c4eed805
+# %% ../nbs/40_train.ipynb #f377a686
 def train_step(
     method: torch.nn.Module,           # loss and weights; with several ranks from `wrap`
     clips: torch.Tensor,               # uint8 (b, windows, t, c, h, w), on the device: this rank's part of the batch
@@ -244,7 +244,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../nbs/40_train.ipynb #78073831
+# %% ../nbs/40_train.ipynb #29a0d70e
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -272,10 +272,10 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../nbs/40_train.ipynb #adc34e1e
+# %% ../nbs/40_train.ipynb #364ec06c
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
-              "channels_last", "compile", "one_pass", "recompute", "prefetch", "preflight", "knn_every", "knn_videos",
+              "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
               "knn_train", "knn_test"}
 
 
@@ -303,7 +303,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../nbs/40_train.ipynb #69778542
+# %% ../nbs/40_train.ipynb #149e529a
 def fingerprint(
     dataset: ClipDataset,  # the videos of a run
 ) -> str:                  # 16 hexadecimal digits
@@ -339,7 +339,7 @@ class Run:
         if is_main():
             save_checkpoint(self.folder, state, self.config.keep, best)
 
-# %% ../nbs/40_train.ipynb #b0757667
+# %% ../nbs/40_train.ipynb #1a79aa48
 class Stopped(SystemExit):
     "A run that was asked to stop by a signal and has left a checkpoint: exit code 0, not an error."
 
@@ -347,7 +347,7 @@ class Stopped(SystemExit):
         super().__init__(0)
         self.step = step  # steps done
 
-# %% ../nbs/40_train.ipynb #573645c8
+# %% ../nbs/40_train.ipynb #256dc175
 def log_line(
     run: Run,
     seconds: float,  # since the last line
@@ -364,7 +364,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/40_train.ipynb #1ec5c487
+# %% ../nbs/40_train.ipynb #59ea322b
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on
@@ -377,7 +377,7 @@ def train(
     done, clock = run.step, time.perf_counter()
     bar = tqdm(total=config.steps, initial=run.step, desc=run.folder.name, unit="step", disable=not progress)
     with bar, StopRequest() as stop:
-        for batch in prefetch(loader, device, config.prefetch):
+        for batch in prefetch(loader, device, config.prefetch == "auto"):
             run.meter.add(train_step(run.method, batch["clips"], run.optimizer, run.step, config))
             run.step += 1
             bar.update()
@@ -414,7 +414,7 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../nbs/40_train.ipynb #e0bd6de6
+# %% ../nbs/40_train.ipynb #09ab882b
 def go_to(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -441,14 +441,14 @@ def restore(
 ) -> Run:
     "Everything that changes during training, as the newest checkpoint left it, or fresh."
     method = build_method(config).to(device)
-    method = (channels_last(method) if config.channels_last else method).train()
-    if config.recompute:
+    method = (channels_last(method) if config.memory_order == "channels_last" else method).train()
+    if config.activations == "recompute":
         recompute(method.backbone)
     run = Run(config, folder, method, None, Meter(), 0)
     go_to(run, state)
     return run
 
-# %% ../nbs/40_train.ipynb #912b74fd
+# %% ../nbs/40_train.ipynb #f4e6f561
 def recognise(
     run: Run,
     dataset: ClipDataset,  # the videos as they are now
@@ -463,7 +463,7 @@ def recognise(
     if len(set(gather_objects(run.videos))) > 1:
         raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
 
-# %% ../nbs/40_train.ipynb #a92b94d9
+# %% ../nbs/40_train.ipynb #236b8056
 def fit_to_ranks(
     config: PretrainConfig,
 ) -> PretrainConfig:  # with `bn_groups` as it will be
@@ -481,12 +481,13 @@ def fit_to_ranks(
                if name.split("'")[1] not in fits]
     if config.accumulate > 1 and config.method == "moco" and borrows:
         raise ValueError(f"{borrows[0]} borrows from other clips of the batch, which accumulate > 1 has cut. Use "
-                         "recompute=True to save memory.")
-    if config.compile and config.recompute:
-        raise ValueError("compile chooses by itself what is computed again for backward: use it without recompute.")
+                         "activations='recompute' to save memory.")
+    if config.compile and config.activations == "recompute":
+        raise ValueError("compile chooses by itself what is computed again for backward: use it without "
+                         "activations='recompute'.")
     return override(config, bn_groups=groups)
 
-# %% ../nbs/40_train.ipynb #262ff822
+# %% ../nbs/40_train.ipynb #92424ac2
 class Diverged(RuntimeError):
     "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it."
 
@@ -526,7 +527,7 @@ def diagnose(
     raise Diverged(f"Step {run.step} has a loss or gradient that is no number. Last good checkpoint: {last}. "
                    f"be_nb.train.reproduce({str(path)!r}) repeats the step; its videos: {names}.", path)
 
-# %% ../nbs/40_train.ipynb #7931a137
+# %% ../nbs/40_train.ipynb #5e85747d
 def reproduce(
     path,                      # a diverged-step-….pt
     device: str = "auto",      # auto, cpu, cuda or cuda:N
@@ -544,7 +545,7 @@ def reproduce(
     found = [accumulate_gradient(method, part, state["step"], config, k, len(parts)) for k, part in enumerate(parts)]
     return sum(metrics["loss"].item() for metrics in found) / len(found)
 
-# %% ../nbs/40_train.ipynb #05b9acca
+# %% ../nbs/40_train.ipynb #d6422806
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -562,7 +563,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
             print(f"asked to stop: checkpoint written after step {run.step}; resume=True goes on there")
         raise
 
-# %% ../nbs/40_train.ipynb #4d328ac3
+# %% ../nbs/40_train.ipynb #9dfd33b8
 def get_ready(
     run: Run,
     state: dict | None,  # the checkpoint that the run goes on from
@@ -574,17 +575,17 @@ def get_ready(
     loader = build_loader(config, method, source, run.step, device.type == "cuda")
     recognise(run, loader.dataset, state)
     sets = knn_sources(config)
-    if config.preflight:
+    if config.checks:
         for line in preflight(method, run.optimizer, loader.dataset, run.folder, config):
             warnings.warn(line, stacklevel=2) if line.startswith("warning") else say("  " + line)
     if config.compile:
-        clips = config.batch_size // (world_size() * config.accumulate) * (1 + config.one_pass)
+        clips = config.batch_size // (world_size() * config.accumulate) * (1 + config.joint)
         example = torch.randn(clips, 3, config.frames, config.size, config.size, device=device)
         say(f"  compiled: {compile_method(method, example, config.amp)}")
     run.method = wrap(method)
     return source, loader, sets
 
-# %% ../nbs/40_train.ipynb #13792ee5
+# %% ../nbs/40_train.ipynb #b79c8e66
 def pretrain_on(
     device: torch.device,    # of this rank
     config: PretrainConfig,  # from `fit_to_ranks`
@@ -612,7 +613,7 @@ def pretrain_on(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/40_train.ipynb #34ad3d51
+# %% ../nbs/40_train.ipynb #753fa4e9
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

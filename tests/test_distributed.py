@@ -62,10 +62,10 @@ def test_two_ranks_are_one_process_with_two_groups(alone, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [dict(negative="other_video", distractor="inter_frame", batch_size=8, bn_groups=4),
-                                     dict(one_pass=True, distractor="video_cutmix"), dict(recompute=True, clip_grad=.5)],
+                                     dict(joint=True, distractor="video_cutmix"), dict(activations="recompute", clip_grad=.5)],
                          ids=["borrowing", "one pass", "recompute"])
 def test_every_kind_of_step_is_the_same_on_two_ranks(tmp_path, changes):
-    run = lambda name: pretrain(SMALL, progress=False, out=str(tmp_path), name=name, steps=4, preflight=False, **changes)
+    run = lambda name: pretrain(SMALL, progress=False, out=str(tmp_path), name=name, steps=4, checks=False, **changes)
     run("one")
     on_ranks(2, lambda: run("two") and None, tmp_path)
     same_run(tmp_path / "one", tmp_path / "two")
@@ -162,7 +162,7 @@ def test_uneven_features_are_all_there_once(tmp_path):
     (dict(bn_groups=3, batch_size=6), 2, "multiple of"), (dict(bn_groups=4, accumulate=2), 1, "at most the 2"),
     (dict(accumulate=2, negative="other_video"), 1, "borrows"),
     (dict(accumulate=2, distractor="video_mixup"), 1, "borrows"),
-    (dict(compile=True, recompute=True), 1, "without recompute")])
+    (dict(compile=True, activations="recompute"), 1, "use it without")])
 def test_a_batch_that_cannot_be_cut_is_refused(monkeypatch, changes, ranks, says):
     monkeypatch.setattr(T, "world_size", lambda: ranks)
     with pytest.raises(ValueError, match=says):

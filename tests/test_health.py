@@ -124,14 +124,14 @@ def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
     lines = H.preflight(method, optimizer, dataset, tmp_path / "new", CONFIG)
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items()) and not (tmp_path / "new").exists()
     assert torch.__version__ in lines[0] and "64 videos" in lines[1]
-    small(tmp_path, preflight=False)
+    small(tmp_path, checks=False)
     assert_same_run(straight, tmp_path / "run")
 
 
 def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 0, 9 * 10**6))
-    with pytest.raises(ValueError, match=r"3 checkpoints of 0\.00 GB.*keep.*preflight=False"):
+    with pytest.raises(ValueError, match=r"3 checkpoints of 0\.00 GB.*keep.*checks=False"):
         small(tmp_path)
     assert not any(tmp_path.iterdir())
     small(tmp_path, keep=1)

@@ -60,7 +60,7 @@ def test_buffers_are_kept_also_after_an_error():
 
 def test_switches_change_nothing_but_the_last_bits():
     losses = {}
-    for name, changes in {"plain": {}, "one_pass": dict(one_pass=True), "not last": dict(channels_last=False),
+    for name, changes in {"plain": {}, "joint": dict(joint=True), "not last": dict(memory_order="default"),
                           "not fused": dict(fused=False)}.items():
         config = override(SMALL, amp="fp32", **changes)
         method = build_method(config).train()
@@ -75,7 +75,7 @@ def test_switches_change_nothing_but_the_last_bits():
 def test_no_wait_inside_a_step():
     "PyTorch raises for every operation that lets the processor wait for the GPU."
     device = torch.device("cuda")
-    for changes in ({}, dict(bn_groups=2, clip_grad=1.0), dict(accumulate=2), dict(one_pass=True, recompute=True)):
+    for changes in ({}, dict(bn_groups=2, clip_grad=1.0), dict(accumulate=2), dict(joint=True, activations="recompute")):
         config = override(SMALL, **changes)
         method = build_method(config).to(device).train()
         optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config), pin=True)
