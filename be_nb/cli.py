@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'pretrain', 'evaluate', 'retrieve', 'recipes', 'usage',
            'is_message', 'main']
 
-# %% ../nbs/70_cli.ipynb #8a05a366
+# %% ../nbs/70_cli.ipynb #ce37642a
 import dataclasses
 import os
 import sys
@@ -77,7 +77,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/70_cli.ipynb #f761e6e4
+# %% ../nbs/70_cli.ipynb #2d149ffb
 def pretrain(args: list[str]):
     "be-nb pretrain [RECIPE] [--flag value …]    pretrain a backbone without labels"
     named = bool(args) and not args[0].startswith("-")

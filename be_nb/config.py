@@ -194,7 +194,7 @@ class MethodSettings(Config):
     beta: NonNegative = 0.0         # pretext tasks: weight of the BE consistency loss
     gap: Amount = 8                 # method=order: frames between two clips
 
-# %% ../nbs/00_config.ipynb #48b37d91
+# %% ../nbs/00_config.ipynb #1dbc6b83
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
@@ -213,7 +213,7 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/00_config.ipynb #d93ebf14
+# %% ../nbs/00_config.ipynb #9f0ac865
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
@@ -245,7 +245,7 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/00_config.ipynb #3a33d923
+# %% ../nbs/00_config.ipynb #0faf3ba3
 @dataclass(frozen=True)
 class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationSettings, MethodSettings,
                      AugmentationSettings, DataSettings, RunSettings):

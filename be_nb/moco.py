@@ -298,7 +298,7 @@ class MoCo(MomentumEncoders):
         negative_offset: int = 0,             # frames between the starts of a video's two windows, at least
         head: str = "linear",                 # linear or mlp, see `projection`
         bn_groups: int = 1,                   # BatchNorm groups on one device; > 1 also shuffles the keys
-        joint: bool = False,               # query and extra negative in one pass, see `embed_two`
+        joint: bool = False,                  # query and extra negative in one pass, see `embed_two`
     ):
         super().__init__(backbone, dim, queue_size, momentum, head, bn_groups, joint and negative != "none")
         self.negative, self.min_offset = check_choice("negative", negative, NEGATIVES), negative_offset

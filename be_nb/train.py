@@ -272,7 +272,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../nbs/40_train.ipynb #364ec06c
+# %% ../nbs/40_train.ipynb #4d2b0805
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -463,7 +463,7 @@ def recognise(
     if len(set(gather_objects(run.videos))) > 1:
         raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
 
-# %% ../nbs/40_train.ipynb #236b8056
+# %% ../nbs/40_train.ipynb #b92eb83f
 def fit_to_ranks(
     config: PretrainConfig,
 ) -> PretrainConfig:  # with `bn_groups` as it will be
