@@ -276,7 +276,7 @@ def distracted(
         return distractor.mix(clips, draw)
     return own_rows(distractor(gather(clips), generator))
 
-# %% ../nbs/31_moco.ipynb #1fef06be
+# %% ../nbs/31_moco.ipynb #f776d268
 class MoCo(MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 
