@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'LEGACY', 'flush_folder', 'write_atomically', 'remove_leftovers', 'CheckpointError', 'step_of',
-           'list_checkpoints', 'save_checkpoint', 'check_archive', 'read_torch', 'check_state', 'read_checkpoint',
-           'newest_checkpoint', 'check_fit', 'Weights', 'backbone_weights', 'assemble', 'load']
+           'list_checkpoints', 'twin', 'save_checkpoint', 'check_archive', 'read_torch', 'check_state',
+           'read_checkpoint', 'newest_checkpoint', 'check_fit', 'Weights', 'backbone_weights', 'assemble', 'load']
 
 # %% ../nbs/35_checkpoint.ipynb #ad62f406
 import os
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -80,15 +81,39 @@ def list_checkpoints(
     "The checkpoints of a run, oldest first; their names hold the step."
     return sorted((p for p in Path(folder).glob("step-*.pt") if step_of(p) is not None), key=step_of)
 
-# %% ../nbs/35_checkpoint.ipynb #f4fd59ad
+# %% ../nbs/35_checkpoint.ipynb #399d8000
+def twin(
+    path: Path,   # an existing file
+    other: Path,  # a second name for it, on the same disk
+):
+    "Give a file a second name; where the file system knows no hard links, copy it."
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+# %% ../nbs/35_checkpoint.ipynb #a293fe9f
 def save_checkpoint(
     folder,        # folder of a run
     state: dict,   # "step", "config" and whatever the run needs; tensors and plain Python values only
     keep: int,     # how many checkpoints stay, at least 1
+    best: bool = False,  # also keep it as best.pt, for as long as no better one comes
 ) -> Path:
-    "Write `step-….pt` and delete the oldest ones, in this order, so that a full disk or a kill leaves the old ones."
-    path = Path(folder) / f"step-{state['step']:08d}.pt"
-    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    """Write `step-….pt` and delete the oldest ones, in this order, so that a full disk or a kill leaves the old ones.
+
+    Raises `OSError` that says so where the file cannot be written.
+    """
+    path, champion = Path(folder) / f"step-{state['step']:08d}.pt", Path(folder) / "best.pt"
+    try:
+        if best:
+            write_atomically(champion, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+            write_atomically(path, lambda temporary: twin(champion, temporary))
+        else:
+            write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    except (OSError, RuntimeError) as error:  # PyTorch turns a failed write into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OSError(f"The checkpoint of step {state['step']} could not be written to {folder}: {reason}. Those "
+                      "before it are untouched: make room, and go on from the newest with resume=True.") from error
     older = [p for p in list_checkpoints(folder) if step_of(p) < state["step"]]
     for old in older[: max(0, len(older) - keep + 1)]:
         old.unlink(missing_ok=True)

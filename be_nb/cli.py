@@ -97,7 +97,9 @@ def pretrain(args: list[str]):
     config = parse_recipe("pretrain", PretrainConfig, args, "Pretrain a backbone without labels.")
     from be_nb.train import pretrain as run
 
-    print(f"checkpoint: {run(config).checkpoint}")
+    checkpoint = run(config).checkpoint
+    if os.environ.get("RANK", "0") == "0":  # of several ranks the first one talks
+        print(f"checkpoint: {checkpoint}")
 
 
 def finetune(args: list[str]):

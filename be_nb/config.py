@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Precision', 'Short', 'OnError',
            'Negative', 'nearest', 'check_choice', 'Range', 'conform', 'annotations', 'Config', 'RunSettings',
-           'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'RecordSettings',
-           'check_training', 'PretrainConfig', 'FinetuneSettings', 'FinetuneConfig', 'Setting', 'settings', 'override',
-           'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig']
+           'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'SpeedSettings',
+           'WatchSettings', 'RecordSettings', 'check_training', 'PretrainConfig', 'FinetuneSettings', 'FinetuneConfig',
+           'Setting', 'settings', 'override', 'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig',
+           'ExportConfig', 'PackConfig', 'DoctorConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -195,7 +196,7 @@ class MethodSettings(Config):
     beta: NonNegative = 0.0         # pretext tasks: weight of the BE consistency loss
     gap: Amount = 8                 # method=order: frames between two clips
 
-# %% ../nbs/00_config.ipynb #48b37d91
+# %% ../nbs/00_config.ipynb #1dbc6b83
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
@@ -212,6 +213,30 @@ class OptimisationSettings(Config):
     lr_drop: Fraction = 0.1         # schedule=step: factor of each drop
     clip_grad: NonNegative = 0.0    # largest gradient norm; 0 does not clip
     amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
+    fused: bool = True              # on a GPU: one kernel moves all weights
+
+# %% ../nbs/00_config.ipynb #9f0ac865
+@dataclass(frozen=True)
+class SpeedSettings(Config):
+    "How a step is computed: faster, or in less memory. None of it changes the method."
+
+    memory_order: Literal["channels_last", "default"] = "channels_last"  # of weights and activations
+    compile: bool = False           # torch.compile of backbone, augmentation and distractor
+    joint: bool = False             # query and intra-video negative in one forward pass
+    activations: Literal["keep", "recompute"] = "keep"  # recompute: less memory, slower
+    accumulate: Count = 1           # parts of a batch computed one after the other: less memory
+    prefetch: Literal["auto", "off"] = "auto"  # auto: a GPU copies the next batch during this step
+
+
+@dataclass(frozen=True)
+class WatchSettings(Config):
+    "What is looked at before the first step and on the way."
+
+    checks: bool = True             # look at machine, data and disk before the first step
+    knn_every: Amount = 0           # steps between kNN tests, the best one is kept; 0: none
+    knn_videos: Count = 1000        # kNN test: videos of each list, at most
+    knn_train: str = ""             # kNN test: list of the voters; empty: train.txt
+    knn_test: str = ""              # kNN test: list of the tested; empty: val.txt
 
 
 @dataclass(frozen=True)
@@ -234,8 +259,8 @@ def check_training(
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RecordSettings, OptimisationSettings, MethodSettings, AugmentationSettings, DataSettings,
-                     RunSettings):
+class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationSettings, MethodSettings,
+                     AugmentationSettings, DataSettings, RunSettings):
     """Everything that `be_nb.train.pretrain` needs. The defaults are the miniature: SceneBias, minutes on a CPU.
 
     Raises `ValueError` for a value of the wrong type, outside its range, or at odds with another one.

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEGATIVES', 'Queue', 'momentum_update', 'SplitBatchNorm3d', 'split_batch_norm', 'shuffled', 'projection', 'unit',
-           'MomentumEncoders', 'pick_windows', 'contrast', 'MoCo']
+           'EncoderPair', 'MomentumEncoders', 'pick_windows', 'contrast', 'view', 'distracted', 'MoCo']
 
-# %% ../nbs/31_moco.ipynb #9d909b21
+# %% ../nbs/31_moco.ipynb #0ecb1e3a
 import copy
 import math
 
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from .augment import Augment
 from .config import check_choice
-from .distractor import Distractor
+from .distractor import Distractor, draw_distractors
+from .distributed import draw_rows, gather, own_rows, place, world_size
 from .losses import in_full_precision, info_nce_logits
 
 # %% ../nbs/31_moco.ipynb #ed0fa823
@@ -62,18 +63,25 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/31_moco.ipynb #f83f2b67
+# %% ../nbs/31_moco.ipynb #53bb823d
 class SplitBatchNorm3d(nn.BatchNorm3d):
     """BatchNorm that in training normalises `groups` parts of the batch each by itself, as on that many devices.
 
     (b, c, t, h, w) → the same shape. Parts differ by one clip where `groups` does not divide b, and a batch of fewer
     clips has one clip a part. The running statistics take one step a batch, to the mean of what the devices' own
-    would be.
+    would be. With `roles` above 1 the batch is that many batches one behind the other (queries, then negatives), and
+    each is treated as if it had come alone.
     """
 
-    groups = 1
+    groups, roles = 1, 1
 
     def forward(self, x):
+        if not self.training or self.roles == 1:
+            return self.normalise(x)
+        return torch.cat([self.normalise(role) for role in x.chunk(self.roles)])
+
+    def normalise(self, x):
+        "One batch: as the parent does, or in groups."
         groups = min(self.groups, len(x))
         if not self.training or groups == 1:
             return super().forward(x)
@@ -85,10 +93,11 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
         self.num_batches_tracked.add_(1)
         return torch.cat(parts)
 
-# %% ../nbs/31_moco.ipynb #f6fcd13b
+# %% ../nbs/31_moco.ipynb #b3d2eeaf
 def split_batch_norm(
     module: nn.Module,  # a network; changed in place
     groups: int,        # parts into which every batch is split
+    roles: int = 1,     # batches that pass together, see `SplitBatchNorm3d`
 ) -> nn.Module:         # the same network
     "Turn every BatchNorm3d of a network into one with `groups` independent groups; parameters and buffers stay."
     if groups < 1:
@@ -98,18 +107,24 @@ def split_batch_norm(
             if layer.running_mean is None or layer.momentum is None:
                 raise ValueError(f"Layer {name} keeps no running average (track_running_stats=False or momentum=None); "
                                  "split BN needs one. Build the network with the defaults of nn.BatchNorm3d.")
-            layer.__class__, layer.groups = SplitBatchNorm3d, groups
+            layer.__class__, layer.groups, layer.roles = SplitBatchNorm3d, groups, roles
     return module
 
-# %% ../nbs/31_moco.ipynb #ea5b11a6
+# %% ../nbs/31_moco.ipynb #8b62a17a
 def shuffled(
     encode,               # (b, …) → (b, d)
     clips: torch.Tensor,  # (b, …)
     generator: torch.Generator | None = None,  # a CPU generator, from which the order comes
-) -> torch.Tensor:        # (b, d), row i for clip i
-    "`encode(clips)` computed in a random order, so that split BatchNorm groups other clips; the order is restored."
-    order = torch.randperm(len(clips), generator=generator).to(clips.device)
-    return encode(clips[order])[order.argsort()]
+) -> torch.Tensor:        # (b, d), row i for clip i; with several ranks (b · world size, d), those of all, by rank
+    """`encode(clips)` computed in a random order, so that BatchNorm groups other clips; the order is restored.
+
+    With several ranks clips change places between them (shuffle-BN), and every rank gets the results of all.
+    """
+    everyone = gather(clips)
+    clips_a_step = len(everyone) * getattr(generator, "parts", 1)  # always draw as many numbers, in parts or not
+    order = torch.randperm(clips_a_step, generator=generator)
+    order = order[order < len(everyone)].to(clips.device, non_blocking=True)
+    return gather(encode(everyone[own_rows(order)]))[order.argsort()]
 
 # %% ../nbs/31_moco.ipynb #a5f2667a
 def projection(
@@ -129,9 +144,9 @@ def unit(
     "Embeddings as the loss wants them."
     return F.normalize(in_full_precision(vectors)[0], dim=1)
 
-# %% ../nbs/31_moco.ipynb #7329619f
-class MomentumEncoders(nn.Module):
-    "A query encoder that learns by gradient, a key encoder that follows it, and the queue of its keys (He et al.)."
+# %% ../nbs/31_moco.ipynb #61a4ebf3
+class EncoderPair(nn.Module):
+    "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
     def __init__(
         self,
@@ -141,36 +156,61 @@ class MomentumEncoders(nn.Module):
         momentum: float,      # m, in [0, 1]
         head: str,            # linear or mlp, see `projection`
         bn_groups: int,       # BatchNorm groups on one device; > 1 changes the backbone in place
+        joint: bool = False,  # `embed_two` in one pass; changes the backbone in place
     ):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is the share of the old weights, in [0, 1]; got {momentum}.")
-        self.momentum, self.bn_groups, self._keys = momentum, bn_groups, None
+        self.momentum, self.bn_groups, self.joint, self._keys = momentum, bn_groups, joint, []
         self.backbone = backbone if bn_groups == 1 else split_batch_norm(backbone, bn_groups)
         self.head = projection(head, backbone.feature_dim, dim)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
+        if joint:
+            split_batch_norm(self.backbone, bn_groups, roles=2)
         self.queue = Queue(dim, queue_size)
 
     def embed(self, clips: torch.Tensor) -> torch.Tensor:
         "Clips (b, c, t, h, w) → unit embeddings (b, dim), through the query encoder, with gradient."
         return unit(self.head(self.backbone(clips)))
 
+    def embed_two(self, clips: torch.Tensor, others: torch.Tensor | None) -> tuple:
+        "Two batches of b clips → embeddings (b, dim) and (b, 1, dim); without `others` the second is None."
+        if others is None:
+            return self.embed(clips), None
+        both = self.embed(torch.cat([clips, others])).chunk(2) if self.joint else map(self.embed, (clips, others))
+        first, second = both
+        return first, second[:, None]
+
+# %% ../nbs/31_moco.ipynb #fdd6af9c
+class MomentumEncoders(EncoderPair):
+    "An `EncoderPair` whose key encoder follows the query encoder and whose queue is filled with its keys (He et al.)."
+
     def embed_keys(self, clips: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        "The same through the key encoder, without gradient; with split BatchNorm the groups are drawn anew."
+        """`embed` through the key encoder, without gradient; with BatchNorm groups these are drawn anew.
+
+        With several ranks every rank gets the keys of all: (b · world size, dim), in the order of the batch.
+        """
         encode = torch.no_grad()(lambda x: unit(self.key_head(self.key_backbone(x))))
-        return shuffled(encode, clips, generator) if self.bn_groups > 1 else encode(clips)
+        return shuffled(encode, clips, generator) if self.bn_groups * world_size() > 1 else encode(clips)
+
+    def remember(self, keys: torch.Tensor, generator: torch.Generator | None = None):
+        "Keep the keys of a part of the batch for `after_step`; the first part makes those of the last step forgotten."
+        if getattr(generator, "part", 0) == 0:
+            self._keys = []
+        self._keys.append(keys)
 
     def after_step(self):
         "Move the key encoder and put the keys of the last `forward` into the queue: once after each optimiser step."
-        if self._keys is None:
+        if not self._keys:
             raise RuntimeError("after_step() has no keys to put into the queue: call forward() first, once a step.")
         momentum_update(self.key_backbone, self.backbone, self.momentum)
         momentum_update(self.key_head, self.head, self.momentum)
-        self.queue.enqueue(self._keys)
-        self._keys = None
+        parts = torch.stack(self._keys).unflatten(1, (world_size(), -1))  # (parts, ranks, b, dim)
+        self.queue.enqueue(parts.transpose(0, 1).flatten(0, 2))           # in the order of the batch: by rank, by part
+        self._keys = []
 
-# %% ../nbs/31_moco.ipynb #24fadf62
+# %% ../nbs/31_moco.ipynb #99d7f7c8
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -183,12 +223,12 @@ def pick_windows(
     if clips.ndim != 6 or clips.shape[1] < needed:
         raise ValueError(f"negative={negative!r} needs clips (b, windows, t, c, h, w), windows ≥ {needed}; got "
                          f"{tuple(clips.shape)}. Use ClipDataset(…, windows={needed}).")
-    if negative == "other_video" and len(clips) < 2:
+    if negative == "other_video" and len(clips) * world_size() < 2:
         raise ValueError("negative='other_video' takes the next video of the batch: it needs a batch of two or more.")
     window = clips[:, 0]
     if negative == "none":
         return window, None
-    return window, clips[:, 1] if negative == "intra_video" else window.roll(1, 0)
+    return window, clips[:, 1] if negative == "intra_video" else own_rows(gather(window).roll(1, 0))
 
 # %% ../nbs/31_moco.ipynb #9e9dedd4
 def contrast(
@@ -209,7 +249,34 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/31_moco.ipynb #b90a21e6
+# %% ../nbs/31_moco.ipynb #94402d1f
+def view(
+    augment: nn.Module,   # an `Augment`; on one rank anything that takes (clips, generator)
+    clips: torch.Tensor,  # uint8 (b, t, c, h, w)
+    generator: torch.Generator | None,
+) -> torch.Tensor:        # float (b, c, t, h, w)
+    "Augmented clips; each clip's parameters are its row of the draw for the whole batch."
+    if place(generator)[1] == 1:
+        return augment(clips, generator)
+    return augment.view(clips, draw_rows(lambda rows: augment.sample(rows, *clips.shape[-2:], generator), len(clips),
+                                         generator))
+
+
+def distracted(
+    distractor: nn.Module,  # a `Distractor`; on one rank anything that takes (clips, generator)
+    clips: torch.Tensor,    # float (b, c, t, h, w)
+    generator: torch.Generator | None,
+) -> torch.Tensor:          # the same, distracted
+    "Distracted clips, by the same rule; what borrows from other clips borrows from the whole batch."
+    if place(generator)[1] == 1:
+        return distractor(clips, generator)
+    if distractor.variant in ("none", "intra_frame"):
+        draw = draw_rows(lambda rows: draw_distractors(rows, clips.shape[2], distractor.gamma, distractor.per_batch,
+                                                       generator), len(clips), generator)
+        return distractor.mix(clips, draw)
+    return own_rows(distractor(gather(clips), generator))
+
+# %% ../nbs/31_moco.ipynb #f776d268
 class MoCo(MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 
@@ -217,6 +284,7 @@ class MoCo(MomentumEncoders):
     negatives: the queue, and another window of the same video (or the next video's window), with gradient.
     """
 
+    draws_whole_batch = True  # see `draw_rows`: a clip's numbers do not depend on which rank computes it
     def __init__(
         self,
         backbone: nn.Module,                  # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
@@ -230,18 +298,21 @@ class MoCo(MomentumEncoders):
         negative_offset: int = 0,             # frames between the starts of a video's two windows, at least
         head: str = "linear",                 # linear or mlp, see `projection`
         bn_groups: int = 1,                   # BatchNorm groups on one device; > 1 also shuffles the keys
+        joint: bool = False,                  # query and extra negative in one pass, see `embed_two`
     ):
-        super().__init__(backbone, dim, queue_size, momentum, head, bn_groups)
+        super().__init__(backbone, dim, queue_size, momentum, head, bn_groups, joint and negative != "none")
         self.negative, self.min_offset = check_choice("negative", negative, NEGATIVES), negative_offset
         self.windows, self.temperature = 2 if negative == "intra_video" else 1, temperature
         self.augment = Augment(112) if augment is None else augment
         self.distractor = Distractor() if distractor is None else distractor
         self.reference_loss = math.log(1 + queue_size + (negative != "none"))  # all candidates equally likely
 
-    def forward(self, clips: torch.Tensor, generator: torch.Generator | None = None) -> tuple:
+    def forward(self, clips, generator=None):
         "uint8 (b, windows, t, c, h, w) → loss, metrics. After the optimiser's step call `after_step()`."
         window, other = pick_windows(clips, self.negative)
-        query = self.embed(self.distractor(self.augment(window, generator), generator))
-        key = self._keys = self.embed_keys(self.augment(window, generator), generator)
-        extra = None if other is None else self.embed(self.augment(other, generator))[:, None]
-        return contrast(query, key, self.queue.keys, extra, self.temperature)
+        query = distracted(self.distractor, view(self.augment, window, generator), generator)
+        self.remember(self.embed_keys(view(self.augment, window, generator), generator), generator)
+        other = None if other is None else view(self.augment, other, generator)
+        query, extra = self.embed_two(query, other)
+        self.seen = query.detach(), own_rows(self._keys[-1])  # for those who watch
+        return contrast(query, self.seen[1], self.queue.keys, extra, self.temperature)

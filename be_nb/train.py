@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'evaluation_clip', 'build_source', 'build_loader',
-           'learning_rate', 'build_optimizer', 'seed_of', 'train_step', 'Meter', 'History', 'run_folder', 'find_start',
-           'save', 'train', 'PretrainResult', 'restore', 'pretrain', 'finetune']
+           'learning_rate', 'build_optimizer', 'seed_of', 'accumulate_gradient', 'train_step', 'Meter', 'History',
+           'Rows', 'run_folder', 'find_start', 'fingerprint', 'Run', 'Stopped', 'log_line', 'train', 'PretrainResult',
+           'go_to', 'restore', 'recognise', 'fit_to_ranks', 'Diverged', 'diagnose', 'reproduce', 'run_to_the_end',
+           'get_ready', 'pretrain_on', 'pretrain', 'finetune']
 
 # %% ../nbs/40_train.ipynb #646407b9
 import dataclasses
+import hashlib
 import importlib
 import json
 import math
 import time
-from dataclasses import dataclass
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,15 +30,20 @@ from tqdm.auto import tqdm
 
 from .augment import Augment
 from .backbones import create_backbone
-from .checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, remove_leftovers, save_checkpoint,
-                              write_atomically)
+from .checkpoint import (FORMAT, CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint,
+                              remove_leftovers, save_checkpoint, write_atomically)
 from .config import PretrainConfig, check_choice, override, recipe
 from .data.pack import open_videos
 from .data.scenebias import SceneBias
 from .data.videos import ClipDataset, EpochSampler
 from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
+from .distributed import (BatchGenerator, RankSampler, StopRequest, average_, gather, gather_objects, is_main,
+                               no_sync, on_main, process_group, rank, running_statistics, unwrap, world_size, wrap)
+from .health import (NotFinite, all_finite, collapse_warning, embedding_health, knn_sources, online_knn, preflight,
+                          stop_before_damage)
 from .moco import MoCo
+from .speed import compile_method, prefetch, recompute
 
 # %% ../nbs/40_train.ipynb #b52f20e1
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
@@ -58,7 +68,7 @@ def moco(
     return MoCo(backbone, augment=augmentation(config), distractor=Distractor(config.distractor, config.gamma),
                 dim=config.dim, queue_size=config.queue_size, momentum=config.momentum, temperature=config.temperature,
                 negative=config.negative, negative_offset=config.negative_offset, head=config.head,
-                bn_groups=config.bn_groups)
+                bn_groups=config.bn_groups // world_size(), joint=config.joint)
 
 
 def build_method(
@@ -99,11 +109,11 @@ def build_loader(
     start_step: int = 0,      # the first step that is still to be done
     pin: bool = False,        # page-locked memory, for a GPU
 ) -> DataLoader:
-    "Batches of uint8 clips (b, windows, t, c, h, w) from `start_step` on, the same for any number of workers."
+    "This rank's clips (b, windows, t, c, h, w), uint8, from `start_step` on, the same for any number of workers."
     dataset = ClipDataset(source, config.frames, config.stride, method.windows, method.min_offset, config.short,
                           config.seed)
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=config.workers, pin_memory=pin)
+    return DataLoader(dataset, batch_sampler=RankSampler(sampler), num_workers=config.workers, pin_memory=pin)
 
 # %% ../nbs/40_train.ipynb #23513127
 def learning_rate(
@@ -120,16 +130,19 @@ def learning_rate(
         return config.lr * config.lr_drop ** sum(step >= m * config.steps for m in config.milestones)
     return config.lr
 
-# %% ../nbs/40_train.ipynb #a48a821c
+# %% ../nbs/40_train.ipynb #95a98adc
 def build_optimizer(
     config: PretrainConfig,   # the run
     method: torch.nn.Module,  # what is trained: its parameters that ask for a gradient
 ) -> torch.optim.Optimizer:
-    "AdamW or SGD over the parameters that learn."
+    "AdamW or SGD over the parameters that learn; on a GPU one fused kernel, unless `fused` is off."
     learning = [p for p in method.parameters() if p.requires_grad]
+    settings = dict(lr=config.lr, weight_decay=config.weight_decay)
+    if config.fused and all(p.device.type == "cuda" for p in learning):
+        settings["fused"] = True
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(learning, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(learning, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(learning, **settings)
+    return torch.optim.SGD(learning, momentum=config.sgd_momentum, **settings)
 
 # %% ../nbs/40_train.ipynb #860c15ca
 def seed_of(
@@ -138,29 +151,48 @@ def seed_of(
     "One 63-bit seed from several numbers, far apart for neighbouring ones."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-# %% ../nbs/40_train.ipynb #bc86735c
+# %% ../nbs/40_train.ipynb #1ad3ecaa
+def accumulate_gradient(
+    method: torch.nn.Module,  # loss and weights; with several ranks from `wrap`
+    clips: torch.Tensor,      # uint8 (b, windows, t, c, h, w): a part of this rank's batch
+    step: int,
+    config: PretrainConfig,
+    part: int,                # number of the part, from 0
+    parts: int,               # how many there are
+) -> dict:                    # metrics as tensors, the loss among them
+    "Forward and backward of one part. Step k draws from a generator seeded by (seed, k): a resumed run repeats it."
+    place = rank() * parts + part  # methods that cannot draw for the whole batch draw by their place
+    own = [2, place] if place and not getattr(unwrap(method), "draws_whole_batch", False) else []
+    generator = BatchGenerator(seed_of(config.seed, step, *own), part, parts)
+    torch.manual_seed(seed_of(config.seed, step, 1, *([place] if place else [])))
+    with no_sync(method) if part + 1 < parts else nullcontext():
+        with autocast(clips.device, config.amp):
+            loss, metrics = method(clips, generator)
+        (loss / parts).backward()
+    return {"loss": loss.detach(), **metrics}
+
+# %% ../nbs/40_train.ipynb #f377a686
 def train_step(
-    method: torch.nn.Module,           # loss and weights
-    clips: torch.Tensor,               # uint8 (b, windows, t, c, h, w), on the device
+    method: torch.nn.Module,           # loss and weights; with several ranks from `wrap`
+    clips: torch.Tensor,               # uint8 (b, windows, t, c, h, w), on the device: this rank's part of the batch
     optimizer: torch.optim.Optimizer,
     step: int,                         # number of this step: learning rate and randomness depend on it, not on history
     config: PretrainConfig,
-) -> dict:                             # metrics as tensors: nothing here waits for a GPU
-    "Forward, backward, update. Step k draws from a generator seeded by (seed, k), so that a resumed run repeats it."
-    generator = torch.Generator().manual_seed(seed_of(config.seed, step))
-    torch.manual_seed(seed_of(config.seed, step, 1))
+) -> dict:                             # metrics as tensors, of all ranks: nothing here waits for a GPU
+    "Forward and backward, part by part, then one update."
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    with autocast(clips.device, config.amp):
-        loss, metrics = method(clips, generator)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    parts = clips.chunk(config.accumulate)
+    found = [accumulate_gradient(method, some, step, config, k, len(parts)) for k, some in enumerate(parts)]
+    metrics = {name: sum(part[name] for part in found) / len(found) for name in found[0]}
     if config.clip_grad:
         learning = [p for p in method.parameters() if p.requires_grad]
         metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, config.clip_grad)
     optimizer.step()
-    method.after_step()
-    return {"loss": loss.detach(), **metrics}
+    unwrap(method).after_step()
+    average_([*metrics.values(), *running_statistics(unwrap(method))])
+    return metrics
 
 # %% ../nbs/40_train.ipynb #3fe98a22
 class Meter:
@@ -225,6 +257,20 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
+# %% ../nbs/40_train.ipynb #29a0d70e
+class Rows:
+    "A history without files: that of a rank which does not write."
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, row: dict):
+        "Remember a row."
+        self.rows.append(row)
+
+    def close(self):
+        "Nothing is open."
+
 # %% ../nbs/40_train.ipynb #0b6c094a
 def run_folder(
     config: PretrainConfig,  # the run
@@ -239,9 +285,11 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../nbs/40_train.ipynb #adc34e1e
+# %% ../nbs/40_train.ipynb #4d2b0805
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
-MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep"}
+MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
+              "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
+              "knn_train", "knn_test"}
 
 
 def find_start(
@@ -268,32 +316,107 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../nbs/40_train.ipynb #69778542
-def save(folder, method, optimizer, config, step, meter=None) -> Path:
-    "A checkpoint with all that the next step depends on. The generators need no place in it: they are seeded by step."
-    state = {"step": step, "config": dataclasses.asdict(config), "method": method.state_dict(),
-             "optimizer": optimizer.state_dict(), "meter": meter.state() if meter else None}
-    return save_checkpoint(folder, state, config.keep)
+# %% ../nbs/40_train.ipynb #149e529a
+def fingerprint(
+    dataset: ClipDataset,  # the videos of a run
+) -> str:                  # 16 hexadecimal digits
+    "What identifies the videos: their names, labels and lengths, in order."
+    entries = [(dataset.source.names[i], int(dataset.source.labels[i]), dataset.lengths[i]) for i in dataset.indices]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
-# %% ../nbs/40_train.ipynb #573645c8
-def train(method, optimizer, config, folder, history, loader, start, meter, progress):
-    "Steps `start` to `config.steps`. Metrics stay on the device until a line is logged."
-    device = next(method.parameters()).device
-    clips, clock = 0, time.perf_counter()
-    with tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not progress) as bar:
-        for done, batch in enumerate(loader, start + 1):
-            step = done - 1
-            meter.add(train_step(method, batch["clips"].to(device, non_blocking=True), optimizer, step, config))
-            clips += len(batch["clips"])
+
+@dataclass
+class Run:
+    "Everything of a run that changes. With several ranks all have the same."
+
+    config: PretrainConfig
+    folder: Path
+    method: torch.nn.Module  # with several ranks from `wrap`
+    optimizer: torch.optim.Optimizer
+    meter: Meter
+    step: int                # steps done
+    best: dict = field(default_factory=dict)  # step and kNN accuracy of best.pt; empty: none yet
+    videos: str = ""         # fingerprint
+
+    def check(self):
+        "Raise `NotFinite` if a loss since the last line, or a weight, is no number. Waits for the device."
+        if not (math.isfinite(self.meter.state()["sums"].get("loss", 0)) and all_finite(self.method.parameters())):
+            raise NotFinite
+
+    def save(self, best: bool = False):
+        "A checkpoint with all that the next step depends on. The generators are seeded by step: no need to keep them."
+        self.check()
+        state = {"step": self.step, "config": dataclasses.asdict(self.config),
+                 "method": unwrap(self.method).state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "meter": self.meter.state(), "best": self.best, "videos": self.videos}
+        if is_main():
+            save_checkpoint(self.folder, state, self.config.keep, best)
+
+# %% ../nbs/40_train.ipynb #1a79aa48
+class Stopped(SystemExit):
+    "A run that was asked to stop by a signal and has left a checkpoint: exit code 0, not an error."
+
+    def __init__(self, step: int):
+        super().__init__(0)
+        self.step = step  # steps done
+
+# %% ../nbs/40_train.ipynb #256dc175
+def log_line(
+    run: Run,
+    seconds: float,  # since the last line
+    clips: int,      # that all ranks have computed in this time
+) -> dict:           # without `step`
+    "A line of the history; starts the meter anew. Raises `NotFinite` for a loss that is no number."
+    row = run.meter.mean()
+    if not math.isfinite(row["loss"]):
+        raise NotFinite
+    row |= {"lr": learning_rate(run.config, run.step - 1), "clips_per_second": round(clips / seconds, 1)}
+    row |= embedding_health(run.method, run.step, run.config.batch_size)
+    warning = collapse_warning({"step": run.step, **row}, run.config) if is_main() else ""
+    if warning:
+        warnings.warn(warning, stacklevel=2)
+    return row
+
+# %% ../nbs/40_train.ipynb #59ea322b
+def train(
+    run: Run,
+    loader: DataLoader,  # from the run's step on
+    history,             # `History` or `Rows`
+    knn_sets: tuple,     # what `online_knn` needs; empty: no such test
+    progress: bool,      # show a bar, and how long it will take
+):
+    "Steps up to `config.steps`. Metrics stay on the device until a line is logged."
+    config, device = run.config, next(run.method.parameters()).device
+    done, clock = run.step, time.perf_counter()
+    bar = tqdm(total=config.steps, initial=run.step, desc=run.folder.name, unit="step", disable=not progress)
+    with bar, StopRequest() as stop:
+        for batch in prefetch(loader, device, config.prefetch == "auto"):
+            run.meter.add(train_step(run.method, batch["clips"], run.optimizer, run.step, config))
+            run.step += 1
             bar.update()
-            if done % config.log_every == 0 or done == config.steps:
-                row = meter.mean()
-                speed, clips, clock = clips / (time.perf_counter() - clock), 0, time.perf_counter()
-                row |= {"lr": learning_rate(config, step), "clips_per_second": round(speed, 1)}
-                history.add({"step": done, **row})
+            row, end = {}, run.step == config.steps
+            log = end or run.step % config.log_every == 0
+            if log:
+                now, steps = time.perf_counter(), run.step - done
+                row = log_line(run, now - clock, steps * config.batch_size)
+                if progress and done == bar.initial and not end:
+                    bar.write(f"  about {(now - clock) / steps * (config.steps - run.step) / 60:.1f} minutes to go")
                 bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "positive", "queue") if k in row})
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                save(folder, method, optimizer, config, done, meter)
+            if knn_sets and (end or run.step % config.knn_every == 0):
+                run.check()
+                row["knn"] = online_knn(run.method, knn_sets, config)
+            better = row.get("knn", -1) > run.best.get("knn", -1)
+            if better:
+                run.best = {"step": run.step, "knn": row["knn"]}
+            if row:
+                history.add({"step": run.step, **row})
+            if log:
+                done, clock = run.step, time.perf_counter()
+            asked = not end and stop.agreed(device, log)
+            if better or end or asked or run.step % config.checkpoint_every == 0:
+                run.save(better)
+            if asked:
+                raise Stopped(run.step)
 
 # %% ../nbs/40_train.ipynb #1daa9acd
 @dataclass
@@ -304,23 +427,206 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../nbs/40_train.ipynb #e0bd6de6
+# %% ../nbs/40_train.ipynb #09ab882b
+def go_to(
+    run: Run,
+    state: dict | None,  # a checkpoint, or None: the beginning
+):
+    "Put method, optimiser, meter and step where a checkpoint or the beginning has them."
+    method, state = unwrap(run.method), state or {}
+    if not state and run.step:
+        method.load_state_dict(build_method(run.config).state_dict())
+    if state:
+        method.load_state_dict(state["method"])
+    run.optimizer = build_optimizer(run.config, method)
+    if state:
+        for group in state["optimizer"]["param_groups"]:  # as it is computed here, not where the checkpoint was made
+            group["fused"] = run.optimizer.defaults["fused"]
+        run.optimizer.load_state_dict(state["optimizer"])
+    run.meter, run.step, run.best = Meter(state.get("meter")), state.get("step", 0), state.get("best") or {}
+
+
 def restore(
     config: PretrainConfig,  # the run
     folder: Path,            # its folder
     device: torch.device,    # where it trains
-) -> tuple:                  # method, optimiser, meter, and the steps that are done (None: nothing is there yet)
+    state: dict | None,      # from `find_start`
+) -> Run:
     "Everything that changes during training, as the newest checkpoint left it, or fresh."
-    state = find_start(config, folder)
-    method = channels_last(build_method(config).to(device)).train()
-    optimizer = build_optimizer(config, method)
-    if state is None:
-        return method, optimizer, Meter(), None
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    return method, optimizer, Meter(state["meter"]), state["step"]
+    method = build_method(config).to(device)
+    method = (channels_last(method) if config.memory_order == "channels_last" else method).train()
+    if config.activations == "recompute":
+        recompute(method.backbone)
+    run = Run(config, folder, method, None, Meter(), 0)
+    go_to(run, state)
+    return run
 
-# %% ../nbs/40_train.ipynb #95154980
+# %% ../nbs/40_train.ipynb #f4e6f561
+def recognise(
+    run: Run,
+    dataset: ClipDataset,  # the videos as they are now
+    state: dict | None,    # the checkpoint that the run goes on from
+):
+    "Remember the fingerprint of the videos; a `ValueError` if it is not that of the checkpoint, or of another rank."
+    run.videos = fingerprint(dataset)
+    before = (state or {}).get("videos") or run.videos  # checkpoints of the first version have none
+    if before != run.videos:
+        raise ValueError(f"The videos are not those of {run.folder}: names, labels or lengths in {run.config.data} "
+                         "have changed. Put the old list back to go on, or start a new run under another name.")
+    if len(set(gather_objects(run.videos))) > 1:
+        raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
+
+# %% ../nbs/40_train.ipynb #b92eb83f
+def fit_to_ranks(
+    config: PretrainConfig,
+) -> PretrainConfig:  # with `bn_groups` as it will be
+    "Check that the batch can be cut; a `ValueError` says what would fit."
+    pieces, ranks = world_size() * config.accumulate, world_size()
+    if config.batch_size % pieces:
+        raise ValueError(f"batch_size={config.batch_size} cannot be cut into {pieces} equal parts ({ranks} ranks × "
+                         f"accumulate={config.accumulate}); {-(-config.batch_size // pieces) * pieces} can.")
+    groups = max(config.bn_groups, ranks)
+    if groups % ranks or groups > config.batch_size // config.accumulate:
+        raise ValueError(f"bn_groups={groups} must be a multiple of the {ranks} ranks and at most the "
+                         f"{config.batch_size // config.accumulate} clips of a part.")
+    borrows = [name for name, fits in ((f"distractor={config.distractor!r}", ("none", "intra_frame")),
+                                       (f"negative={config.negative!r}", ("none", "intra_video")))
+               if name.split("'")[1] not in fits]
+    if config.accumulate > 1 and config.method == "moco" and borrows:
+        raise ValueError(f"{borrows[0]} borrows from other clips of the batch, which accumulate > 1 has cut. Use "
+                         "activations='recompute' to save memory.")
+    if config.compile and config.activations == "recompute":
+        raise ValueError("compile chooses by itself what is computed again for backward: use it without "
+                         "activations='recompute'.")
+    return override(config, bn_groups=groups)
+
+# %% ../nbs/40_train.ipynb #92424ac2
+class Diverged(RuntimeError):
+    "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it."
+
+    def __init__(self, message: str, path: Path | None = None):
+        super().__init__(message)
+        self.path = path  # None where the failure did not come again
+
+
+def diagnose(
+    run: Run,  # whose loss is no number; is moved to the step that made it so
+    source,    # its videos
+):
+    "Replay from the newest checkpoint, find the step, write the file, and raise `Diverged`."
+    noticed, config = run.step, override(run.config, resume=True)
+    state = on_main(find_start, config, run.folder)
+    go_to(run, state)
+    last = f"step {run.step}" if state else "none yet"
+    stop_before_damage(run.optimizer)
+    device, method = next(run.method.parameters()).device, unwrap(run.method)
+    for batch in build_loader(config, method, source, run.step, device.type == "cuda"):
+        try:
+            train_step(run.method, batch["clips"].to(device), run.optimizer, run.step, config)
+        except NotFinite:
+            break
+        run.step += 1
+        if run.step == noticed:
+            raise Diverged(f"At step {noticed} loss or weights were no numbers, but not when the steps since the last "
+                           f"checkpoint ({last}) were repeated: this device does not compute the same twice. "
+                           "resume=True goes on there.")
+    rows = gather(batch["index"].to(device)).tolist()
+    path = run.folder / f"diverged-step-{run.step:08d}.pt"
+    report = {"format": FORMAT, "step": run.step, "config": dataclasses.asdict(config), "method": method.state_dict(),
+              "index": rows}
+    if is_main():
+        write_atomically(path, lambda temporary: torch.save(report, temporary))
+    names = ", ".join(source.names[i] for i in rows)
+    raise Diverged(f"Step {run.step} has a loss or gradient that is no number. Last good checkpoint: {last}. "
+                   f"be_nb.train.reproduce({str(path)!r}) repeats the step; its videos: {names}.", path)
+
+# %% ../nbs/40_train.ipynb #5e85747d
+def reproduce(
+    path,                      # a diverged-step-….pt
+    device: str = "auto",      # auto, cpu, cuda or cuda:N
+    **overrides,               # settings to try instead, such as amp="fp32"
+) -> float:
+    "The loss of the step that stopped a run, from its file and its videos. Raises `CheckpointError` and `ValueError`."
+    state, device = read_checkpoint(path), pick_device(device)
+    config = override(PretrainConfig(**state["config"]), **overrides)
+    method = build_method(config).to(device).train()
+    method.load_state_dict(state["method"])
+    batch = next(iter(build_loader(config, method, build_source(config), state["step"])))
+    if batch["index"].tolist() != state["index"]:
+        raise ValueError(f"{config.data} does not hold the videos of {path} any more: another batch comes here.")
+    parts = batch["clips"].to(device).chunk(config.accumulate)
+    found = [accumulate_gradient(method, part, state["step"], config, k, len(parts)) for k, part in enumerate(parts)]
+    return sum(metrics["loss"].item() for metrics in found) / len(found)
+
+# %% ../nbs/40_train.ipynb #d6422806
+def run_to_the_end(run, state, source, loader, history, sets, progress, say):
+    "Train if there is something left, and say how it ended if it did not end well."
+    try:
+        if loader is not None:
+            train(run, loader, history, sets, progress)
+        elif state is None:
+            run.save()
+    except NotFinite:
+        diagnose(run, source)
+    except KeyboardInterrupt:
+        say("stopped; the same call with resume=True goes on from the last checkpoint")
+        raise
+    except Stopped:
+        if is_main():
+            print(f"asked to stop: checkpoint written after step {run.step}; resume=True goes on there")
+        raise
+
+# %% ../nbs/40_train.ipynb #9dfd33b8
+def get_ready(
+    run: Run,
+    state: dict | None,  # the checkpoint that the run goes on from
+    say,                 # called with lines for the user
+) -> tuple:              # source, loader, sources of the kNN test
+    "Find the videos, look before the leap, compile, and connect the ranks. Nothing is written yet."
+    config, method = run.config, run.method
+    device, source = next(method.parameters()).device, build_source(config)
+    loader = build_loader(config, method, source, run.step, device.type == "cuda")
+    recognise(run, loader.dataset, state)
+    sets = knn_sources(config)
+    if config.checks:
+        for line in preflight(method, run.optimizer, loader.dataset, run.folder, config):
+            warnings.warn(line, stacklevel=2) if line.startswith("warning") else say("  " + line)
+    if config.compile:
+        clips = config.batch_size // (world_size() * config.accumulate) * (1 + config.joint)
+        example = torch.randn(clips, 3, config.frames, config.size, config.size, device=device)
+        say(f"  compiled: {compile_method(method, example, config.amp)}")
+    run.method = wrap(method)
+    return source, loader, sets
+
+# %% ../nbs/40_train.ipynb #b79c8e66
+def pretrain_on(
+    device: torch.device,    # of this rank
+    config: PretrainConfig,  # from `fit_to_ranks`
+    progress: bool,
+) -> PretrainResult:
+    "`pretrain` on a given device, inside a process group if there are several ranks."
+    folder, say = run_folder(config), print if progress else (lambda *_: None)
+    state = on_main(find_start, config, folder)
+    run = restore(config, folder, device, state)
+    ranks = f", {world_size()} ranks" if world_size() > 1 else ""
+    say(f"{folder}: {config.method}, {config.backbone}, distractor {config.distractor}, negative {config.negative}, "
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}{ranks}"
+        + (f"; resuming at step {run.step}" if run.step else ""))
+    say(f"  reference loss {run.method.reference_loss:.3f}: that of a network which tells nothing apart")
+    source, loader, sets = get_ready(run, state, say) if run.step < config.steps else (None, None, ())
+    if is_main():
+        remove_leftovers(folder)
+    history = History(folder, run.step) if is_main() else Rows()
+    try:
+        run_to_the_end(run, state, source, loader, history, sets, progress, say)
+    finally:
+        history.close()
+    if device.type == "cuda":
+        say(f"  peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+    newest = on_main(lambda: list_checkpoints(folder)[-1])
+    return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
+
+# %% ../nbs/40_train.ipynb #753fa4e9
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on
@@ -328,35 +634,16 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain a backbone without labels and leave checkpoints, history and TensorBoard curves in `out/name`.
 
-    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit).
-    Raises `ValueError` for unknown settings, for a run that exists (without `resume`) and for one with other settings.
+    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM
+    and SIGUSR1 end it with a checkpoint and `Stopped`. Started by torchrun, the processes share each batch.
+    Raises `ValueError` for unknown settings, for a run that exists (without `resume`), for one with other settings or
+    videos, and for what the preflight finds; `Diverged` for a loss that is no number.
     Seeds torch's global generator at every step.
     """
     config = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()
     config = override(config, **overrides)
-    folder, device = run_folder(config), pick_device(config.device)
-    method, optimizer, meter, done = restore(config, folder, device)
-    start, loader = done or 0, None
-    if start < config.steps:
-        loader = build_loader(config, method, build_source(config), start, device.type == "cuda")
-    remove_leftovers(folder)
-    history = History(folder, start)
-    say = print if progress else (lambda *_: None)
-    say(f"{folder}: {config.method}, {config.backbone}, distractor {config.distractor}, negative {config.negative}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}"
-        + (f"; resuming at step {start}" if start else ""))
-    say(f"  reference loss {method.reference_loss:.3f}: that of a network which tells nothing apart")
-    try:
-        if loader is not None:
-            train(method, optimizer, config, folder, history, loader, start, meter, progress)
-        elif done is None:
-            save(folder, method, optimizer, config, start)
-    except KeyboardInterrupt:
-        say("stopped; the same call with resume=True goes on from the last checkpoint")
-        raise
-    finally:
-        history.close()
-    return PretrainResult(list_checkpoints(folder)[-1], history.rows, method.backbone.eval())
+    with process_group(config.device) as device:
+        return pretrain_on(device, fit_to_ranks(config), progress and is_main())
 
 # %% ../nbs/40_train.ipynb #ef8a5243
 def finetune(

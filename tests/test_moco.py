@@ -324,7 +324,7 @@ def test_no_gradient_reaches_keys_or_queue():
     key_side = [*method.key_backbone.parameters(), *method.key_head.parameters()]
     assert not any(p.requires_grad for p in key_side)
     loss, metrics = method(videos())
-    assert not method._keys.requires_grad and not method.queue.keys.requires_grad
+    assert not method.seen[1].requires_grad and not method.queue.keys.requires_grad
     assert not any(value.requires_grad for value in metrics.values())
     loss.backward()
     assert all(p.grad is None for p in key_side) and all(p.grad is not None for p in learning(method))
@@ -348,7 +348,7 @@ def test_intra_video_negative_has_gradient(monkeypatch):
     monkeypatch.setattr(method, "embed", record)
     method(videos())[0].backward()
     query, negative = embeddings                                     # dL/dn = p_n · q / T, of a mean over the batch
-    logits = torch.cat([(query * method._keys).sum(1, keepdim=True), query @ method.queue.keys.T,
+    logits = torch.cat([(query * method.seen[1]).sum(1, keepdim=True), query @ method.queue.keys.T,
                         (query * negative).sum(1, keepdim=True)], dim=1) / .07
     expected = logits.softmax(1)[:, -1:] * query / .07 / len(query)
     assert torch.allclose(negative.grad, expected, atol=1e-10) and negative.grad.any()

@@ -357,7 +357,8 @@ def test_history_and_tensorboard_agree(tmp_path, monkeypatch):
     assert [row["step"] for row in history] == [2, 4, 6, 8, 10, 12]
     assert [{k: v for k, v in row.items() if k != "clips_per_second"} for row in history] == rows(tmp_path / "run")
     similarities = {"positive", "queue", "extra_negative"}
-    assert set(history[0]) == {"step", "loss", "accuracy", "lr", "clips_per_second"} | similarities
+    monitors = {"alignment", "uniformity", "spread", "queue_age"}
+    assert set(history[0]) == {"step", "loss", "accuracy", "lr", "clips_per_second"} | similarities | monitors
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
     for key in set(history[0]) - {"step"}:

@@ -1,0 +1,191 @@
+"""What is watched: closed forms, a poisoned step, a disk found full before the first one; watching changes nothing."""
+import math
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_train import SMALL, assert_same_run, small, straight  # noqa: F401: `straight` is a fixture
+
+import be_nb.train as T
+from be_nb import health as H
+from be_nb.checkpoint import list_checkpoints, read_checkpoint
+from be_nb.config import PretrainConfig, override
+from be_nb.data.scenebias import SceneBias
+from be_nb.data.videos import ClipDataset
+from be_nb.train import Diverged, build_method, build_optimizer, build_source, reproduce
+
+CONFIG = PretrainConfig(**SMALL)
+
+
+def test_alignment_uniformity_and_spread_by_loops():
+    x, y = (F.normalize(torch.randn(7, 5, dtype=torch.float64), dim=1) for _ in range(2))
+    pairs = [(i, j) for i in range(7) for j in range(i)]
+    square = lambda a, b: sum((p - q) ** 2 for p, q in zip(a.tolist(), b.tolist()))
+    assert math.isclose(H.alignment(x, y), sum(map(square, x, y)) / 7, rel_tol=1e-9)
+    mean = sum(math.exp(-2 * square(x[i], x[j])) for i, j in pairs) / len(pairs)
+    assert math.isclose(H.uniformity(x), math.log(mean), rel_tol=1e-9)
+    deviations = [np.std(x[:, k].tolist(), ddof=1) for k in range(5)]
+    assert math.isclose(H.spread(x), np.mean(deviations) * 5**.5, rel_tol=1e-9)
+
+
+def test_the_monitors_are_in_the_history_and_say_what_the_embeddings_are(straight):
+    import json
+    rows = [json.loads(line) for line in (straight / "history.jsonl").read_text().splitlines()]
+    assert all({"alignment", "uniformity", "spread", "queue_age"} <= row.keys() for row in rows)
+    assert [row["queue_age"] for row in rows] == [min(row["step"], 32 / 8) for row in rows]
+    assert all(0 <= row["alignment"] <= 4 and -4.1 < row["uniformity"] <= 0 and row["spread"] >= 0 for row in rows)
+    assert H.embedding_health(torch.nn.Linear(2, 2), 5, 8) == {}  # a method that shows nothing
+
+
+def test_collapse_is_told_when_it_is_late_enough():
+    late = int(CONFIG.warmup_steps + 2 * CONFIG.queue_size / CONFIG.batch_size) + 1
+    assert "collapsed" in H.collapse_warning({"step": late, "spread": .01}, CONFIG)
+    for row in ({"step": late - 1, "spread": .01}, {"step": late, "spread": .2}, {"step": late}):
+        assert H.collapse_warning(row, CONFIG) == ""
+
+
+class Poisoned(torch.nn.Module):
+    "MoCo whose loss or gradient is ruined by one step's batch. Which step it is, is read off the randomness."
+
+    ruin, kind = 7, "loss"
+
+    def __init__(self, config, backbone):
+        super().__init__()
+        self.inner = T.moco(config, backbone)
+        self.backbone, self.windows, self.min_offset = self.inner.backbone, self.inner.windows, self.inner.min_offset
+        self.reference_loss, self.after_step = self.inner.reference_loss, self.inner.after_step
+        self.seed = T.seed_of(config.seed, self.ruin)
+
+    def forward(self, clips, generator):
+        now = generator.initial_seed() == self.seed
+        loss, metrics = self.inner(clips, generator)
+        if now and self.kind == "loss":
+            loss = loss * float("nan")
+        if now and self.kind == "gradient":
+            loss = loss + (self.backbone.stages[0][0].weight.sum() * 0).sqrt()  # 0, with an infinite slope
+        return loss, metrics
+
+
+@pytest.mark.parametrize("kind, ruin", [("loss", 7), ("gradient", 4), ("loss", 1), ("gradient", 11)])
+def test_a_nan_is_traced_to_its_step_and_videos(tmp_path, monkeypatch, kind, ruin):
+    monkeypatch.setattr(Poisoned, "ruin", ruin), monkeypatch.setattr(Poisoned, "kind", kind)
+    monkeypatch.setitem(T.METHODS, "poisoned", f"{__name__}:Poisoned")
+    with pytest.raises(Diverged) as caught:
+        small(tmp_path, method="poisoned", log_every=5)
+    config, message = override(CONFIG, method="poisoned"), str(caught.value)
+    batch = list(T.build_loader(config, build_method(config), build_source(config), ruin))[0]["index"].tolist()
+    names = [build_source(config).names[i] for i in batch]
+    assert message.startswith(f"Step {ruin} ") and all(name in message for name in names)
+    path = tmp_path / "run" / f"diverged-step-{ruin:08d}.pt"
+    assert caught.value.path == path and read_checkpoint(path)["index"] == batch
+    for saved in [*list_checkpoints(tmp_path / "run"), path]:
+        learned = [v for k, v in read_checkpoint(saved)["method"].items() if "running" not in k]
+        assert all(v.isfinite().all() for v in learned), saved
+    kept = [f"step-{s:08d}.pt" for s in range(3, ruin + 1, 3)][-2:]
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == kept
+    assert math.isnan(reproduce(path, "cpu")) == (kind == "loss")
+    with pytest.raises(Diverged, match=f"Step {ruin} "):
+        small(tmp_path, method="poisoned", log_every=5, resume=True)
+
+
+def test_a_failure_that_does_not_come_again_is_told_as_one(tmp_path, monkeypatch):
+    def once(method, clips, optimizer, step, config, real=T.train_step, done=[]):
+        metrics = real(method, clips, optimizer, step, config)
+        if step == 4 and not done:
+            done.append(step)
+            metrics["loss"] = metrics["loss"] * float("nan")
+        return metrics
+    monkeypatch.setattr(T, "train_step", once)
+    with pytest.raises(Diverged, match="does not compute the same twice") as caught:
+        small(tmp_path)
+    assert caught.value.path is None
+
+
+def test_other_videos_cannot_reproduce(tmp_path, monkeypatch):
+    monkeypatch.setitem(T.METHODS, "poisoned", f"{__name__}:Poisoned")
+    with pytest.raises(Diverged) as caught:
+        small(tmp_path, method="poisoned")
+    with pytest.raises(ValueError, match="does not hold the videos"):
+        reproduce(caught.value.path, "cpu", data_size=40)
+
+
+def ready():
+    method, source = build_method(CONFIG).train(), build_source(CONFIG)
+    dataset = ClipDataset(source, CONFIG.frames, windows=2, min_offset=4)
+    return method, build_optimizer(CONFIG, method), dataset
+
+
+def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
+    method, optimizer, dataset = ready()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    lines = H.preflight(method, optimizer, dataset, tmp_path / "new", CONFIG)
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items()) and not (tmp_path / "new").exists()
+    assert torch.__version__ in lines[0] and "64 videos" in lines[1]
+    small(tmp_path, checks=False)
+    assert_same_run(straight, tmp_path / "run")
+
+
+def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 0, 9 * 10**6))
+    with pytest.raises(ValueError, match=r"3 checkpoints of 0\.00 GB.*keep.*checks=False"):
+        small(tmp_path)
+    assert not any(tmp_path.iterdir())
+    small(tmp_path, keep=1)
+    assert "room" not in H.check_room(tmp_path / "run", 8 * 10**6, override(CONFIG, keep=1))  # one is there already
+
+
+def test_the_size_of_a_checkpoint_is_known_before(straight):
+    method, optimizer, _ = ready()
+    real = list_checkpoints(straight)[-1].stat().st_size
+    assert abs(H.checkpoint_bytes(method, optimizer) / real - 1) < .05
+
+
+def test_the_last_video_is_read_before_the_first_step(tmp_path, monkeypatch):
+    source, real = SceneBias("pretrain", size=64), SceneBias.read
+    def read(self, index, frames):
+        if index == len(source) - 1:
+            raise OSError("the last one is broken")
+        return real(self, index, frames)
+    monkeypatch.setattr(SceneBias, "read", read)
+    with pytest.raises(OSError, match="last one"):
+        small(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_number_format_that_changes_the_loss_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(H, "precision_gap", lambda *_: (2., .4))
+    with pytest.warns(UserWarning, match="40%"):
+        small(tmp_path, steps=1)
+    monkeypatch.setattr(H, "precision_gap", lambda *_: (float("nan"), 0))
+    with pytest.raises(ValueError, match="untouched network is nan"):
+        small(tmp_path, steps=1, name="other")
+
+
+def test_precision_gap_is_that_of_the_losses():
+    method, _, dataset = ready()
+    clips = H.sample_clips(dataset, 4)
+    loss, gap = H.precision_gap(method, clips, "bf16")
+    assert H.precision_gap(method, clips, "fp32") == (loss, 0) and 0 < gap < .1
+
+
+def test_knn_takes_labelled_videos_and_at_most_so_many(tmp_path):
+    assert H.knn_sources(CONFIG) == ()
+    assert [len(s) for s in H.knn_sources(override(CONFIG, knn_every=1, knn_videos=700))] == [700, 512]
+    (tmp_path / "train.txt").write_text("a.mp4 0\nb.mp4 -1\n")
+    with pytest.raises(ValueError, match="1 videos have no label"):
+        H.knn_sources(override(CONFIG, knn_every=1, data=str(tmp_path)))
+    with pytest.raises(ValueError, match="no split 'prob'"):
+        H.knn_sources(override(CONFIG, knn_every=1, knn_train="prob"))
+
+
+def test_online_knn_is_the_knn_of_the_extracted_features():
+    from be_nb.evaluate import extract_features, knn
+    config = override(CONFIG, knn_every=1, knn_videos=30)
+    sources, method = H.knn_sources(config), build_method(config).train()
+    found = [extract_features(method.backbone, s, 1, config.frames, size=config.size, progress=False) for s in sources]
+    expected = knn(found[0].features, found[0].labels, found[1].features, found[1].labels, k=20).accuracy
+    assert H.online_knn(method, sources, config) == expected and method.backbone.training

@@ -1,0 +1,96 @@
+"""The switches of a step: the same step with and without. What needs a GPU is skipped where there is none."""
+import pytest
+import torch
+from torch import nn
+
+from be_nb.augment import Augment
+from be_nb.backbones import create_backbone
+from be_nb.config import PretrainConfig, override
+from be_nb.moco import MoCo
+from be_nb.speed import keep_buffers, prefetch, recompute
+from be_nb.train import build_loader, build_method, build_optimizer, build_source, train_step
+
+SMALL = PretrainConfig(data_size=32, batch_size=4, queue_size=16, size=16, frames=4, steps=6, warmup_steps=2)
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def batches(count):
+    clips = lambda: torch.randint(0, 256, (2, 2, 4, 3, 20, 20)).byte()
+    return [{"clips": clips(), "index": torch.tensor([i, i + 1])} for i in range(count)]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
+def test_prefetch_gives_the_loaders_batches(count, ahead, device):
+    given = batches(count)
+    found = list(prefetch(iter(given), torch.device(device), ahead))
+    assert len(found) == count
+    for a, b in zip(given, found):
+        assert b["clips"].device.type == device and b["index"] is a["index"]
+        assert torch.equal(a["clips"], b["clips"].cpu())
+
+
+@pytest.mark.parametrize("name, size", [("tiny", 16), ("r3d18", 16), ("s3dg", 32)])
+def test_recomputed_activations_give_the_same_bits(name, size):
+    "Weights' gradients and running statistics, with two passes through the backbone before the backward pass."
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        method = MoCo(create_backbone(name), dim=8, queue_size=8, augment=Augment(size)).train()
+        if again:
+            recompute(method.backbone)
+        clips = torch.randint(0, 256, (2, 2, 8, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte()
+        loss, _ = method(clips, torch.Generator().manual_seed(2))
+        loss.backward()
+        gradients = [p.grad for p in method.parameters() if p.requires_grad]
+        found.append([loss.detach(), *gradients, *method.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_buffers_are_kept_also_after_an_error():
+    layer = nn.BatchNorm1d(3)
+    with pytest.raises(KeyError):
+        with keep_buffers(layer):
+            layer(torch.randn(5, 3))
+            assert layer.num_batches_tracked == 1 and layer.running_mean.any()
+            raise KeyError
+    assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
+
+
+def test_switches_change_nothing_but_the_last_bits():
+    losses = {}
+    for name, changes in {"plain": {}, "joint": dict(joint=True), "not last": dict(memory_order="default"),
+                          "not fused": dict(fused=False)}.items():
+        config = override(SMALL, amp="fp32", **changes)
+        method = build_method(config).train()
+        optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config))
+        losses[name] = [train_step(method, batch["clips"], optimizer, step, config)["loss"].item()
+                        for step, batch in zip(range(3), loader)]
+    for name, values in losses.items():
+        assert values == pytest.approx(losses["plain"], abs=1e-3), name
+
+
+@gpu
+def test_no_wait_inside_a_step():
+    "PyTorch raises for every operation that lets the processor wait for the GPU."
+    device = torch.device("cuda")
+    for changes in ({}, dict(bn_groups=2, clip_grad=1.0), dict(accumulate=2), dict(joint=True, activations="recompute")):
+        config = override(SMALL, **changes)
+        method = build_method(config).to(device).train()
+        optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config), pin=True)
+        for step, batch in enumerate(prefetch(loader, device)):
+            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set things up
+            try:
+                train_step(method, batch["clips"], optimizer, step, config)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+def test_the_update_is_fused_on_a_gpu():
+    for optimizer in ("adamw", "sgd"):
+        for fused in (True, False):
+            config = override(SMALL, optimizer=optimizer, fused=fused)
+            group = build_optimizer(config, build_method(config).cuda()).param_groups[0]
+            assert bool(group["fused"]) == fused
