@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
            'recipes', 'pack', 'doctor', 'export', 'usage', 'is_message', 'main']
 
-# %% ../nbs/70_cli.ipynb #4d693598
+# %% ../nbs/70_cli.ipynb #ca8fe69c
 import dataclasses
 import os
 import sys
@@ -78,7 +78,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/70_cli.ipynb #2840e619
+# %% ../nbs/70_cli.ipynb #ceb85ab6
 def parse_recipe(
     command: str,        # "pretrain" or "finetune"
     config_class: type,  # what to fill
@@ -109,7 +109,7 @@ def finetune(args: list[str]):
 
     print(f"weights and results: {run(config).checkpoint.parent}")
 
-
+# %% ../nbs/70_cli.ipynb #3e219084
 def evaluate(args: list[str]):
     "be-nb evaluate --checkpoint PATH --data DIR    linear probe and kNN on frozen features"
     config = parse("evaluate", EvaluateConfig, args, "Linear probe and k nearest neighbours on frozen features.")
@@ -162,7 +162,7 @@ def export(args: list[str]):
 
     print(f"weights: {run(config.checkpoint, config.out, config.scores)}")
 
-# %% ../nbs/70_cli.ipynb #b016db31
+# %% ../nbs/70_cli.ipynb #11a01f86
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "export": export,
             "pack": pack, "doctor": doctor, "recipes": recipes}
 
@@ -181,7 +181,7 @@ def is_message(
     "Whether an exception tells the user something: bad values, files that cannot be read, and be_nb's own classes."
     return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("be_nb.")
 
-# %% ../nbs/70_cli.ipynb #89ec44ae
+# %% ../nbs/70_cli.ipynb #f4749311
 def main(
     args: list[str] | None = None,  # the words after `be-nb`; None: those of this process
 ):
