@@ -33,9 +33,10 @@ from .device import autocast, channels_last, machine, pick_device
 from .distractor import Distractor
 from .moco import MoCo
 
-# %% ../nbs/40_train.ipynb #6ac20ea2
+# %% ../nbs/40_train.ipynb #b41d23e3
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
-# metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
+# metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here: the name of a
+# function (config, backbone) → method, or, in a notebook of your own, the function itself.
 METHODS = {"moco": "be_nb.train:moco", "rotnet": "be_nb.pretext:rotnet", "puzzles": "be_nb.pretext:puzzles",
            "order": "be_nb.pretext:order"}
 
@@ -64,9 +65,12 @@ def build_method(
 ) -> torch.nn.Module:
     "The method that a config names, with freshly initialised weights that depend on `config.seed` alone."
     check_choice("method", config.method, METHODS)
-    module, function = METHODS[config.method].split(":")
+    build = METHODS[config.method]
+    if isinstance(build, str):  # a name, so that a method's module is imported only when it is asked for
+        module, function = build.split(":")
+        build = getattr(importlib.import_module(module), function)
     torch.manual_seed(config.seed)
-    return getattr(importlib.import_module(module), function)(config, create_backbone(config.backbone))
+    return build(config, create_backbone(config.backbone))
 
 # %% ../nbs/40_train.ipynb #51a7c491
 def build_source(
