@@ -515,4 +515,11 @@ d = { 'settings': { 'branch': 'main',
                                  'be_nb.visualize.curves': ('visualize.html#curves', 'be_nb/visualize.py'),
                                  'be_nb.visualize.explore': ('visualize.html#explore', 'be_nb/visualize.py'),
                                  'be_nb.visualize.strip': ('visualize.html#strip', 'be_nb/visualize.py'),
-                                 'be_nb.visualize.to_png': ('visualize.html#to_png', 'be_nb/visualize.py')}}}
+                                 'be_nb.visualize.to_png': ('visualize.html#to_png', 'be_nb/visualize.py')},
+            'be_nb.widgets': { 'be_nb.widgets._check_clips': ('widgets.html#_check_clips', 'be_nb/widgets.py'),
+                               'be_nb.widgets._shown': ('widgets.html#_shown', 'be_nb/widgets.py'),
+                               'be_nb.widgets._walk': ('widgets.html#_walk', 'be_nb/widgets.py'),
+                               'be_nb.widgets.augmentation_lab': ('widgets.html#augmentation_lab', 'be_nb/widgets.py'),
+                               'be_nb.widgets.distractor_lab': ('widgets.html#distractor_lab', 'be_nb/widgets.py'),
+                               'be_nb.widgets.queue_lab': ('widgets.html#queue_lab', 'be_nb/widgets.py'),
+                               'be_nb.widgets.retrieval_browser': ('widgets.html#retrieval_browser', 'be_nb/widgets.py')}}}
