@@ -49,7 +49,7 @@ def distractor_lab(
 
     return explore(draw, clip=(0, b - 1), variant=list(VARIANTS)[::-1], lam=(0., 1., .05), frame=(0, t - 1))
 
-# %% ../nbs/57_widgets.ipynb #b98e14f4
+# %% ../nbs/57_widgets.ipynb #da5548e5
 def augmentation_lab(
     clips: torch.Tensor,  # uint8 (b, t, 3, h, w)
     size: int = 30,       # side of the view, pixels
@@ -60,8 +60,8 @@ def augmentation_lab(
 
     def draw(clip, crop, angle, flip, brightness, contrast, saturation, hue):
         numbers = [torch.tensor([x]) for x in (brightness, contrast, saturation, hue)]
-        chosen = ClipParameters(torch.tensor([crop * short]), torch.zeros(1), torch.zeros(1), torch.tensor([float(angle)]),
-                                torch.tensor([flip]), *numbers)
+        side, turn, zero = torch.tensor([crop * short]), torch.tensor([float(angle)]), torch.zeros(1)
+        chosen = ClipParameters(side, zero, zero, turn, torch.tensor([flip]), *numbers)
         view = augment_clips(clips[[clip]], chosen, size)[0].transpose(0, 1)
         return strip([clips[clip], view], n=7, titles=["clip", "view"], dpi=70)
 
@@ -79,7 +79,7 @@ def _walk(steps, momentum):
         slow[k] = momentum * slow[k - 1] + (1 - momentum) * fast[k]
     return fast, slow
 
-# %% ../nbs/57_widgets.ipynb #04c9f86f
+# %% ../nbs/57_widgets.ipynb #a3d32498
 def queue_lab(
     size: int = 48,    # K, keys in the queue
     steps: int = 120,  # steps that the slider offers
@@ -95,8 +95,8 @@ def queue_lab(
             queue.enqueue(torch.full((batch, 1), float(k)))
         written = queue.keys[:, 0].numpy()
         fast, slow = _walk(steps, momentum)
-        figure = Picture(figsize=(9, 3.6), dpi=70, layout="constrained")
-        memory, drift = figure.subplots(2, 1, height_ratios=[1, 4])
+        figure = Picture(figsize=(9, 3.6), dpi=70)  # places by hand: finding them takes longer than drawing
+        memory, drift = figure.add_axes((.05, .84, .93, .08)), figure.add_axes((.05, .13, .93, .6))
         memory.imshow(step - written[None], aspect="auto", cmap="viridis_r", vmin=0, vmax=max(1, size // batch))
         memory.set(yticks=[], title=f"row of the queue; dark is old; next key goes to row {int(queue.pointer)}")
         drift.plot(fast[:step + 1], color="tab:green", label="encoder")
@@ -109,12 +109,12 @@ def queue_lab(
 
     return explore(draw, step=(0, steps - 1), batch=[4, 8, 5], momentum=[.9, 0., .5, .99])
 
-# %% ../nbs/57_widgets.ipynb #f3646be2
+# %% ../nbs/57_widgets.ipynb #9313d004
 def retrieval_browser(
     features: torch.Tensor,  # (b, d), one row a clip
     clips: torch.Tensor,     # uint8 (b, t, 3, h, w)
     labels=None,             # (b,) names or numbers of the classes; None: not told
-    k: int = 4,              # neighbours to show
+    k: int = 3,              # neighbours to show
 ) -> Explorer:
     """A query and its `k` nearest neighbours by cosine, the query itself left out. Raises `ValueError` if sizes differ."""
     _check_clips(clips, 2)
@@ -131,6 +131,6 @@ def retrieval_browser(
 
     def draw(query):
         rows = [query, *order[query].tolist()]
-        return strip([clips[i] for i in rows], n=8, titles=[name(i, r, query) for r, i in enumerate(rows)], dpi=60)
+        return strip([clips[i] for i in rows], n=6, titles=[name(i, r, query) for r, i in enumerate(rows)], dpi=60)
 
     return explore(draw, query=(0, len(clips) - 1))
