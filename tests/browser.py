@@ -128,9 +128,12 @@ class Lab:
         page.wait_for_function("() => window.jupyterapp.shell.currentWidget.context.isReady")
         page.wait_for_function(f"() => ({STATE})().kernel === 'idle'")
 
-    def run_all(self, page):
-        "Run every cell, and wait until it is done; JupyterLab's command ends with the last cell, or with the first error."
-        page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    def run_all(self, page, timeout=240):
+        "Run every cell, and wait until it is done: the command ends with the last cell, the first error, or after `timeout` s."
+        page.evaluate("""seconds => Promise.race([
+            window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => null),
+            new Promise(done => setTimeout(done, 1000 * seconds)),
+        ])""", timeout)
         page.wait_for_function(f"() => ({STATE})().kernel === 'idle'")
 
     def state(self, page):

@@ -3,7 +3,7 @@ import browser
 import pytest
 from conftest import ROOT
 
-LESSONS = ["10_distractor", "04_augment", "20_backbones.tiny"]
+LESSONS = ["10_distractor", "04_augment"]
 
 
 def test_lessons_in_jupyterlab(tmp_path):
