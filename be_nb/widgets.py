@@ -79,12 +79,12 @@ def _walk(steps, momentum):
         slow[k] = momentum * slow[k - 1] + (1 - momentum) * fast[k]
     return fast, slow
 
-# %% ../nbs/57_widgets.ipynb #a3d32498
+# %% ../nbs/57_widgets.ipynb #ce18b4fc
 def queue_lab(
     size: int = 48,    # K, keys in the queue
     steps: int = 120,  # steps that the slider offers
 ) -> Explorer:
-    """The queue's memory by the age of its keys, and the encoders that wrote them, at any step. He et al., section 3.2."""
+    """The queue by the age of its keys, and the encoders that wrote them, at any step (MoCo, section 3.2)."""
     if size < 1 or steps < 2:
         raise ValueError(f"a queue of at least 1 key and 2 steps or more; got size={size} and steps={steps}")
 
@@ -109,14 +109,14 @@ def queue_lab(
 
     return explore(draw, step=(0, steps - 1), batch=[4, 8, 5], momentum=[.9, 0., .5, .99])
 
-# %% ../nbs/57_widgets.ipynb #9313d004
+# %% ../nbs/57_widgets.ipynb #7554589b
 def retrieval_browser(
     features: torch.Tensor,  # (b, d), one row a clip
     clips: torch.Tensor,     # uint8 (b, t, 3, h, w)
     labels=None,             # (b,) names or numbers of the classes; None: not told
     k: int = 3,              # neighbours to show
 ) -> Explorer:
-    """A query and its `k` nearest neighbours by cosine, the query itself left out. Raises `ValueError` if sizes differ."""
+    """A query and its `k` nearest neighbours by cosine, itself left out. Raises `ValueError` if sizes differ."""
     _check_clips(clips, 2)
     if features.ndim != 2 or len(features) != len(clips) or (labels is not None and len(labels) != len(clips)):
         raise ValueError(f"features must be ({len(clips)}, d), one row a clip, and as many labels; got "
