@@ -856,4 +856,11 @@ d = { 'settings': { 'branch': 'main',
                                'be_nb.weights.read_safetensors': ('weights.html#read_safetensors', 'be_nb/weights.py'),
                                'be_nb.weights.recognise': ('weights.html#recognise', 'be_nb/weights.py'),
                                'be_nb.weights.torchvision_shapes': ('weights.html#torchvision_shapes', 'be_nb/weights.py'),
-                               'be_nb.weights.torchvision_weights': ('weights.html#torchvision_weights', 'be_nb/weights.py')}}}
+                               'be_nb.weights.torchvision_weights': ('weights.html#torchvision_weights', 'be_nb/weights.py')},
+            'be_nb.widgets': { 'be_nb.widgets._check_clips': ('widgets.html#_check_clips', 'be_nb/widgets.py'),
+                               'be_nb.widgets._shown': ('widgets.html#_shown', 'be_nb/widgets.py'),
+                               'be_nb.widgets._walk': ('widgets.html#_walk', 'be_nb/widgets.py'),
+                               'be_nb.widgets.augmentation_lab': ('widgets.html#augmentation_lab', 'be_nb/widgets.py'),
+                               'be_nb.widgets.distractor_lab': ('widgets.html#distractor_lab', 'be_nb/widgets.py'),
+                               'be_nb.widgets.queue_lab': ('widgets.html#queue_lab', 'be_nb/widgets.py'),
+                               'be_nb.widgets.retrieval_browser': ('widgets.html#retrieval_browser', 'be_nb/widgets.py')}}}

@@ -31,7 +31,6 @@ from .data.scenebias import SceneBias
 from .data.pack import open_videos
 from .data.videos import uniform_starts, window_frames
 from .device import autocast, pick_device
-from .train import evaluation_clip
 
 # %% ../nbs/50_evaluate.ipynb #1780fdff
 def uniform_windows(
@@ -421,6 +420,8 @@ def open_splits(
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
 ) -> tuple:                  # backbone, settings of the clips, the two sources by list
     "Everything that can be wrong with checkpoint, lists and labels is found here, before any feature is computed."
+    from be_nb.train import evaluation_clip  # late: training builds on this module
+
     backbone = load(config.checkpoint)
     pretrained = backbone.pretrain_config
     frames, size = evaluation_clip(pretrained)

@@ -47,7 +47,8 @@ from .speed import compile_method, prefetch, recompute
 
 # %% ../nbs/40_train.ipynb #b52f20e1
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
-# metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here.
+# metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here: the name of a
+# function (config, backbone) → method, or, in a notebook of your own, the function itself.
 METHODS = {"moco": "be_nb.train:moco", "triplet": "be_nb.triplet:be_triplet", "rotnet": "be_nb.pretext:pretext",
            "puzzles": "be_nb.pretext:pretext", "order": "be_nb.pretext:pretext"}
 
@@ -76,9 +77,12 @@ def build_method(
 ) -> torch.nn.Module:
     "The method that a config names, with freshly initialised weights that depend on `config.seed` alone."
     check_choice("method", config.method, METHODS)
-    module, function = METHODS[config.method].split(":")
+    build = METHODS[config.method]
+    if isinstance(build, str):  # a name, so that a method's module is imported only when it is asked for
+        module, function = build.split(":")
+        build = getattr(importlib.import_module(module), function)
     torch.manual_seed(config.seed)
-    return getattr(importlib.import_module(module), function)(config, create_backbone(config.backbone))
+    return build(config, create_backbone(config.backbone))
 
 # %% ../nbs/40_train.ipynb #6f930785
 def evaluation_clip(
@@ -86,9 +90,10 @@ def evaluation_clip(
 ) -> tuple:                           # frames, and side in pixels
     "A clip as the backbone saw it in pretraining: what evaluation shows it, unless it is told otherwise."
     settings = SimpleNamespace(**settings) if isinstance(settings, dict) else settings
-    if settings.method not in METHODS:  # of a project that registers its methods elsewhere
+    build = METHODS.get(getattr(settings, "method", None))  # fine-tuned networks have none
+    if not isinstance(build, str):  # a method of a notebook, or of a project that registers its methods elsewhere
         return settings.frames, settings.size
-    module = importlib.import_module(METHODS[settings.method].split(":")[0])
+    module = importlib.import_module(build.split(":")[0])
     return getattr(module, "seen_clip", lambda own: (own.frames, own.size))(settings)
 
 # %% ../nbs/40_train.ipynb #e51661a1

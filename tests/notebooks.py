@@ -3,8 +3,10 @@
     python tests/notebooks.py run nbs/10_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
     python tests/notebooks.py clean nbs/10_distractor.ipynb … # only strip what should not be stored
     python tests/notebooks.py readme                          # write README.md from nbs/index.ipynb
+    python tests/notebooks.py badge nbs/*.ipynb               # a link to Colab, and the cell that installs the package there
 """
 import base64
+import configparser
 import hashlib
 import os
 import re
@@ -88,6 +90,57 @@ def execute(nb, timeout=600):
     return run
 
 
+def answers(nb):
+    """The code of folded answers, ```python … ``` or ```py … ```, as one string for each answer that has any."""
+    found = []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            for answer in re.findall(r"<details>(.*?)</details>", cell.source, re.S):
+                blocks = re.findall(r"^```py(?:thon)?\n(.*?)^```", answer, re.S | re.M)
+                if blocks:
+                    found.append("\n".join(blocks))
+    return found
+
+
+def with_answers(nb):
+    """The lesson followed by its answers' code, each run in a copy of the lesson's names: what readers would try."""
+    longer = nbformat.from_dict(nb)
+    for code in answers(nb):
+        run = f"exec(compile({code!r}, '<answer>', 'exec'), dict(globals()))"
+        longer.cells.append(nbformat.v4.new_code_cell(run))
+    return longer
+
+
+def repository():
+    "user/name, branch and folder of the notebooks, as settings.ini has them."
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini", encoding="utf8")
+    default = settings["DEFAULT"]
+    return f"{default['user']}/{default['repo']}", default["branch"], default["nbs_path"]
+
+
+def add_badge(nb, name):
+    """A link to Colab under the promise, and before all other code a hidden cell that installs the package on Colab.
+
+    Anywhere else that cell does nothing. Doing it twice changes nothing.
+    """
+    where, branch, folder = repository()
+    link = f"https://colab.research.google.com/github/{where}/blob/{branch}/{folder}/{name}.ipynb"
+    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+    install = ('#| hide\nimport sys\n\nif "google.colab" in sys.modules:  # nothing happens elsewhere\n'
+               f"    %pip install --quiet git+https://github.com/{where}@{branch}")
+    first = nb.cells[0]
+    kept = re.sub(r"\n\n\[!\[Open in Colab\]\([^\n]*", "", first.source)
+    first.source = re.sub(r"\A(# .+\n\n> .+)", lambda start: f"{start[1]}\n\n{badge}", kept)
+    cells = [c for c in nb.cells if not (c.cell_type == "code" and "google.colab" in c.source)]
+    code = next((i for i, c in enumerate(cells) if c.cell_type == "code"), None)
+    if code is not None:  # after `#| default_exp`, which nbdev wants before everything else
+        code += cells[code].source.startswith("#| default_exp")
+        cells.insert(code, nbformat.v4.new_code_cell(install))
+    nb.cells = cells
+    return nb
+
+
 def readme(index):
     """README.md from the index notebook, and its pictures as {path: bytes}.
 
@@ -118,6 +171,8 @@ def main(action, *paths):
         nb = read(path)
         if action == "run":
             nb = execute(nb)
+        if action == "badge" and Path(path).stem != "index":  # README is made from the index
+            nb = add_badge(nb, Path(path).stem)
         write(clean(nb, Path(path).stem), path)
         print(f"{action}: {path} {Path(path).stat().st_size / 1e3:.0f} KB")
 

@@ -51,8 +51,8 @@ def test_lesson_exports_politely(path):
 @each_lesson
 def test_lesson_teaches(path):
     nb = notebooks.read(path)
-    if path.stem in ("index", "60_results"):
-        pytest.skip("a map and a record, not a lesson")
+    if path.stem in ("index", "60_results", "90_glossary"):
+        pytest.skip("a map, a record and a glossary, not lessons")
     prose = "\n".join(c.source for c in cells(nb, "markdown")).lower()
     pictures = [o for c in cells(nb, "code") for o in c.outputs if any(k.startswith("image/") for k in o.get("data", {}))]
     assert pictures, "no picture is stored"
@@ -63,7 +63,28 @@ def test_lesson_teaches(path):
 
 @each_lesson
 def test_lesson_runs(path):
-    notebooks.execute(notebooks.read(path))
+    "From top to bottom, and then the code of its folded answers."
+    notebooks.execute(notebooks.with_answers(notebooks.read(path)))
+
+
+@each_lesson
+def test_answers_with_code_are_marked(path):
+    """An answer's code is fenced as python (and run by the test above) or as what it is: sh, text."""
+    prose = "\n".join(c.source for c in cells(notebooks.read(path), "markdown"))
+    for answer in re.findall(r"<details>(.*?)</details>", prose, re.S):
+        for language in re.findall(r"^```(.*)\n", answer, re.M)[::2]:
+            assert language in ("python", "py", "sh", "text"), f"an answer has a block in {language!r}"
+
+
+@each_lesson
+def test_lesson_opens_in_colab(path):
+    nb = notebooks.read(path)
+    if path.stem == "index":
+        pytest.skip("README is made from it")
+    if not any("colab" in c.source for c in nb.cells):
+        pytest.xfail("no badge yet: python tests/notebooks.py badge nbs/*.ipynb")
+    again = notebooks.add_badge(notebooks.read(path), path.stem)
+    assert [c.source for c in again.cells] == [c.source for c in nb.cells], "run: python tests/notebooks.py badge"
 
 
 def test_readme_is_the_index():
