@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from .device import autocast
 from .evaluate import check_set
 
-# %% ../nbs/56_cam.ipynb #5e916b4b
+# %% ../nbs/56_cam.ipynb #0d1dcc23
 def probe_weights(
     x, y,            # (n, d) features and (n,) classes 0, 1, …
     c: float = 1.0,  # inverse strength of the L2 penalty (scikit-learn's C)
@@ -34,7 +34,8 @@ def probe_weights(
     if len(rows) == 1:  # two classes: one row, for the second of them
         rows, offsets = np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
     rows = torch.from_numpy(rows / scaler.scale_)
-    weights, bias = torch.zeros(int(y.max()) + 1, x.shape[1]).double(), torch.full((int(y.max()) + 1,), -torch.inf).double()
+    classes = int(y.max()) + 1
+    weights, bias = rows.new_zeros(classes, x.shape[1]), rows.new_full((classes,), -torch.inf)
     known = torch.from_numpy(probe.classes_)
     weights[known], bias[known] = rows, torch.from_numpy(offsets) - rows @ torch.from_numpy(scaler.mean_)
     return weights, bias
@@ -63,12 +64,12 @@ def class_maps(
         raise ValueError(f"weights for {weights.shape[1]} channels cannot read maps of {maps.shape[1]} channels")
     return torch.einsum("bdthw,bd->bthw", maps, weights)
 
-# %% ../nbs/56_cam.ipynb #a85c8ca9
+# %% ../nbs/56_cam.ipynb #0b3a2169
 def layer_output(
     backbone: torch.nn.Module,   # in eval mode
     layer: torch.nn.Module,      # a part of it
     clips: torch.Tensor,         # float (b, c, t, h, w)
-) -> tuple:                      # the layer's output (b, k, t', h', w') and the pooled features (b, d), both in the graph
+) -> tuple:                      # the layer's output (b, k, t', h', w') and the pooled features (b, d), in one graph
     "Run a network and catch what one of its layers puts out."
     caught = []
     hook = layer.register_forward_hook(lambda module, inputs, output: caught.append(output.clone()) or caught[-1])
@@ -122,11 +123,11 @@ def heat(
     cover = strength * cam[:, None].sqrt()  # the root lets weaker places be seen as well
     return (clip.cpu() * (1 - cover) + colour * cover).round().clamp(0, 255).byte()
 
-# %% ../nbs/56_cam.ipynb #e2d7d0aa
+# %% ../nbs/56_cam.ipynb #48a735fa
 def mass_inside(
     cam: torch.Tensor,   # (b, t, h, w); only its positive part counts
     mask: torch.Tensor,  # bool (b, t, h, w), where the actor is
-) -> tuple:              # mass (b,) and area (b,): shares, from 0 to 1, of the map and of the pixels; NaN for an empty map
+) -> tuple:              # mass (b,) and area (b,): shares of the map and of the pixels; mass is NaN for an empty map
     "How much of each map lies on the actor, and how much of the picture the actor covers."
     if cam.shape != mask.shape:
         raise ValueError(f"map and mask must have the same shape, got {tuple(cam.shape)} and {tuple(mask.shape)}")
