@@ -334,19 +334,19 @@ def conflict_sentence(conflict) -> str:
     return (f"When actor and scene disagree, {follows[side(share, 0.5)]}: of its answers that agree with one of them, "
             f"{say(share)} agree with the actor.")
 
-# %% ../nbs/51_bias.ipynb #8082d726
+# %% ../nbs/51_bias.ipynb #c56b834c
 def motion_sentence(lost) -> str:
     "What stopping and shuffling time costs."
-    cost = {1: "costs it", 0: "makes no measurable difference to it:", -1: "helps it: it loses"}
+    cost = {1: "costs it", 0: "costs it nothing measurable:", -1: "helps it: it loses"}
     return "; ".join(f"{title} {cost[side(lost[key], 0)]} {100 * lost[key][0]:.1f} points "
-                     f"({100 * lost[key][1]:.1f}–{100 * lost[key][2]:.1f})"
+                     f"({100 * lost[key][1]:.1f} to {100 * lost[key][2]:.1f})"
                      for key, title in (("still", "Stopping time"), ("shuffled", "shuffling the frames"))) + "."
 
 
 def preference_sentence(preference) -> str:
     "What its features are about."
-    words = {1: "the action more than the scene", 0: "neither clearly more", -1: "the scene more than the action"}
-    return f"Its features keep {words[side(preference, 0.5)]}: the action wins in {say(preference)} of the videos."
+    words = {1: "the action over the scene", 0: "neither the action nor the scene", -1: "the scene over the action"}
+    return f"Its features favour {words[side(preference, 0.5)]}: the action wins in {say(preference)} of the videos."
 
 
 def map_sentence(lift) -> str:
@@ -466,13 +466,13 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../nbs/51_bias.ipynb #85548e06
+# %% ../nbs/51_bias.ipynb #8a44967b
 JUDGES = {"probe": "Linear probe", "knn": "Vote of 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
-cover another run of pretraining, or other training videos: to claim that one method is better than another, train several
-seeds. An altered clip is also an unusual clip, and some of what is lost may be lost to that; compare networks with each
-other and with an untrained one."""
+cover another run of pretraining, or other training videos: to claim that one method is better than another, train
+several seeds. An altered clip is also an unusual clip, and some of what is lost may be lost to that; compare networks
+with each other and with an untrained one."""
 
 
 def verdict_box(report: dict) -> str:
@@ -490,11 +490,11 @@ def score_table(report: dict, judge: str) -> str:
     names = [network["name"] for network in report["networks"]]
     return tag("div", table("version of the clip", names, rows, f"{JUDGES[judge]}: right, in percent"), class_="scroll")
 
-# %% ../nbs/51_bias.ipynb #d5c20f26
+# %% ../nbs/51_bias.ipynb #32518a33
 def feature_table(report: dict) -> str:
     "What the features do, where the evidence lies, whom the probe follows."
     networks = report["networks"]
-    rows = [(f"drift: {title_of(key)}", "0: not noticed, 1: as far as an unrelated video",
+    rows = [(f"drift: {title_of(key)}", "0: not noticed, 1: as far as an unrelated video" if key == "still" else "",
              [plain(network["drift"][key]) for network in networks]) for key in networks[0]["drift"]]
     if networks[0]["conflict"]:
         rows += [("preference for the action", "videos whose features are nearer to “same action” than to “same scene”",
@@ -522,8 +522,8 @@ def facts(report: dict) -> str:
              f"{report['classes']} classes; the largest holds {100 * report['chance']:.1f} % of the tested videos.",
              *(f"Left out: {line}" for line in report["left_out"])]
     lines += [f"{n['name']}: {n['checkpoint'] or 'random weights'}, {n['backbone']}, pretrained with "
-              f"{n['pretraining']}; clips of {n['frames']} frames, stride {n['stride']}, {n['size']}×{n['size']} pixels, "
-              f"map of {'×'.join(map(str, n['map_size']))} places." for n in report["networks"]]
+              f"{n['pretraining']}; clips of {n['frames']} frames, stride {n['stride']}, {n['size']}×{n['size']} "
+              f"pixels, map of {'×'.join(map(str, n['map_size']))} places." for n in report["networks"]]
     lines.append(f"{report['settings']['clips']} clips a video, {report['settings']['resamples']} resamples, seed "
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
@@ -609,7 +609,7 @@ def bias(
         print(f"\nreport: {Path(config.out) / 'report.html'}")
     return report
 
-# %% ../nbs/51_bias.ipynb #9a56fe7f
+# %% ../nbs/51_bias.ipynb #67d8647b
 def show(networks, exams, weights, settings, config) -> list:
     "The pictures of clips for the page, or none."
     if not config.pictures:
@@ -617,7 +617,7 @@ def show(networks, exams, weights, settings, config) -> list:
     name, exam = next(iter(exams.items()))
     made = {key: seen(clips, settings[name]["size"])[0]
             for key, clips in versions(exam, len(exam.videos) // 2, config).items()}
-    examples = strip(list(made.values()), titles=[title_of(key) for key in made], dpi=100)
+    examples = strip(list(made.values()), n=10, titles=[title_of(key) for key in made], dpi=100)
     drawn = [("One clip in all versions", "The same moment of one tested video, as the networks see it.", examples)]
     if exam.stage.has_masks:
         maps = draw_maps(networks, exams, weights, settings, config)
