@@ -83,10 +83,11 @@ def table(
     body = [tag("tr", tag("th", title, tag("small", about), scope="row"), *cells) for title, about, cells in rows]
     return tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
 
-# %% ../nbs/58_page.ipynb #8cd84bcb
+# %% ../nbs/58_page.ipynb #22c05add
 STYLE = """
 :root{--ink:#1d2733;--soft:#5c6875;--line:#d9dfe6;--paper:#fff;--tint:#f4f6f9;--fill:#a9c1de;
---dark:#17324d;--red:#b03a2e}@media (prefers-color-scheme:dark){:root{--ink:#e4e9ef;--soft:#9aa7b4;--line:#36424f;--paper:#161c23;--tint:#1e262f;
+--dark:#17324d;--red:#b03a2e}
+@media (prefers-color-scheme:dark){:root{--ink:#e4e9ef;--soft:#9aa7b4;--line:#36424f;--paper:#161c23;--tint:#1e262f;
 --fill:#3c5f87;--dark:#cfe0f3;--red:#ff8a7a}}
 *{box-sizing:border-box}body{margin:0 auto;padding:2.5rem 1.5rem 4rem;max-width:62rem;background:var(--paper);
 color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
@@ -97,7 +98,8 @@ margin:1rem 0}
 .verdict h3{margin:.5rem 0 .2rem;font-size:1.05rem}.verdict ul{margin:.2rem 0 .6rem;padding-left:1.2rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;margin:.8rem 0 1.2rem;font-size:.93rem}
 caption{text-align:left;color:var(--soft);padding-bottom:.4rem}th,td{text-align:left;
-vertical-align:top;padding:.4rem .6rem;border-bottom:1px solid var(--line)}thead th{border-bottom:2px solid var(--dark);overflow-wrap:anywhere}
+vertical-align:top;padding:.4rem .6rem;border-bottom:1px solid var(--line)}
+thead th{border-bottom:2px solid var(--dark);overflow-wrap:anywhere}
 tbody th{font-weight:600;width:16rem}tbody th small{display:block;font-weight:400}td.number{min-width:7rem;
 font-variant-numeric:tabular-nums}td.number small{white-space:nowrap}td.none{color:var(--soft);font-style:italic}
 .bar{position:relative;height:.55rem;margin-top:.25rem;background:var(--tint)}.bar i{position:absolute;top:0;bottom:0}

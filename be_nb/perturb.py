@@ -190,7 +190,7 @@ def open_stage(
         return SceneBiasStage(source)
     return MaskedVideos(source, masks) if masks else Stage(source)
 
-# %% ../nbs/57_perturb.ipynb #408fcacc
+# %% ../nbs/57_perturb.ipynb #f2f2aac0
 # key: what it is called, what it means, does it need masks?
 CONDITIONS = {
     "real": ("real clip", "nothing is changed", False),
@@ -198,7 +198,7 @@ CONDITIONS = {
     "shuffled": ("frames shuffled", "all frames, in another order", False),
     "reversed": ("reversed", "all frames, last first", False),
     "swapped": ("background swapped", "this actor before the scene of a video of another class", True),
-    "action": ("action swapped", "the actor of that video before this scene", True),
+    "action": ("action swapped", "the actor of that video here; \"right\" is still this video's class", True),
     "background": ("background only", "the actor is removed and the hole filled", True),
     "actor": ("actor only", "the scene is replaced by grey", True),
 }

@@ -135,7 +135,7 @@ def curves(
             axes.legend(fontsize=7)
     return figure
 
-# %% ../nbs/52_visualize.ipynb #1dd91235
+# %% ../nbs/52_visualize.ipynb #7f34e4de
 class Animation:
     """A film that a notebook shows: `.gif` holds its bytes, `.save(path)` writes them."""
 
@@ -148,7 +148,8 @@ class Animation:
             file.write(self.gif)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": f"Animation({len(self.gif) / 1e3:.0f} KB)"}
+        text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
+        return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
 
 def animate(
@@ -165,9 +166,10 @@ def animate(
     sizes = [(max(1, round(image.shape[2] * height / image.shape[1])), height) for image in images]
     frames = []
     for k in range(max(len(image) for image in images)):
-        parts = [Image.fromarray(image[k % len(image)]).resize(size, Image.Resampling.NEAREST if size[1] > image.shape[1]
-                 else Image.Resampling.BOX) for image, size in zip(images, sizes)]
-        frames.append(np.concatenate([np.pad(part, ((0, 0), (0, 4), (0, 0)), constant_values=255) for part in parts], 1))
+        how = [Image.Resampling.NEAREST if height > image.shape[1] else Image.Resampling.BOX for image in images]
+        parts = [Image.fromarray(image[k % len(image)]).resize(size, way) for image, size, way in zip(images, sizes, how)]
+        parts = [np.pad(part, ((0, 0), (0, 4), (0, 0)), constant_values=255) for part in parts]
+        frames.append(np.concatenate(parts, 1))
     palette = Image.fromarray(np.concatenate(frames)).quantize(colours, dither=Image.Dither.NONE)
     drawn = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
