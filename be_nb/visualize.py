@@ -135,7 +135,7 @@ def curves(
             axes.legend(fontsize=7)
     return figure
 
-# %% ../nbs/52_visualize.ipynb #7f34e4de
+# %% ../nbs/52_visualize.ipynb #68495e86
 class Animation:
     """A film that a notebook shows: `.gif` holds its bytes, `.save(path)` writes them."""
 
@@ -151,7 +151,7 @@ class Animation:
         text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
-
+# %% ../nbs/52_visualize.ipynb #0fc2890a
 def animate(
     clips,               # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     fps: float = 8,      # frames a second, at most 50
@@ -167,7 +167,8 @@ def animate(
     frames = []
     for k in range(max(len(image) for image in images)):
         how = [Image.Resampling.NEAREST if height > image.shape[1] else Image.Resampling.BOX for image in images]
-        parts = [Image.fromarray(image[k % len(image)]).resize(size, way) for image, size, way in zip(images, sizes, how)]
+        parts = [Image.fromarray(image[k % len(image)]).resize(size, way)
+                 for image, size, way in zip(images, sizes, how)]
         parts = [np.pad(part, ((0, 0), (0, 4), (0, 0)), constant_values=255) for part in parts]
         frames.append(np.concatenate(parts, 1))
     palette = Image.fromarray(np.concatenate(frames)).quantize(colours, dither=Image.Dither.NONE)
