@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
-           'recipes', 'pack', 'doctor', 'export', 'usage', 'is_message', 'main']
+           'recipes', 'pack', 'doctor', 'export', 'bias', 'usage', 'is_message', 'main']
 
 # %% ../nbs/70_cli.ipynb #ca8fe69c
 import dataclasses
@@ -162,9 +162,17 @@ def export(args: list[str]):
 
     print(f"weights: {run(config.checkpoint, config.out, config.scores)}")
 
+# %% ../nbs/70_cli.ipynb #275c2c18
+def bias(args: list[str]):
+    "be-nb bias --checkpoint PATH … --data DIR    report how much networks lean on the background"
+    from be_nb.bias import BiasConfig
+    from be_nb.bias import bias as run
+
+    run(parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it."))
+
 # %% ../nbs/70_cli.ipynb #11a01f86
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "export": export,
-            "pack": pack, "doctor": doctor, "recipes": recipes}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
+            "export": export, "pack": pack, "doctor": doctor, "recipes": recipes}
 
 
 def usage() -> str:  # several lines

@@ -10,9 +10,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 
-from be_nb.visualize import Explorer, Picture, curves, explore, strip
+from be_nb.data.scenebias import SceneBias
+from be_nb.visualize import Explorer, Picture, animate, curves, embedding, explore, neighbours, strip
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -179,3 +181,42 @@ def test_a_training_run_needs_no_ipython():
             "print([m for m in ('IPython', 'ipywidgets', 'matplotlib.pyplot') if m in sys.modules])")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+def test_animation_is_the_clip():
+    """Every frame comes back, in order, enlarged by a whole number; the film of two clips is as long as the longer one."""
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
+    clip = colours.view(4, 3, 1, 1).expand(4, 3, 10, 12)
+    film = Image.open(io.BytesIO(animate(clip, fps=10, height=20).gif))
+    assert film.n_frames == 4 and film.info["duration"] == 100 and film.info["loop"] == 0
+    for k, colour in enumerate(colours):
+        film.seek(k)
+        frame = np.asarray(film.convert("RGB")).astype(int)
+        assert frame.shape == (20, 28, 3) and np.abs(frame[:, :24] - colour.numpy()).max() < 8
+    both = Image.open(io.BytesIO(animate([clip, clip_of(t=6)], height=20).gif))
+    assert both.n_frames == 6
+    assert base64.b64decode(animate(clip)._repr_mimebundle_()["image/gif"]) == animate(clip).gif
+    for wrong in (dict(fps=0), dict(colours=1), dict(height=0), dict(clips=[])):
+        with pytest.raises(ValueError, match="animate needs"):
+            animate(**{"clips": clip} | wrong)
+
+
+def test_embedding_keeps_far_groups_apart():
+    """Two groups in opposite directions stay two groups on the map, whatever the colours."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(20, 6, generator=g) * .1 + 3, torch.randn(20, 6, generator=g) * .1 - 3])
+    figure = embedding(x, {"group": np.arange(40) // 20, "nonsense": np.arange(40) % 2}, {"group": ["a", "b"]})
+    first, second = (np.concatenate([p.get_offsets() for p in figure.axes[0].collections[k:k + 1]]) for k in (0, 1))
+    within = max(np.ptp(first, axis=0).max(), np.ptp(second, axis=0).max())
+    assert np.linalg.norm(first.mean(0) - second.mean(0)) > within / 2
+    assert len(figure.axes) == 2 and [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
+    for features, labels in ((x[:3], [0, 1, 0]), (x, [0, 1])):
+        with pytest.raises(ValueError, match="embedding needs"):
+            embedding(features, {"label": labels})
+
+
+def test_neighbours_are_framed_by_class():
+    source = SceneBias("test", size=12)
+    figure = neighbours(source, [0, 5], source, np.tile([6, 1], (12, 1)), k=2)
+    colours = [to_hex(axes.spines["top"].get_edgecolor()) for axes in figure.axes]
+    assert colours == [to_hex(c) for c in ("grey", "tab:green", "tab:red", "grey", "tab:red", "tab:red")]

@@ -1,0 +1,231 @@
+"""be_nb.perturb, be_nb.bias, be_nb.page: altered clips by their properties, intervals, and a report that is complete."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from be_nb.bias import (BiasConfig, Bootstrap, bias, compare_sentences, drifts, predict, run_names, sentences,
+                        side)
+from be_nb.data.scenebias import SceneBias
+from be_nb.distractor import Draw, intra_frame
+from be_nb.evaluate import Features
+from be_nb.page import Markup, bar, page, reaches_out, section, table, tag
+from be_nb.perturb import (CONDITIONS, MaskedVideos, Stage, distract, draw_partners, fit_mask, open_stage, reverse_time,
+                           shots, shuffle_time, stop_time)
+from be_nb.train import pretrain
+
+FAST = dict(data_size=30, clips=1, resamples=50)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return SceneBias("test", size=30)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(pretrain(out=str(tmp_path_factory.mktemp("runs")), name="a<b>&run", steps=0, progress=False).checkpoint)
+
+
+def stack(n=2, t=6, seed=0):
+    return torch.randint(0, 256, (n, t, 3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@given(t=st.integers(1, 9), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_time_perturbations(t, seed):
+    clips = stack(t=t, seed=seed)
+    assert (stop_time(clips).int().diff(dim=1) == 0).all() and torch.equal(stop_time(clips)[:, 0], clips[:, t // 2])
+    assert torch.equal(reverse_time(reverse_time(clips)), clips) and torch.equal(reverse_time(clips)[:, 0], clips[:, -1])
+    mixed = shuffle_time(clips, np.random.default_rng(seed))
+    frames = lambda clip: sorted(bytes(frame.numpy().tobytes()) for frame in clip)
+    assert all(frames(a) == frames(b) for a, b in zip(mixed, clips))
+    assert t == 1 or not torch.equal(mixed, clips)
+
+
+def test_distract_matches_the_distractor():
+    clips = stack()
+    x = clips.transpose(1, 2).float()
+    draw = Draw(torch.full((2,), .3), torch.full((2,), 4), torch.tensor([1, 0]), torch.zeros(2, 2), 0)
+    assert (distract(clips, 4, .3).transpose(1, 2).float() - intra_frame(x, draw)).abs().max() <= .5
+    assert torch.equal(distract(clips, 4, 0), clips)
+
+
+def test_filming_again_is_exact(source):
+    stage, window = open_stage(source), np.arange(40)[None]
+    for i in (0, 7, 29):
+        assert torch.equal(stage.compose(i, window, i, window), stage.shot(i, window))
+    mask = stage.mask(4, window)
+    core = torch.nn.functional.max_pool2d((~mask[0]).float()[:, None], 5, 1, 2)[:, 0] == 0
+    swapped = stage.compose(4, window, 9, window)[0]
+    assert torch.equal(swapped.movedim(1, -1)[core], stage.shot(4, window)[0].movedim(1, -1)[core])
+    cut = stage.cut_out(4, window)
+    assert len(cut.movedim(2, -1)[~mask].unique(dim=0)) == 1
+    assert torch.equal(cut.movedim(2, -1)[mask], stage.shot(4, window).movedim(2, -1)[mask])
+    assert torch.equal(source.read(4, range(40)), stage.shot(4, window)[0])  # nothing was changed on the way
+
+
+def test_empty_scenes_do_not_depend_on_the_actor(source):
+    stage, window = open_stage(source), np.arange(8)[None]
+    empty, with_actor = (f(3, window).float() for f in (stage.empty, stage.shot))
+    outside = torch.nn.functional.max_pool2d(stage.mask(3, window).float(), 5, 1, 2)[:, :, None] == 0
+    assert ((empty - with_actor).abs() * outside).max() == 0 and (empty - with_actor).abs().max() > 30
+
+
+def test_shots_without_masks(source):
+    made = shots(Stage(source), 3, np.arange(8)[None], 4, np.arange(8)[None], (.5,))
+    assert list(made) == ["real", "still", "shuffled", "reversed", "lambda_0.5"]
+
+
+def test_mask_follows_the_picture():
+    """A mask goes through scaling and cutting like the picture of itself."""
+    mask = torch.zeros(1, 128, 170, dtype=torch.bool)
+    mask[0, 40:90, 60:110] = True
+    small = fit_mask(mask, (64, 85))
+    assert small.shape == (1, 64, 85) and torch.equal(small[0].nonzero().amin(0), torch.tensor([20, 30]))
+    square = fit_mask(mask, (64, 64))
+    assert square.shape == (1, 64, 64) and square[0].nonzero().amin(0)[1] in (19, 20)  # 85 wide, cut to 64
+
+
+def test_partners_disagree():
+    rng = np.random.default_rng(0)
+    labels, scenes = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    partners = draw_partners(labels, scenes, 1)
+    assert (labels[partners] != labels).all() and (scenes[partners] != labels).all()
+    with pytest.raises(ValueError, match="one class"):
+        draw_partners([1, 1], [0, 0])
+
+
+def test_bootstrap():
+    values = np.random.default_rng(0).random(300)
+    value, low, high = Bootstrap(300)(values)
+    assert value == pytest.approx(values.mean(), abs=1e-4)
+    error = values.std() / 300 ** .5  # the interval of the normal approximation
+    assert low == pytest.approx(value - 1.96 * error, abs=.004) and high == pytest.approx(value + 1.96 * error, abs=.004)
+    assert Bootstrap(4)([1, np.nan, 0, np.nan])[0] == .5 and Bootstrap(4)([0] * 4, [0] * 4) is None
+    assert Bootstrap(4)([1, 1, 1, 0], [1, 1, 1, 1])[0] == .75
+    assert Bootstrap(5)([1] * 5) == [1, 1, 1]
+
+
+def test_judges_and_drift_on_features_that_are_known():
+    """Features that are the class: real clips all right, clips with another class's features all wrong."""
+    y = torch.arange(40) % 4
+    x = torch.eye(4)[y] * 5 + .01 * torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    train = Features(x, y, [""] * 40, list("abcd"))
+    made = {"real": x, "swapped": x.roll(1, 0)}
+    said, weights = predict(train, made, k=3)
+    for judge in ("probe", "knn", "r1"):
+        assert torch.equal(said[judge]["real"], y) and not (said[judge]["swapped"] == y).any()
+    far, unrelated = drifts(train, made, np.roll(np.arange(40), 1))
+    assert far["real"].abs().max() < 1e-6 and torch.allclose(far["swapped"], unrelated)
+
+
+def part(real, swapped, share=(.5, .4, .6)):
+    scores = {key: [real, real - .05, real + .05] for key in ("real", "still", "shuffled", "background")}
+    lost = {key: [0., -.05, .05] for key in ("still", "shuffled")}
+    scores["swapped"], lost["swapped"] = [swapped, swapped - .05, swapped + .05], [real - swapped] * 3
+    return {"scores": {"probe": scores}, "lost": lost, "conflict": {"actor_share": list(share)},
+            "preference": [.5, .4, .6], "maps": {"lift": [2, 1.8, 2.2]}}
+
+
+def test_verdict_follows_the_numbers():
+    needs = " ".join(sentences(part(.8, .3, (.2, .1, .3)), 1 / 6))
+    assert "needs the background" in needs and "follows the scene" in needs and "denser on the actor" in needs
+    robust = " ".join(sentences(part(.8, .8, (.9, .8, .95)), 1 / 6))
+    assert "does not measurably" in robust and "follows the actor" in robust and "needs" not in robust
+    guessing = sentences(part(.18, .18), 1 / 6)
+    assert len(guessing) == 1 and "guessing" in guessing[0]
+    assert [side([.5, a, b], .5) for a, b in ((.4, .6), (.51, .6), (.4, .49))] == [0, 1, -1]
+    pair = {"first": "A", "second": "B", "difference": {"real": [.1, .05, .2], "still": [0, -.1, .1]}}
+    told = compare_sentences([pair])
+    assert "B is right more often than A" in told[0] and "not measurably different" in told[1]
+
+
+def check_complete(report, out, masks):
+    stored = json.loads((out / "report.json").read_text(encoding="utf8"))
+    assert stored == json.loads(json.dumps(report)) and not list(out.glob(".*"))
+    keys = {key for key, (_, _, needs) in CONDITIONS.items() if masks or not needs}
+    keys |= {"lambda_0.1", "lambda_0.3", "lambda_0.5", "lambda_0.7"}
+    assert set(report["conditions"]) == keys and bool(report["left_out"]) != masks
+    for network in report["networks"]:
+        for scores in network["scores"].values():
+            assert set(scores) == keys
+            assert all(0 <= low <= value <= high <= 1 for value, low, high in scores.values())
+        assert set(network["drift"]) == set(network["lost"]) == keys - {"real"}
+        assert all((network[key] is not None) == masks for key in ("conflict", "preference", "maps"))
+        assert report["verdict"][network["name"]]
+    document = (out / "report.html").read_text(encoding="utf8")
+    assert not reaches_out(document) and document.count("<section") >= 5
+    return document
+
+
+def test_report_is_complete(checkpoint, tmp_path):
+    report = bias(BiasConfig((checkpoint,), out=str(tmp_path / "r"), **FAST), progress=False)
+    document = check_complete(report, tmp_path / "r", True)
+    assert "a&lt;b&gt;&amp;run" in document and "a<b>" not in document  # the name of the run is text
+    assert document.count("<img") == 3 and [n["name"] for n in report["networks"]] == ["untrained", "a<b>&run"]
+    first, second = report["networks"]  # no step of training: the untrained network with the same seed is the same one
+    assert first["scores"] == second["scores"] and first["maps"] == second["maps"]
+    difference, = report["comparisons"]
+    assert all(triple == [0, 0, 0] for triple in difference["difference"].values())
+
+
+def test_report_without_pictures_shows_no_clip(checkpoint, tmp_path):
+    settings = FAST | {"lams": ()}
+    bias(BiasConfig((checkpoint,), out=str(tmp_path), untrained=False, pictures=False, **settings), progress=False)
+    assert "<img" not in (tmp_path / "report.html").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_report_on_real_videos(footage, checkpoint, tmp_path, masks):
+    names = [line.split() for line in (footage / "jhmdb-21/val.txt").read_text().splitlines()]
+    few = [line for label in "01" for line in [f"{n} {k}" for n, k in names if k == label][:5]]
+    (tmp_path / "list.txt").write_text("\n".join(few))
+    config = BiasConfig((checkpoint,), out=str(tmp_path / "r"), data=str(footage / "jhmdb-21"), resamples=50, clips=1,
+                        train_split=str(tmp_path / "list.txt"), test_split=str(tmp_path / "list.txt"), untrained=False)
+    if not masks:  # the same videos in a folder without the file of masks
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        (folder / "videos").symlink_to(footage / "jhmdb-21/videos")
+        config = BiasConfig(**{**vars(config), "data": str(folder)})
+    check_complete(bias(config, progress=False), tmp_path / "r", masks)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"checkpoint": ()}, "at least one"), ({"checkpoint": ("nowhere",)}, "no checkpoint"),
+    ({"test_split": "valley"}, "no split"), ({"data": "nowhere"}, "no such folder"), ({"rho": 2}, "rho")])
+def test_mistakes_are_found_first(checkpoint, tmp_path, changes, words):
+    with pytest.raises((ValueError, OSError), match=words):
+        bias(BiasConfig(**({"checkpoint": (checkpoint,), "out": str(tmp_path / "r")} | changes)), progress=False)
+    assert not (tmp_path / "r").exists()
+
+
+def test_masks_must_be_there(source, tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        MaskedVideos(source, tmp_path / "masks.npz")
+    np.savez(tmp_path / "masks.npz", other=np.zeros((1, 2, 3), np.uint8))
+    with pytest.raises(ValueError, match="no mask for 30 of 30"):
+        MaskedVideos(source, tmp_path / "masks.npz")
+
+
+def test_run_names():
+    assert run_names(["x/a/step-00000001.pt", "y/a", "b"]) == ["a (1)", "a (2)", "b"]
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_html_is_escaped(text):
+    document = page(text, text, section(text, table(text, [text], [(text, text, [bar([.5, .4, .6])])], text)))
+    assert document.count("<script") == 0 and not reaches_out(document)
+    plain = page("", "", section("", table("", [""], [("", "", [bar([.5, .4, .6])])], "")))
+    assert document.count("<") == plain.count("<") and document.count('"') == plain.count('"')
+
+
+def test_page_stands_alone():
+    for evil in ('<img src="http://x.org/a.png">', "<script>1</script>", '<p onclick="x()">', '<a href="file:///etc">x</a>',
+                 "<style>@import 'x'</style>", '<link rel="x">'):
+        assert reaches_out(evil), evil
+    assert not reaches_out(tag("p", "see http://example.org <script>", title="ok")) and isinstance(tag("b"), Markup)
