@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'LEGACY', 'flush_folder', 'write_atomically', 'remove_lefto
            'list_checkpoints', 'twin', 'save_checkpoint', 'check_archive', 'read_torch', 'check_state',
            'read_checkpoint', 'newest_checkpoint', 'check_fit', 'Weights', 'backbone_weights', 'assemble', 'load']
 
-# %% ../nbs/35_checkpoint.ipynb #ad62f406
+# %% ../nbs/35_checkpoint.ipynb #ca1697b4
 import os
 import pickle
 import re

@@ -170,7 +170,7 @@ def bias(args: list[str]):
 
     run(parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it."))
 
-# %% ../nbs/70_cli.ipynb #11a01f86
+# %% ../nbs/70_cli.ipynb #71dce2f1
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
             "export": export, "pack": pack, "doctor": doctor, "recipes": recipes}
 

@@ -8,7 +8,7 @@ __all__ = ['SLICE', 'uniform_windows', 'VideoClips', 'clip_batches', 'Features',
            'nearest', 'knn', 'RetrievalResult', 'chance_recall', 'retrieval', 'labelled_source', 'open_splits',
            'embed_splits', 'finish', 'evaluate', 'retrieve']
 
-# %% ../nbs/50_evaluate.ipynb #1450012a
+# %% ../nbs/50_evaluate.ipynb #df403796
 import json
 import math
 import warnings
@@ -414,7 +414,7 @@ def labelled_source(
 
 
 
-# %% ../nbs/50_evaluate.ipynb #93e9c7c2
+# %% ../nbs/50_evaluate.ipynb #578fcc18
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining

@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'name_lists', 'check_protocol', 'group_of', 'hold_out', 'Se
            'in_top', 'TestResult', 'score', 'draw_confusion', 'Progress', 'restore', 'validate', 'fit',
            'FinetuneResult', 'write_result', 'settle', 'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #eb4635d9
+# %% ../nbs/41_finetune.ipynb #84c38155
 import dataclasses
 import json
 import math
@@ -36,7 +36,7 @@ from .protocols import get_protocol, scale, windows_of
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
 from .visualize import Picture
 
-# %% ../nbs/41_finetune.ipynb #1d43b9dc
+# %% ../nbs/41_finetune.ipynb #f7e5c4ed
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -540,7 +540,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../nbs/41_finetune.ipynb #da8a50ad
+# %% ../nbs/41_finetune.ipynb #db2a7a35
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

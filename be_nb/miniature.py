@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'Stopped', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'read_history', 'draw', 'study', 'main']
 
-# %% ../nbs/53_miniature.ipynb #c358a83e
+# %% ../nbs/53_miniature.ipynb #9fdae067
 import json
 import time
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .recipes import changes
 from .train import evaluation_clip, pretrain
 from .visualize import curves, strip
 
-# %% ../nbs/53_miniature.ipynb #c8635de6
+# %% ../nbs/53_miniature.ipynb #15c07e92
 # The four corners of the claim, and the untrained network below them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
@@ -151,7 +151,7 @@ def run_arm(
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
-# %% ../nbs/53_miniature.ipynb #fbc29934
+# %% ../nbs/53_miniature.ipynb #c141ca42
 @dataclass
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."

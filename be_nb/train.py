@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'eva
            'go_to', 'restore', 'recognise', 'fit_to_ranks', 'Diverged', 'diagnose', 'reproduce', 'run_to_the_end',
            'get_ready', 'pretrain_on', 'pretrain', 'finetune']
 
-# %% ../nbs/40_train.ipynb #646407b9
+# %% ../nbs/40_train.ipynb #82fd88a8
 import dataclasses
 import hashlib
 import importlib
@@ -45,7 +45,7 @@ from .health import (NotFinite, all_finite, collapse_warning, embedding_health, 
 from .moco import MoCo
 from .speed import compile_method, prefetch, recompute
 
-# %% ../nbs/40_train.ipynb #b52f20e1
+# %% ../nbs/40_train.ipynb #18996f15
 # A method is a module with `windows` and `min_offset` (what it wants of a video), `forward(clips, generator) → loss,
 # metrics`, `after_step()`, `backbone` and `reference_loss`. Adding one is a notebook and a line here: the name of a
 # function (config, backbone) → method, or, in a notebook of your own, the function itself.
@@ -84,7 +84,7 @@ def build_method(
     torch.manual_seed(config.seed)
     return build(config, create_backbone(config.backbone))
 
-# %% ../nbs/40_train.ipynb #6f930785
+# %% ../nbs/40_train.ipynb #19517816
 def evaluation_clip(
     settings: PretrainConfig | dict,  # of the pretraining run; a dict as a checkpoint holds it
 ) -> tuple:                           # frames, and side in pixels
@@ -96,7 +96,7 @@ def evaluation_clip(
     module = importlib.import_module(build.split(":")[0])
     return getattr(module, "seen_clip", lambda own: (own.frames, own.size))(settings)
 
-# %% ../nbs/40_train.ipynb #e51661a1
+# %% ../nbs/40_train.ipynb #8c1ab8f1
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -631,7 +631,7 @@ def pretrain_on(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/40_train.ipynb #753fa4e9
+# %% ../nbs/40_train.ipynb #80d600f6
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'cut_into_shards', 'PackReport', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack', 'load_index',
            'map_frames', 'fit', 'PackReader', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
 
-# %% ../../nbs/03_data.pack.ipynb #22b979df
+# %% ../../nbs/03_data.pack.ipynb #ab69a1a0
 import functools
 import hashlib
 import io
@@ -768,7 +768,7 @@ class PackedVideos(_VideoList):
         clip = self.reader.read(self.paths[i], frames)
         return clip if self.frame_size in (None, tuple(clip.shape[-2:])) else fit(clip, self.frame_size)
 
-# %% ../../nbs/03_data.pack.ipynb #34eb0a14
+# %% ../../nbs/03_data.pack.ipynb #f9739425
 def open_videos(
     data,  # folder of videos or of a pack
     split,  # a list file, absolute or in the folder, or a `Split`
