@@ -413,15 +413,16 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
 
-# %% ../nbs/41_finetune.ipynb #6b1a66b2
+# %% ../nbs/41_finetune.ipynb #19b76922
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
     config: FinetuneConfig,  # the run
 ) -> dict:                   # accuracy and loss, as in the history
     "One clip of each held-out video, from its middle."
-    scores = predict(model, held_out, 1, config.frames, config.stride, config.size, 1, config.test_crop, config.short,
-                     config.batch_size, next(model.parameters()).device, config.amp, config.workers)
+    scores = predict(model, held_out, clips=1, frames=config.frames, stride=config.stride, size=config.size,
+                     crop=config.test_crop, short=config.short, batch_size=config.batch_size,
+                     device=next(model.parameters()).device, amp=config.amp, workers=config.workers)
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 

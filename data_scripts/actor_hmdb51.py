@@ -26,7 +26,7 @@ from be_nb.config import Amount, Config, Count, NonNegative
 from be_nb.data.actors import (crop_to_actor, find_people, grow_mask, inpaint_background, load_detector, other_backgrounds,
                                read_masks, swap_background, write_video)
 from be_nb.data.archives import Part, extract_part, find_folder, locate_parts
-from be_nb.data.pack import _run_all, pack
+from be_nb.data.pack import pack, run_all
 from be_nb.data.videos import Split, VideoError, decode, read_hmdb51, read_list
 
 HMDB, JHMDB = "the HMDB page of the Serre Lab, Brown University", "the JHMDB page of the MPI for Intelligent Systems"
@@ -123,15 +123,10 @@ def swap(source, mask_at, scene, target, detector=None):
     return ""
 
 
-def run_all(function, tasks, workers, about):
+def results_of(function, tasks, workers, about):
     "`function(*task)` for all tasks, with a progress bar; the results."
-    results = [""] * len(tasks)
-    with tqdm(total=len(tasks), desc=about, unit="video") as bar:
-        def done(k, result):
-            results[k] = result
-            bar.update()
-        _run_all(function, tasks, workers, done)
-    return results
+    done = dict(tqdm(run_all(function, tasks, workers), total=len(tasks), desc=about, unit="video"))
+    return [done[k] for k in range(len(tasks))]
 
 
 def check_settings(out, config):
@@ -202,7 +197,7 @@ def make(config, detector=None):
     at = {path: masks.find(path) for path in paths}
     problems = {path: "no mask, and no detector given" for path in paths if at[path] is None and detector is None}
     todo = [path for path in paths if path not in problems and not all(target(k, path).is_file() for k in KINDS[:2])]
-    results = run_all(take_apart, [(root / path, at[path], [target(kind, path) for kind in KINDS[:2]], config, detector)
+    results = results_of(take_apart, [(root / path, at[path], [target(kind, path) for kind in KINDS[:2]], config, detector)
                                    for path in todo], workers, "taking apart")
     problems |= {path: problem for path, problem in zip(todo, results) if problem}
     scenes = deal_scenes(lists, target, config.seed)
@@ -211,7 +206,7 @@ def make(config, detector=None):
     for path in todo:
         target("swapped", path).unlink(missing_ok=True)
     write_atomically(out / "scenes.json", lambda temporary: temporary.write_text(json.dumps(scenes, indent=1)))
-    run_all(swap, [(root / path, at[path], target("background", scenes[path]), target("swapped", path), detector)
+    results_of(swap, [(root / path, at[path], target("background", scenes[path]), target("swapped", path), detector)
                    for path in todo], workers, "swapping")
     reports = {kind: pack(out / kind, {name: usable(split, out / kind) for name, split in lists.items()},
                           out / f"pack-{kind}", short_side=config.short_side, workers=config.workers) for kind in KINDS}

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpegs_to_frames', 'Settings', 'encode_video',
            'sample_chunks', 'Entry', 'write_shard', 'PackError', 'Contents', 'scan_shard', 'open_lists', 'plan_entries',
-           'cut_into_shards', 'PackReport', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack', 'load_index',
-           'map_frames', 'fit', 'PackReader', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames', 'stream']
+           'cut_into_shards', 'PackReport', 'run_all', 'pack', 'write_index', 'is_pack', 'parse_pack', 'read_pack',
+           'load_index', 'map_frames', 'fit', 'PackReader', 'PackedVideos', 'open_videos', 'doctor', 'sample_frames',
+           'stream']
 
 # %% ../../nbs/03_data.pack.ipynb #ab69a1a0
 import functools
@@ -369,7 +370,7 @@ class PackReport:
         reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../nbs/03_data.pack.ipynb #98717f71
+# %% ../../nbs/03_data.pack.ipynb #6523abb8
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -378,19 +379,17 @@ def _die_with_parent():
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run_all(function, tasks, workers):
-    "`function(*task)` for all tasks, in this process or in several; yields each task when it is done."
+def run_all(function, tasks, workers):
+    "`function(*task)` for all tasks, in this process or in several; yields (number of the task, result) when it is done."
     if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            function(*task)
-            yield task
+        for k, task in enumerate(tasks):
+            yield k, function(*task)
         return
     pool = ProcessPoolExecutor(min(workers, len(tasks)), initializer=_die_with_parent)
     try:
-        futures = {pool.submit(function, *task): task for task in tasks}
+        futures = {pool.submit(function, *task): k for k, task in enumerate(tasks)}
         for future in as_completed(futures):
-            future.result()
-            yield futures[future]
+            yield futures[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -418,7 +417,7 @@ def _is_finished(path, entries, settings, on_error):
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../nbs/03_data.pack.ipynb #48dbf1b5
+# %% ../../nbs/03_data.pack.ipynb #a510005b
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -454,8 +453,8 @@ def pack(
     total = sum(map(len, shards))
     with tqdm(total=total, desc=f"packing {Path(out).name}", unit="video", disable=not progress) as bar:
         bar.update(total - sum(len(entries) for _, entries, *_ in tasks))
-        for task in _run_all(write_shard, tasks, workers):
-            bar.update(len(task[1]))
+        for k, _ in run_all(write_shard, tasks, workers):
+            bar.update(len(tasks[k][1]))
     return write_index(Path(out), paths, found, classes, settings)
 
 # %% ../../nbs/03_data.pack.ipynb #3434f734
