@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['alignment', 'uniformity', 'spread', 'embedding_health', 'collapse_warning', 'versions', 'sample_clips',
-           'precision_gap', 'checkpoint_bytes', 'check_room', 'preflight', 'few', 'knn_sources', 'EveryNth',
-           'shared_features', 'online_knn', 'NotFinite', 'all_finite', 'stop_before_damage']
+           'precision_gap', 'checkpoint_bytes', 'check_room', 'preflight', 'few', 'knn_sources', 'shared_features',
+           'online_knn', 'NotFinite', 'all_finite', 'stop_before_damage']
 
-# %% ../nbs/43_health.ipynb #3eeb4d5d
+# %% ../nbs/43_health.ipynb #401792eb
 import math
 import shutil
 from pathlib import Path
@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import PretrainConfig
+from .data.pack import open_videos
 from .data.scenebias import SPLITS, SceneBias
-from .data.videos import ClipDataset, Split, VideoFolder, collate, read_list
+from .data.videos import ClipDataset, Selection, Split, collate, read_list
 from .device import autocast
 from .distributed import BatchGenerator, gather, gather_objects, rank, unwrap, world_size
 from .evaluate import extract_features, knn
@@ -160,7 +161,7 @@ def preflight(
                      "trust it; on a GPU look at the versions of torch and cuDNN.")
     return lines
 
-# %% ../nbs/43_health.ipynb #1b53704e
+# %% ../nbs/43_health.ipynb #e2365059
 def few(
     split: Split,  # a list of videos
     count: int,    # how many are wanted
@@ -185,38 +186,18 @@ def knn_sources(
         split = read_list(Path(config.data) / name)
         if (split.labels < 0).any():
             raise ValueError(f"{name}: {(split.labels < 0).sum()} videos have no label; the kNN test needs one each.")
-        videos = VideoFolder(config.data, few(split, config.knn_videos), config.frame_size, on_error=config.on_error)
+        videos = open_videos(config.data, few(split, config.knn_videos), config.frame_size, on_error=config.on_error)
         sources.append(videos)
     return tuple(sources)
 
-# %% ../nbs/43_health.ipynb #5d7fb59e
-class EveryNth:
-    "The videos of a source that belong to this rank; a source itself."
-
-    def __init__(self, source):
-        self.source, self.rows = source, range(rank(), len(source), world_size())
-        self.labels, self.names = np.asarray(source.labels)[self.rows], [source.names[i] for i in self.rows]
-        self.classes = source.classes
-
-    def __len__(self):
-        return len(self.rows)
-
-    def num_frames(self, i):
-        "Frames of video i of this rank."
-        return self.source.num_frames(self.rows[i])
-
-    def read(self, i, frames):
-        "Frames of video i of this rank, uint8 (t, c, h, w)."
-        return self.source.read(self.rows[i], frames)
-
-# %% ../nbs/43_health.ipynb #c1423f5d
+# %% ../nbs/43_health.ipynb #1679701d
 def shared_features(
     backbone: nn.Module,     # on the device of this rank
     source,                  # labelled videos; every rank takes its share, however uneven
     config: PretrainConfig,
 ) -> tuple:                  # features (n, d) and labels (n,), of all ranks, sorted by name
     "One clip of each video, through the network in eval mode; the compiler is left aside, for it knows other shapes."
-    mine, part = EveryNth(source), ([], [], [])
+    mine, part = Selection(source, range(rank(), len(source), world_size())), ([], [], [])
     if len(mine):
         with torch.compiler.set_stance("force_eager"):
             found = extract_features(backbone, mine, 1, config.frames, config.stride, config.size, short=config.short,

@@ -106,7 +106,7 @@ def test_a_cut_off_archive_is_noticed(make, share, tmp_path):
 
 
 @each_format
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "a\\..\\evil", "C:/evil", RECORDS + "/a.json"])
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "a\\..\\evil", "C:/evil", RECORDS + "/a.json"])
 def test_names_that_lead_away_are_refused(make, name, tmp_path):
     archive = tmp_path / "deep/er/a"
     archive.parent.mkdir(parents=True)
@@ -117,7 +117,7 @@ def test_names_that_lead_away_are_refused(make, name, tmp_path):
     with pytest.raises(ArchiveError, match="leads out"):
         extract(archive, archive.parent / "out", progress=False)
     new = {p for p in set(tmp_path.rglob("*")) - before}
-    assert new <= {archive.parent / "out" / n for n in ("fine.avi", RECORDS)} and not os.path.exists("/tmp/evil")
+    assert new <= {archive.parent / "out" / n for n in ("fine.avi", RECORDS)} and not os.path.exists("/evil")
 
 
 @given(st.text(st.sampled_from("ab./\\:C\0"), max_size=12))

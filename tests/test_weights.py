@@ -27,7 +27,7 @@ from be_nb.evaluate import extract_features, open_splits
 from be_nb.finetune import FinetuneConfig, finetune, starting_backbone
 from be_nb.weights import card_path, export, find_weights, fingerprint, git_commit, recognise
 
-CONFIG = dataclasses.asdict(PretrainConfig(steps=4, out="/home/anna/runs"))
+CONFIG = dataclasses.asdict(PretrainConfig(steps=4, out="/media/disk/runs"))
 
 
 def a_run(folder, step=4, name="tiny", config=CONFIG):
@@ -80,7 +80,7 @@ def test_the_card_says_what_a_reader_wants_to_know(tmp_path):
     assert card["data"] == {"name": "scenebias", "split": "train.txt", "steps": 4, "batch_size": CONFIG["batch_size"]}
     assert card["scores"] == [report | {"checkpoint": "run", "data": "private"}]
     assert card["sha256"] == fingerprint(state) and card["be_nb"] == be_nb.__version__ and card["date"]
-    assert str(tmp_path) not in card_path(path).read_text() and b"anna" not in path.read_bytes()
+    assert str(tmp_path) not in card_path(path).read_text() and b"media/disk" not in path.read_bytes()
 
 
 def test_fingerprint_is_of_the_weights_and_of_nothing_else():

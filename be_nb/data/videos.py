@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'VideoError', 'video_frames', 'count_frames', 'decode', 'Split', 'TrainTest', 'read_list', 'read_ucf101',
-           'read_hmdb51', 'read_diving48', 'FrameIndex', 'VideoFolder', 'window_frames', 'uniform_starts',
+           'read_hmdb51', 'read_diving48', 'FrameIndex', 'VideoFolder', 'Selection', 'window_frames', 'uniform_starts',
            'draw_starts', 'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
 # %% ../../nbs/02_data.videos.ipynb #5b3db8d4
@@ -506,6 +506,29 @@ class VideoFolder(_VideoList):
         if self._store is not None:
             return self._store.get(self._places[i], np.asarray(frames, dtype=np.int64))
         return torch.from_numpy(decode(self.paths[i], self.frame_size, frames)).permute(0, 3, 1, 2).contiguous()
+
+# %% ../../nbs/02_data.videos.ipynb #8611fa9c
+class Selection:
+    "Some videos of a source; a source itself."
+
+    def __init__(
+        self,
+        source,  # a source: SceneBias, VideoFolder, …
+        rows,  # numbers of its videos, in the order wanted
+    ):
+        self.source, self.rows, self.classes = source, [int(row) for row in rows], list(source.classes)
+        self.labels, self.names = np.asarray(source.labels)[self.rows], [source.names[row] for row in self.rows]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def num_frames(self, i):
+        "Frames of video `i` of the selection."
+        return self.source.num_frames(self.rows[i])
+
+    def read(self, i, frames):
+        "Frames of video `i` of the selection, uint8 `(t, c, h, w)`."
+        return self.source.read(self.rows[i], frames)
 
 # %% ../../nbs/02_data.videos.ipynb #e6758f14
 SHORT = ("loop", "clamp", "drop")
