@@ -13,6 +13,7 @@ ours, its random numbers are the ones our step draws, and so its loss is the sam
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -65,7 +66,8 @@ class ReferenceStep:
     """The authors' step, plainly: linear or MLP head, intra-frame distractor, intra-video negative, no BN groups."""
 
     def __init__(self, config, device):
-        if (config.method, config.distractor, config.negative, config.bn_groups) != ("moco", "intra_frame", "intra_video", 1):
+        what = config.method, config.distractor, config.negative, config.bn_groups
+        if what != ("moco", "intra_frame", "intra_video", 1):
             raise ValueError("The reference step is MoCo + BE with bn_groups=1 and nothing else.")
         self.config, start = config, build_method(config).to(device).train()
         self.sample = start.augment.sample
@@ -79,9 +81,11 @@ class ReferenceStep:
     def loss(self, clips, step):
         """uint8 (b, 2, t, c, h, w) → loss, keys (b, dim)."""
         config, generator = self.config, BatchGenerator(seed_of(self.config.seed, step))
-        view = lambda window: augment_by_loops(window, self.sample(len(clips), *clips.shape[-2:], generator), config.size)
-        distracted = view(clips[:, 0])
-        distracted = distract_by_loops(distracted, draw_distractors(len(clips), config.frames, config.gamma, False, generator))
+        draw = lambda: self.sample(len(clips), *clips.shape[-2:], generator)
+        view = lambda window: augment_by_loops(window, draw(), config.size)
+        original = view(clips[:, 0])
+        still = draw_distractors(len(clips), config.frames, config.gamma, False, generator)
+        distracted = distract_by_loops(original, still)
         positive, negative = view(clips[:, 0]), view(clips[:, 1])
         query = F.normalize(self.query(distracted), dim=1)
         with torch.no_grad():
@@ -123,29 +127,29 @@ class OurStep:
         return train_step(self.method, clips, self.optimizer, step, self.config)["loss"].item()
 
 
-def contestants(config, device):
-    """name → step: ours, ours with one thing changed, the reference."""
-    fast = bf16_is_fast(device)
-    ours = lambda loops=(), **changes: OurStep(override(config, **changes), device, loops)
-    return {"ours": ours(), "without batched augmentation": ours(["augment"]),
-            "without batched distractor": ours(["distractor"]), "without channels-last": ours(memory_order="default"),
-            **({"without bf16": ours(amp="fp32")} if fast else {"with bf16": ours(amp="bf16")}),
-            "with joint": ours(joint=True), "with recompute": ours(activations="recompute"),
-            "reference": ReferenceStep(override(config, amp="fp32", memory_order="default"), device)}
+def contestants(config, device, skip=()):
+    """name → step: ours, ours with one thing changed, the reference; without those whose names are in `skip`."""
+    ours = lambda loops=(), **changes: lambda: OurStep(override(config, **changes), device, loops)
+    number = {"without bf16": ours(amp="fp32")} if bf16_is_fast(device) else {"with bf16": ours(amp="bf16")}
+    makers = {"ours": ours(), "without batched augmentation": ours(["augment"]),
+              "without batched distractor": ours(["distractor"]), "without channels-last": ours(memory_order="default"),
+              **number, "with joint": ours(joint=True), "with recompute": ours(activations="recompute"),
+              "reference": lambda: ReferenceStep(override(config, amp="fp32", memory_order="default"), device)}
+    return {name: make() for name, make in makers.items() if name not in skip}
 
 
 def parse_case(text):
-    """`network:videos×frames×side`, × or x → config. Larger views than the built-in set's come from random frames."""
+    """`network:videos×frames×side`, × or x → config. Views above 24 pixels are made of random frames."""
     network, shape = text.split(":")
     videos, frames, side = (int(n) for n in shape.replace("×", "x").split("x"))
     return PretrainConfig(backbone=network, batch_size=videos, frames=frames, size=side, data_size=max(64, 2 * videos),
                      frame_size=(side * 8 // 7, side * 8 // 7 * 4 // 3))
 
 
-def compare(config, device, repeats):
+def compare(config, device, repeats, skip=()):
     """Rows with medians, for the steps of `contestants` on the same batches."""
     source = build_source(config) if config.size <= 24 else RandomVideos(64, 3 * config.frames + 8, *config.frame_size)
-    runners = contestants(config, device)
+    runners = contestants(config, device, skip)
     loader = build_loader(config, runners["ours"].method, source)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wall, processor, losses = ({name: [] for name in runners} for _ in range(3))
@@ -175,18 +179,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", default=["tiny:64x8x24"], help="network:videos×frames×side")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds, after one that is not")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="contestants to leave out, such as 'with bf16'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", help="write the numbers to this JSON file, too")
     options = parser.parse_args()
     device = pick_device(options.device)
     best = ceilings(device, "fp32")._asdict() | {"matrix_bf16": ceilings(device, "bf16").matrix}
     record = {"machine": machine(device), "python": platform.python_version(), "commit": commit(),
-              "command": " ".join(["python benchmarks/step.py", *sys.argv[1:]]), "repeats": options.repeats,
+              "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]), "repeats": options.repeats,
               "bf16_is_fast": bf16_is_fast(device), "ceilings": best, "cases": {}}
     print(f"{record['machine']}\nmatrix product {best['matrix'] / 1e9:.0f} GFLOP/s in fp32, "
           f"{best['matrix_bf16'] / 1e9:.0f} in bf16; copy {best['copy'] / 1e9:.1f} GB/s")
     for case in options.case:
-        rows = record["cases"][case] = compare(parse_case(case), device, options.repeats)
+        rows = record["cases"][case] = compare(parse_case(case), device, options.repeats, options.skip)
         print(f"\n{case}\n{'step':30}{'wall ms':>10}{'÷ ours':>8}{'CPU ms':>10}{'÷ ours':>8}{'first loss':>12}")
         for row in rows:
             print(f"{row['step']:30}{row['wall_ms']:10.1f}{row['wall_ratio']:8.2f}{row['cpu_ms']:10.1f}"
