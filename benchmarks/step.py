@@ -25,7 +25,7 @@ import torchvision.transforms.functional as TF
 
 from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD, affine_matrix
 from be_nb.bench import RandomVideos, ceilings
-from be_nb.config import PretrainConfig, override
+from be_nb.config import PretrainConfig, check_choice, override
 from be_nb.device import bf16_is_fast, machine, pick_device
 from be_nb.distractor import draw_distractors
 from be_nb.distributed import BatchGenerator
@@ -135,6 +135,8 @@ def contestants(config, device, skip=()):
               "without batched distractor": ours(["distractor"]), "without channels-last": ours(memory_order="default"),
               **number, "with joint": ours(joint=True), "with recompute": ours(activations="recompute"),
               "reference": lambda: ReferenceStep(override(config, amp="fp32", memory_order="default"), device)}
+    for name in skip:
+        check_choice("contestant to skip", name, list(makers)[1:])  # the others are compared with "ours"
     return {name: make() for name, make in makers.items() if name not in skip}
 
 
@@ -179,7 +181,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", default=["tiny:64x8x24"], help="network:videos×frames×side")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds, after one that is not")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="contestants to leave out, such as 'with bf16'")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="leave out, such as 'with bf16'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", help="write the numbers to this JSON file, too")
     options = parser.parse_args()
