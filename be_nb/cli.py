@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
            'recipes', 'pack', 'doctor', 'export', 'bias', 'bench', 'usage', 'is_message', 'main']
 
-# %% ../nbs/70_cli.ipynb #ca8fe69c
+# %% ../nbs/70_cli.ipynb #65da3ee1
 import dataclasses
 import os
 import sys
@@ -170,7 +170,7 @@ def bias(args: list[str]):
 
     run(parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it."))
 
-# %% ../nbs/70_cli.ipynb #e6ac3c72
+# %% ../nbs/70_cli.ipynb #ec9b1eeb
 def bench(args: list[str]):
     "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
     named = bool(args) and not args[0].startswith("-")
@@ -180,7 +180,7 @@ def bench(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/70_cli.ipynb #11a01f86
+# %% ../nbs/70_cli.ipynb #df264704
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
             "export": export, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
 

@@ -126,7 +126,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/00_config.ipynb #c93804ca
+# %% ../nbs/00_config.ipynb #8197dc04
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -247,7 +247,7 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/00_config.ipynb #fb93db25
+# %% ../nbs/00_config.ipynb #e06f90b0
 def check_training(
     config,  # a config with augmentation and optimisation settings
 ):
@@ -272,7 +272,7 @@ class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationS
         if self.bn_groups > self.batch_size:
             raise ValueError(f"bn_groups={self.bn_groups} cannot be filled by batch_size={self.batch_size}.")
 
-# %% ../nbs/00_config.ipynb #a8dda3b6
+# %% ../nbs/00_config.ipynb #4c5d850e
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -378,7 +378,7 @@ def recipe(
         raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
     return override(config, **changes)
 
-# %% ../nbs/00_config.ipynb #2324d2c6
+# %% ../nbs/00_config.ipynb #12d6b908
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -439,7 +439,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/00_config.ipynb #a1f51fa9
+# %% ../nbs/00_config.ipynb #b7c25825
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.bench.bench` needs."
