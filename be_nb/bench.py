@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'WARM_UP', 'Stopwatch', 'Ceilings', 'fastest', 'ceilings', 'listen', 'watched', 'update_bytes', 'attach',
            'Part', 'time_steps', 'watch_steps', 'measure', 'RandomVideos', 'BenchReport', 'run_of', 'bench']
 
-# %% ../nbs/44_bench.ipynb #337e3df8
+# %% ../nbs/44_bench.ipynb #3a537038
 import json
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ from .device import autocast, machine, pick_device
 from .speed import prefetch
 from .train import build_loader, build_source, restore, train_step
 
-# %% ../nbs/44_bench.ipynb #919aa84c
+# %% ../nbs/44_bench.ipynb #2c1fa62a
 class Stopwatch:
     "Divides the time since the first `switch` among named parts: at any moment exactly one of them is on."
 
@@ -47,7 +47,7 @@ class Stopwatch:
             self.seconds[self.on] += now - self.since
         self.on, self.since = name, now
 
-# %% ../nbs/44_bench.ipynb #d3898a36
+# %% ../nbs/44_bench.ipynb #40c3aeeb
 class Ceilings(NamedTuple):
     "The best that was seen of a machine: FLOP a second, and bytes a second."
 
@@ -94,7 +94,7 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../nbs/44_bench.ipynb #8e7fee2c
+# %% ../nbs/44_bench.ipynb #6fbaa7d7
 def listen(
     net: torch.nn.Module,  # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
@@ -141,7 +141,7 @@ def update_bytes(
     return (sum(3 * p.nbytes for p in learning) + sum(2 * s.nbytes for s in states)
             + sum(3 * p.nbytes for p in following))
 
-# %% ../nbs/44_bench.ipynb #1ade0570
+# %% ../nbs/44_bench.ipynb #da5e2c5a
 PARTS = {"loader": "host", "transfer": "link", "augment": "copy", "distractor": "copy", "forward": "matrix",
          "backward": "matrix", "optimiser": "copy"}  # in the order of a step; name → its field of `Ceilings`
 
@@ -160,7 +160,7 @@ def attach(
     method.register_forward_hook(lambda *_: watch.switch("backward"))
     optimizer.register_step_pre_hook(lambda *_: watch.switch("optimiser"))
 
-# %% ../nbs/44_bench.ipynb #2a18f057
+# %% ../nbs/44_bench.ipynb #4af470bb
 @dataclass(frozen=True)
 class Part:
     "One part of a step."
@@ -211,7 +211,7 @@ def watch_steps(steps, watch, tally, batches, work) -> dict:
         found.append(dict(watch.seconds))
     return {name: median(seconds[name] for seconds in found) for name in PARTS if name in found[0]}
 
-# %% ../nbs/44_bench.ipynb #666ee1d1
+# %% ../nbs/44_bench.ipynb #cc761d94
 WARM_UP = 2  # steps before anything is measured
 
 
@@ -249,7 +249,7 @@ def measure(
     parts = [Part(name, took, macs[name], bytes_[name], getattr(best, PARTS[name])) for name, took in seconds.items()]
     return parts, whole, best
 
-# %% ../nbs/44_bench.ipynb #ae468c73
+# %% ../nbs/44_bench.ipynb #5743b9b6
 class RandomVideos:
     "A source of random frames, all videos the same: for measuring without footage. Reading is a look-up in memory."
 
@@ -275,7 +275,7 @@ class RandomVideos:
         "uint8 (len(frames), 3, height, width)."
         return self.pixels[torch.as_tensor(frames)]
 
-# %% ../nbs/44_bench.ipynb #ebad64a7
+# %% ../nbs/44_bench.ipynb #83433f6e
 @dataclass(frozen=True)
 class BenchReport:
     "What `bench` found. Shows itself as a table."
@@ -313,7 +313,7 @@ class BenchReport:
             f"ceilings: matrix product {matrix:.0f} GFLOP/s, copy {copy:.1f} GB/s",
             f"bottleneck: {slow.name}, {slow.seconds / total:.0%} of the step, at {slow.share:.1%} of its ceiling"])
 
-# %% ../nbs/44_bench.ipynb #e535e54e
+# %% ../nbs/44_bench.ipynb #cb5689bd
 def run_of(
     config: BenchConfig,
 ) -> PretrainConfig:  # the run that is measured
