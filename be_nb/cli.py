@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
-           'recipes', 'pack', 'doctor', 'export', 'bias', 'usage', 'is_message', 'main']
+           'recipes', 'pack', 'doctor', 'export', 'bias', 'bench', 'usage', 'is_message', 'main']
 
 # %% ../nbs/70_cli.ipynb #ca8fe69c
 import dataclasses
@@ -15,8 +15,8 @@ from typing import Annotated, Literal, get_args, get_origin
 import tyro
 
 from . import __version__
-from .config import (DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, PackConfig, PretrainConfig,
-                          RetrieveConfig, check_choice, nearest, recipe, settings)
+from .config import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, PackConfig,
+                          PretrainConfig, RetrieveConfig, check_choice, nearest, recipe, settings)
 from .recipes import describe_recipe, describe_recipes
 
 # %% ../nbs/70_cli.ipynb #fadb8969
@@ -170,9 +170,19 @@ def bias(args: list[str]):
 
     run(parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it."))
 
-# %% ../nbs/70_cli.ipynb #71dce2f1
+# %% ../nbs/70_cli.ipynb #ec9b1eeb
+def bench(args: list[str]):
+    "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
+    named = bool(args) and not args[0].startswith("-")
+    config = parse("bench [RECIPE]", BenchConfig, ["--recipe", *args] if named else args,
+                   "Measure the parts of a training step beside what the machine can do, and name the slowest.")
+    from be_nb.bench import bench as run
+
+    print(run(config))
+
+# %% ../nbs/70_cli.ipynb #df264704
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
-            "export": export, "pack": pack, "doctor": doctor, "recipes": recipes}
+            "export": export, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
 
 
 def usage() -> str:  # several lines

@@ -8,7 +8,7 @@ __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'P
            'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'SpeedSettings',
            'WatchSettings', 'RecordSettings', 'check_training', 'PretrainConfig', 'FinetuneSettings', 'FinetuneConfig',
            'Setting', 'settings', 'override', 'list_recipes', 'recipe', 'EvaluateConfig', 'RetrieveConfig',
-           'ExportConfig', 'PackConfig', 'DoctorConfig']
+           'ExportConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig']
 
 # %% ../nbs/00_config.ipynb #e67a59c9
 import dataclasses
@@ -438,3 +438,19 @@ class DoctorConfig(Config):
     "What `be_nb.data.pack.doctor` needs."
 
     root: str                        # folder of the pack
+
+# %% ../nbs/00_config.ipynb #b7c25825
+@dataclass(frozen=True)
+class BenchConfig(Config):
+    "What `be_nb.bench.bench` needs."
+
+    recipe: str = ""           # a recipe of pretraining; empty: the miniature
+    backbone: str = ""         # network; empty: the recipe's
+    frames: Amount = 0         # frames a clip; 0: the recipe's
+    size: Amount = 0           # side of the view, pixels; 0: the recipe's
+    batch_size: Amount = 0     # videos a step; 0: the recipe's
+    synthetic: bool = False    # random frames instead of the recipe's videos
+    repeats: Count = 7         # measured steps; medians are reported
+    device: str = "auto"       # auto, cpu, cuda or cuda:N
+    amp: Precision = "auto"    # bf16, fp32, or auto: bf16 where it is fast
+    out: str = ""              # JSON file for the result; empty: only printed

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_config import configs
 
 from be_nb import __version__, cli
-from be_nb.config import (DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig, RetrieveConfig, list_recipes,
-                          recipe, settings)
+from be_nb.config import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig, RetrieveConfig,
+                          list_recipes, recipe, settings)
 
 NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 
@@ -84,7 +84,7 @@ def help_of(args, capsys, monkeypatch):
 @pytest.mark.parametrize("args, config", [
     (["pretrain"], PretrainConfig()), (["pretrain", "scenebias-moco"], recipe("scenebias-moco")),
     (["evaluate"], EvaluateConfig), (["retrieve"], RetrieveConfig), (["export"], ExportConfig), (["pack"], PackConfig),
-    (["doctor"], DoctorConfig)])
+    (["doctor"], DoctorConfig), (["bench"], BenchConfig)])
 def test_help_gives_every_setting_a_line_of_its_own(args, config, capsys, monkeypatch):
     lines = help_of(args, capsys, monkeypatch).splitlines()
     config_class = config if isinstance(config, type) else type(config)

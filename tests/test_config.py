@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from be_nb import config as C
 
 PATHS = {"checkpoint": "runs/a", "data": "videos"}  # the fields of evaluation that have no default
-MAKE = {C.PretrainConfig: C.PretrainConfig,
+MAKE = {C.PretrainConfig: C.PretrainConfig, C.BenchConfig: C.BenchConfig,
         C.EvaluateConfig: lambda **k: C.EvaluateConfig(**PATHS | k),
         C.RetrieveConfig: lambda **k: C.RetrieveConfig(**PATHS | k),
         C.PackConfig: lambda **k: C.PackConfig(**{"root": "videos", "out": "pack"} | k)}
