@@ -47,7 +47,7 @@ class Stopwatch:
             self.seconds[self.on] += now - self.since
         self.on, self.since = name, now
 
-# %% ../nbs/44_bench.ipynb #40c3aeeb
+# %% ../nbs/44_bench.ipynb #677b896a
 class Ceilings(NamedTuple):
     "The best that was seen of a machine: FLOP a second, and bytes a second."
 
@@ -72,7 +72,7 @@ def fastest(
         found.append(watch.seconds["work"])
     return min(found[1:])
 
-
+# %% ../nbs/44_bench.ipynb #a9209fdd
 def ceilings(
     device: torch.device,  # where the run computes
     amp: str = "auto",     # auto, bf16 or fp32
@@ -94,7 +94,7 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../nbs/44_bench.ipynb #6fbaa7d7
+# %% ../nbs/44_bench.ipynb #73db5e26
 def listen(
     net: torch.nn.Module,  # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
@@ -129,7 +129,7 @@ def watched(
 
     setattr(module, function, timed)
 
-
+# %% ../nbs/44_bench.ipynb #e4bb958b
 def update_bytes(
     method: torch.nn.Module,           # what is trained
     optimizer: torch.optim.Optimizer,  # after its first step, so that its states are there
@@ -160,7 +160,7 @@ def attach(
     method.register_forward_hook(lambda *_: watch.switch("backward"))
     optimizer.register_step_pre_hook(lambda *_: watch.switch("optimiser"))
 
-# %% ../nbs/44_bench.ipynb #4af470bb
+# %% ../nbs/44_bench.ipynb #393489df
 @dataclass(frozen=True)
 class Part:
     "One part of a step."
@@ -181,7 +181,7 @@ class Part:
         "Of the ceiling: 1 is as good as it gets."
         return self.rate / self.ceiling
 
-
+# %% ../nbs/44_bench.ipynb #a970d8cd
 def time_steps(steps, device, batches, work) -> float:
     "Median seconds from one batch asked for to the next: loading, and `work(step, clips)`."
     watch, found = Stopwatch(device), []

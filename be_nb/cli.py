@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'metavar', 'flags', 'reject', 'parse', 'parse_recipe', 'pretrain', 'finetune', 'evaluate', 'retrieve',
            'recipes', 'pack', 'doctor', 'export', 'bias', 'bench', 'usage', 'is_message', 'main']
 
-# %% ../nbs/70_cli.ipynb #ca8fe69c
+# %% ../nbs/70_cli.ipynb #65da3ee1
 import dataclasses
 import os
 import sys
