@@ -146,7 +146,7 @@ def make_exam(
     partners = draw_partners(labels, scenes, config.seed)
     return Exam(stage, videos, partners, torch.as_tensor(labels), torch.as_tensor(scenes[partners]))
 
-# %% ../nbs/51_bias.ipynb #ac7f750f
+# %% ../nbs/51_bias.ipynb #e01fa8e4
 def versions(
     exam: Exam,
     row: int,            # which video
@@ -171,7 +171,7 @@ def embed(
               for k, clips in enumerate(versions(exam, row, config).values()))
     with evaluating(backbone, config.device) as device:
         found = mean_features(backbone, clip_batches(stream, config.batch_size), len(exam.videos) * len(names),
-                              CenterCrop(settings["size"]), device, config.amp)
+                              [CenterCrop(settings["size"])], device, config.amp)
     return dict(zip(names, found.unflatten(0, (-1, len(names))).unbind(1)))
 
 # %% ../nbs/51_bias.ipynb #a6c927c2
