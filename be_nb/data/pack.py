@@ -370,7 +370,7 @@ class PackReport:
         reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../nbs/03_data.pack.ipynb #6523abb8
+# %% ../../nbs/03_data.pack.ipynb #c76e76a3
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -380,7 +380,7 @@ def _die_with_parent():
 
 
 def run_all(function, tasks, workers):
-    "`function(*task)` for all tasks, in this process or in several; yields (number of the task, result) when it is done."
+    "`function(*task)` for all tasks, in this process or in several; yields (number, result) of each when done."
     if workers == 1 or len(tasks) < 2:
         for k, task in enumerate(tasks):
             yield k, function(*task)
