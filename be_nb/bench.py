@@ -313,7 +313,7 @@ class BenchReport:
             f"ceilings: matrix product {matrix:.0f} GFLOP/s, copy {copy:.1f} GB/s",
             f"bottleneck: {slow.name}, {slow.seconds / total:.0%} of the step, at {slow.share:.1%} of its ceiling"])
 
-# %% ../nbs/44_bench.ipynb #cb5689bd
+# %% ../nbs/44_bench.ipynb #a16a81fe
 def run_of(
     config: BenchConfig,
 ) -> PretrainConfig:  # the run that is measured
@@ -332,7 +332,7 @@ def bench(
     if config.out and Path(config.out).is_dir():
         raise ValueError(f"out={config.out!r} is a folder; give the name of a JSON file.")
     run, source, device = run_of(config), None, pick_device(config.device)
-    if config.synthetic:
+    if config.noise:
         length = 2 * ((run.frames - 1) * run.stride + 1) + run.negative_offset
         source, run = RandomVideos(max(64, run.batch_size), length, *run.frame_size), override(run, workers=0)
     parts, step, best = measure(run, config.repeats, source)
@@ -340,7 +340,7 @@ def bench(
         numbers = "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
     about = {"machine": machine(device), "recipe": config.recipe or "miniature", "method": run.method,
              "backbone": run.backbone, "frames": run.frames, "size": run.size, "batch_size": run.batch_size,
-             "numbers": numbers, "data": "random frames" if config.synthetic else run.data, "repeats": config.repeats}
+             "numbers": numbers, "data": "random frames" if config.noise else run.data, "repeats": config.repeats}
     report = BenchReport(about, parts, step, best)
     if config.out:
         text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"

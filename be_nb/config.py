@@ -378,7 +378,7 @@ def recipe(
         raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
     return override(config, **changes)
 
-# %% ../nbs/00_config.ipynb #12d6b908
+# %% ../nbs/00_config.ipynb #dc821ee2
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -393,7 +393,7 @@ class EvaluateConfig(Config):
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
-    drop_last: bool = False         # protocol: leave out what its code left out
+    omit: bool = False              # protocol: leave out what its code left out
     on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # auto, cpu, cuda or cuda:N
@@ -439,7 +439,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/00_config.ipynb #b7c25825
+# %% ../nbs/00_config.ipynb #4c4587c8
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.bench.bench` needs."
@@ -449,7 +449,7 @@ class BenchConfig(Config):
     frames: Amount = 0         # frames a clip; 0: the recipe's
     size: Amount = 0           # side of the view, pixels; 0: the recipe's
     batch_size: Amount = 0     # videos a step; 0: the recipe's
-    synthetic: bool = False    # random frames instead of the recipe's videos
+    noise: bool = False        # random frames instead of the recipe's videos
     repeats: Count = 7         # measured steps; medians are reported
     device: str = "auto"       # auto, cpu, cuda or cuda:N
     amp: Precision = "auto"    # bf16, fp32, or auto: bf16 where it is fast

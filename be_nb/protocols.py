@@ -357,7 +357,7 @@ def protocol_table(
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-# %% ../nbs/54_protocols.ipynb #ab627a11
+# %% ../nbs/54_protocols.ipynb #1d8febc2
 def chosen(
     config: EvaluateConfig,  # `protocol` is a name or "all"; frames, stride and size scale it
 ) -> list[Protocol]:
@@ -382,7 +382,7 @@ def by_protocol(
     for protocol, _, _, sources in opened:
         for split, source in sources.items():
             kept, least = survey(source, protocol)["kept"], candidates if split == config.train_split else 1
-            left = kept - kept % protocol.drop_last if config.drop_last and protocol.drop_last else kept
+            left = kept - kept % protocol.drop_last if config.omit and protocol.drop_last else kept
             if left < least:
                 raise ValueError(f"{split} has {left} videos that count under protocol {protocol.name}; {least} are "
                                  "needed. Fewer frames, a smaller stride or a smaller k would help.")
@@ -390,10 +390,10 @@ def by_protocol(
     rows = []
     for protocol, backbone, _, sources in opened:
         gallery, queries = sources[config.train_split], sources[config.test_split]
-        rows.append(judge(backbone, gallery, queries, protocol, drop_last=config.drop_last, **how)
+        rows.append(judge(backbone, gallery, queries, protocol, drop_last=config.omit, **how)
                     | {"unreadable": sum(len(getattr(source, "skipped", ())) for source in sources.values())})
     print(protocol_table(rows))
-    return finish({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.drop_last,
+    return finish({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.omit,
                    "protocols": rows}, config.out, show=())
 
 # %% ../nbs/54_protocols.ipynb #922ee8f7

@@ -115,7 +115,7 @@ def test_random_videos_are_a_source():
 
 def test_command_writes_a_complete_record(tmp_path, capsys):
     out = tmp_path / "step.json"
-    main("bench i3d-ucf101-be --backbone tiny --synthetic --batch-size 2 --frames 4 --size 16 --repeats 1 --device cpu "
+    main("bench i3d-ucf101-be --backbone tiny --noise --batch-size 2 --frames 4 --size 16 --repeats 1 --device cpu "
          f"--out {out}".split())
     record = json.loads(out.read_text())
     assert set(record) == {"about", "ceilings", "parts", "step_seconds", "clips_per_second", "bottleneck"}

@@ -307,7 +307,7 @@ def test_all_protocols_print_one_table(checkpoint, few, tmp_path, capsys):
 
 
 def test_one_protocol_with_its_dropped_rest(checkpoint, few, capsys):
-    config = RetrieveConfig(checkpoint, "scenebias", "probe", "test", protocol="vcop", drop_last=True, size=24,
+    config = RetrieveConfig(checkpoint, "scenebias", "probe", "test", protocol="vcop", omit=True, size=24,
                             frames=4, ks=(1,))
     row, = evaluate.retrieve(config)["protocols"]
     assert (row["scored"], row["dropped"], row["views"]) == (16, 5, "10 × 1")
