@@ -36,7 +36,7 @@ from .config import PretrainConfig, check_choice, override, recipe
 from .data.pack import open_videos
 from .data.scenebias import SceneBias
 from .data.videos import ClipDataset, EpochSampler
-from .device import autocast, channels_last, machine, pick_device
+from .device import autocast, lay_out, machine, pick_device
 from .distractor import Distractor
 from .distributed import (BatchGenerator, RankSampler, StopRequest, average_, gather, gather_objects, is_main,
                                no_sync, on_main, process_group, rank, running_statistics, unwrap, world_size, wrap)
@@ -459,7 +459,7 @@ def restore(
 ) -> Run:
     "Everything that changes during training, as the newest checkpoint left it, or fresh."
     method = build_method(config).to(device)
-    method = (channels_last(method) if config.memory_order == "channels_last" else method).train()
+    method = lay_out(method, device, config.memory_order).train()
     if config.activations == "recompute":
         recompute(method.backbone)
     run = Run(config, folder, method, None, Meter(), 0)

@@ -98,7 +98,7 @@ def network():
 def test_channels_last_changes_the_order_and_nothing_else():
     plain, last = network(), network()
     parameters = dict(last.named_parameters())
-    assert D.channels_last(last) is last
+    assert D.lay_out(last, CPU, "channels_last") is last
     assert all(a is b for a, b in zip(parameters.values(), last.parameters())), "an optimiser would lose its weights"
     assert all(torch.equal(a, b) and a.requires_grad for a, b in zip(plain.parameters(), last.parameters()))
     x = torch.randn(16, 3, 4, 14, 14, generator=torch.Generator().manual_seed(1))
@@ -114,6 +114,18 @@ def test_channels_last_changes_the_order_and_nothing_else():
         assert out.ndim < 5 or out.is_contiguous(memory_format=torch.channels_last_3d), kind
     plain.load_state_dict(last.state_dict()), last.load_state_dict(plain.state_dict())
     assert last[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert D.lay_out(last, CPU, "default")[0].weight.is_contiguous(), "and back again"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_goes_channels_last_where_bf16_is_fast(monkeypatch, fast):
+    pretend(monkeypatch, capability=(9, 0) if fast else (7, 5))
+    gpu, last = torch.device("cuda"), torch.channels_last_3d
+    assert D.memory_format(gpu) == (last if fast else torch.contiguous_format)
+    assert D.memory_format(gpu, "channels_last") == last
+    assert D.memory_format(gpu, "default") == torch.contiguous_format
+    with pytest.raises(ValueError, match="order in memory"):
+        D.memory_format(CPU, "channels-first")
 
 
 def test_machine_is_one_line_that_names_processor_threads_and_torch(monkeypatch):

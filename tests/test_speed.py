@@ -60,7 +60,7 @@ def test_buffers_are_kept_also_after_an_error():
 
 def test_switches_change_nothing_but_the_last_bits():
     losses = {}
-    for name, changes in {"plain": {}, "joint": dict(joint=True), "not last": dict(memory_order="default"),
+    for name, changes in {"plain": {}, "joint": dict(joint=True), "last": dict(memory_order="channels_last"), "not last": dict(memory_order="default"),
                           "not fused": dict(fused=False)}.items():
         config = override(SMALL, amp="fp32", **changes)
         method = build_method(config).train()

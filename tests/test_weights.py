@@ -22,7 +22,7 @@ from be_nb.backbones import create_backbone
 from be_nb.checkpoint import CheckpointError, load, save_checkpoint
 from be_nb.config import EvaluateConfig, PretrainConfig
 from be_nb.data.scenebias import SceneBias
-from be_nb.device import channels_last
+from be_nb.device import lay_out
 from be_nb.evaluate import extract_features, open_splits
 from be_nb.finetune import FinetuneConfig, finetune, starting_backbone
 from be_nb.weights import card_path, export, find_weights, fingerprint, git_commit, recognise
@@ -32,7 +32,7 @@ CONFIG = dataclasses.asdict(PretrainConfig(steps=4, out="/media/disk/runs"))
 
 def a_run(folder, step=4, name="tiny", config=CONFIG):
     torch.manual_seed(step)
-    backbone = channels_last(create_backbone(name))  # the order in memory in which the trainer keeps them
+    backbone = lay_out(create_backbone(name), torch.device("cpu"), "channels_last")  # as the trainer does on GPUs
     method = {f"backbone.{k}": v for k, v in backbone.state_dict().items()} | {"queue.keys": torch.zeros(9)}
     save_checkpoint(folder, {"step": step, "config": config | {"backbone": name}, "method": method}, keep=9)
     return backbone.state_dict()
