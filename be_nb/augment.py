@@ -106,15 +106,15 @@ def adjust_hue(
     not_red, not_green = (high - r).sign_(), (high - g).sign_()  # 0 where that channel is the highest, else 1
     chroma = high.sub_(low)
     # 1. place on the colour circle, in sixths of a turn: near red 0 + (g − b), green 2 + (b − r), blue 4 + (r − g)
-    r.sub_(g), g.sub_(b), torch.add(r, g, out=b).neg_()  # now r − g, g − b and b − r, each to be divided by chroma
+    r.sub_(g), g.sub_(b), b.copy_(r).add_(g).neg_()  # now r − g, g − b and b − r, each to be divided by chroma
     b.add_(chroma, alpha=2).lerp_(r.add_(chroma, alpha=4), not_green)
     place = g.lerp_(b, not_red)  # picks by a weight of 0 or 1: on a CPU much faster than torch.where
     place.div_(torch.clamp(chroma, min=1e-8, out=not_red).mul_(6)).add_(shift.view(-1, 1, 1, 1))
     # 2. turned, and back to 0…6
     place.sub_(torch.floor(place, out=not_red)).mul_(6)
     # 3. how far each channel stands between the lowest and the highest: a trapezoid around red, green and blue
-    torch.sub(place, 3, out=r).abs_().sub_(1)
-    torch.sub(place, 4, out=b).abs_().neg_().add_(2)
+    r.copy_(place).sub_(3).abs_().sub_(1)
+    b.copy_(place).sub_(4).abs_().neg_().add_(2)
     place.sub_(2).abs_().neg_().add_(2)
     return out.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(low.unsqueeze(1))
 
@@ -170,6 +170,33 @@ def _check_clips(clips):
         raise ValueError(f"clips are empty: {tuple(clips.shape)}")
 
 # %% ../nbs/04_augment.ipynb #1ec5d549
+def _pack(clips, parameters):
+    """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made at all."""
+    _check_clips(clips)
+    b, t, c, h, w = clips.shape
+    if len(parameters.side) != b:
+        raise ValueError(f"there are {len(parameters.side)} sets of parameters for {b} clips")
+    matrix = affine_matrix(*parameters[:5], height=h, width=w)
+    packed = torch.cat([matrix.flatten(1), torch.stack(parameters[5:], 1)], 1)  # one copy to the device, not five
+    made = bool((parameters.contrast != 1).any()), bool((parameters.saturation != 1).any()), bool(parameters.hue.any())
+    return packed.to(clips.device, non_blocking=True), made
+
+
+def _paint(clips, packed, made, size):
+    """The part that touches pixels. It looks at no value of a tensor, so it never waits and can be compiled."""
+    matrix, colour = packed.split([6, 4], dim=1)
+    brightness, contrast, saturation, hue = colour.unbind(1)
+    out = warp(clips, matrix.view(-1, 2, 3), size)
+    adjust_brightness(out, brightness / 255, out=out)  # also brings 0…255 to 0…1
+    if made[0]:
+        adjust_contrast(out, contrast, out=out)
+    if made[1]:
+        adjust_saturation(out, saturation, out=out)
+    if made[2]:
+        adjust_hue(out, hue, out=out)
+    return out
+
+
 @torch.no_grad()
 def augment_clips(
     clips: torch.Tensor,         # uint8 (b, t, 3, h, w), on any device
@@ -177,23 +204,7 @@ def augment_clips(
     size: int,                   # side of the square output, pixels
 ) -> torch.Tensor:               # float32 (b, 3, t, size, size) in [0, 1], on the clips' device
     """Turn, crop, mirror and recolour each clip by its own parameters, all its frames alike."""
-    _check_clips(clips)
-    b, t, c, h, w = clips.shape
-    if len(parameters.side) != b:
-        raise ValueError(f"there are {len(parameters.side)} sets of parameters for {b} clips")
-    matrix = affine_matrix(*parameters[:5], height=h, width=w)
-    packed = torch.cat([matrix.flatten(1), torch.stack(parameters[5:], 1)], 1)  # one copy to the device, not five
-    matrix, colour = packed.to(clips.device, non_blocking=True).split([6, 4], dim=1)
-    brightness, contrast, saturation, hue = colour.unbind(1)
-    out = warp(clips, matrix.view(b, 2, 3), size)
-    adjust_brightness(out, brightness / 255, out=out)  # also brings 0…255 to 0…1
-    if (parameters.contrast != 1).any():
-        adjust_contrast(out, contrast, out=out)
-    if (parameters.saturation != 1).any():
-        adjust_saturation(out, saturation, out=out)
-    if parameters.hue.any():
-        adjust_hue(out, hue, out=out)
-    return out
+    return _paint(clips, *_pack(clips, parameters), size)
 
 # %% ../nbs/04_augment.ipynb #65f2ceca
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -231,7 +242,12 @@ class _View(nn.Module):
 
     def view(self, clips, parameters):
         """uint8 `(b, t, 3, h, w)` and `ClipParameters` → float32 `(b, 3, t, size, size)`, normalised."""
-        out = augment_clips(clips, parameters, self.size)
+        with torch.no_grad():
+            return self.paint(clips, *_pack(clips, parameters))
+
+    def paint(self, clips, packed, made):
+        """The part of `view` that touches pixels, and that can be compiled."""
+        out = _paint(clips, packed, made, self.size)
         scale, shift = self.scale.to(out.device), self.shift.to(out.device)  # works where the module was not moved, too
         return out.mul_(scale).add_(shift)
 

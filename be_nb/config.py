@@ -220,7 +220,7 @@ class OptimisationSettings(Config):
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # auto: channels last where bf16 is fast
+    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # of weights
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
     joint: bool = False             # query and intra-video negative in one forward pass
     activations: Literal["keep", "recompute"] = "keep"  # recompute: less memory, slower

@@ -164,6 +164,10 @@ class Distractor(nn.Module):
         if len(draw.lam) != len(clips) or int(draw.frame.max()) >= clips.shape[2]:
             raise ValueError(f"the draw is for {len(draw.lam)} clips and frame {int(draw.frame.max())}, "
                              f"the clips are {tuple(clips.shape)}")
+        return self.blend(clips, draw)
+
+    def blend(self, clips, draw):
+        """The part of `mix` that touches pixels, and that can be compiled: it waits for no value of `draw`."""
         return VARIANTS[self.variant](clips, draw)
 
     def forward(self, clips, generator=None):

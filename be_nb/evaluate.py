@@ -30,7 +30,7 @@ from .config import EvaluateConfig, RetrieveConfig
 from .data.scenebias import SceneBias
 from .data.pack import open_videos
 from .data.videos import uniform_starts, window_frames
-from .device import autocast, memory_format, pick_device
+from .device import autocast, pick_device
 
 # %% ../nbs/50_evaluate.ipynb #1780fdff
 def uniform_windows(
@@ -174,7 +174,7 @@ def mean_features(
     for rows, batch in batches:
         batch = batch.to(device)
         for view in views:
-            x = view(batch).contiguous(memory_format=memory_format(device))
+            x = view(batch).contiguous(memory_format=torch.channels_last_3d)
             with torch.inference_mode(), autocast(device, amp):
                 found = backbone(x)
             if found.ndim != 2:

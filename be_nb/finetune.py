@@ -30,7 +30,7 @@ from .config import FinetuneConfig, PretrainConfig, override, recipe
 from .data.scenebias import SceneBias
 from .data.pack import open_videos
 from .data.videos import ClipDataset, EpochSampler, Selection
-from .device import autocast, lay_out, machine, memory_format, pick_device
+from .device import autocast, lay_out, machine, pick_device
 from .evaluate import VideoClips, clip_batches, evaluating, test_views
 from .protocols import get_protocol, scale, windows_of
 from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
@@ -220,7 +220,7 @@ def finetune_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     with autocast(clips.device, config.amp):
-        logits = model(augment(clips, generator).contiguous(memory_format=memory_format(clips.device)))
+        logits = model(augment(clips, generator))
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -272,7 +272,7 @@ def predict(
             batch, total = batch.to(device), 0
             for view in views:
                 with autocast(device, amp):
-                    logits = model(view(batch).contiguous(memory_format=memory_format(device)))
+                    logits = model(view(batch).contiguous(memory_format=torch.channels_last_3d))
                 total = total + logits.float().softmax(1)
             found.append((total / len(views)).cpu())
     found = torch.cat(found).clone()

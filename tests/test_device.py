@@ -118,14 +118,14 @@ def test_channels_last_changes_the_order_and_nothing_else():
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_auto_goes_channels_last_where_bf16_is_fast(monkeypatch, fast):
+def test_auto_goes_channels_last_where_bf16_is_fast_or_layers_are_small(monkeypatch, fast):
     pretend(monkeypatch, capability=(9, 0) if fast else (7, 5))
-    gpu, last = torch.device("cuda"), torch.channels_last_3d
-    assert D.memory_format(gpu) == (last if fast else torch.contiguous_format)
-    assert D.memory_format(gpu, "channels_last") == last
-    assert D.memory_format(gpu, "default") == torch.contiguous_format
+    gpu, small, wide = torch.device("cuda"), network(), nn.Conv3d(256, 256, 3)
+    assert D.goes_channels_last(small, gpu) and D.goes_channels_last(wide, gpu) == fast
+    for net in (small, wide):
+        assert D.goes_channels_last(net, gpu, "channels_last") and not D.goes_channels_last(net, gpu, "default")
     with pytest.raises(ValueError, match="order in memory"):
-        D.memory_format(CPU, "channels-first")
+        D.lay_out(small, CPU, "channels-first")
 
 
 def test_machine_is_one_line_that_names_processor_threads_and_torch(monkeypatch):

@@ -1,4 +1,6 @@
 """The switches of a step: the same step with and without. What needs a GPU is skipped where there is none."""
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from be_nb.augment import Augment
 from be_nb.backbones import create_backbone
 from be_nb.config import PretrainConfig, override
 from be_nb.moco import MoCo
-from be_nb.speed import keep_buffers, prefetch, recompute
+from be_nb.speed import compile_backbone, compile_method, keep_buffers, prefetch, recompute
 from be_nb.train import build_loader, build_method, build_optimizer, build_source, train_step
 
 SMALL = PretrainConfig(data_size=32, batch_size=4, queue_size=16, size=16, frames=4, steps=6, warmup_steps=2)
@@ -60,8 +62,8 @@ def test_buffers_are_kept_also_after_an_error():
 
 def test_switches_change_nothing_but_the_last_bits():
     losses = {}
-    for name, changes in {"plain": {}, "joint": dict(joint=True), "last": dict(memory_order="channels_last"), "not last": dict(memory_order="default"),
-                          "not fused": dict(fused=False)}.items():
+    for name, changes in {"plain": {}, "joint": dict(joint=True), "not fused": dict(fused=False),
+                          **{order: dict(memory_order=order) for order in ("default", "channels_last")}}.items():
         config = override(SMALL, amp="fp32", **changes)
         method = build_method(config).train()
         optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config))
@@ -69,6 +71,44 @@ def test_switches_change_nothing_but_the_last_bits():
                         for step, batch in zip(range(3), loader)]
     for name, values in losses.items():
         assert values == pytest.approx(losses["plain"], abs=1e-3), name
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    "Lengths of the graphs that the compiler's front end makes. They run as they are, and a split is always an error."
+    found = []
+    backend = lambda graph, example: found.append(len(graph.graph.nodes)) or graph.forward
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
+    torch.compiler.reset()
+    yield found
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name, frames, size", [("r3d18", 8, 16), ("c3d", 16, 64), ("i3d", 8, 32), ("tv_mc3_18", 8, 16)])
+def test_a_backbone_is_one_graph(graphs, name, frames, size):
+    net = create_backbone(name).train()
+    assert compile_backbone(net, torch.randn(2, 3, frames, size, size), "fp32") == "whole"
+    assert len(graphs) == 1 and graphs[0] > len([m for m in net.modules() if not list(m.children())])
+    net.eval()(torch.randn(1, 3, frames, size, size))
+    assert len(graphs) == 1, "tests of features must not be compiled"
+
+
+def test_a_compiled_step_is_the_same_step(graphs):
+    "Bit for bit, since the graphs are run without any kernels written for them; also with groups and joint batches."
+    for changes in ({}, dict(bn_groups=2), dict(joint=True), dict(hue=.4, contrast=.2)):
+        config, losses = override(SMALL, amp="fp32", **changes), []
+        for compiled in (False, True):
+            method = build_method(config).train()
+            if compiled:
+                torch.compiler.reset()
+                example = torch.randn(4 * (1 + config.joint), 3, config.frames, config.size, config.size)
+                assert set(compile_method(method, example, "fp32").values()) == {"whole"}
+                count = len(graphs)
+            optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config))
+            losses.append([train_step(method, batch["clips"], optimizer, step, config)["loss"].item()
+                           for step, batch in zip(range(3), loader)])
+        assert len(graphs) > count, "neither augmentation nor distractor was compiled"
+        assert losses[0] == losses[1], changes
 
 
 @gpu
