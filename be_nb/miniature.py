@@ -6,8 +6,9 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'Stopped', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'read_history', 'draw', 'study', 'main']
 
-# %% ../nbs/53_miniature.ipynb #9fdae067
+# %% ../nbs/53_miniature.ipynb #8d07d2d5
 import json
+import sys
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -122,7 +123,7 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../nbs/53_miniature.ipynb #480709a0
+# %% ../nbs/53_miniature.ipynb #3de8ba13
 def run_arm(
     arm: str,               # key of `ARMS`
     seed: int,              # seed of training
@@ -140,7 +141,7 @@ def run_arm(
         return json.loads(record.read_text(encoding="utf8"))
     started = time.perf_counter()
     result = pretrain(name=name, out=out, seed=seed, data_seed=data_seed, rho=rho, resume=True, progress=progress,
-                      **(overrides | ARMS[arm]))
+                      **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
     trained = time.perf_counter()
     backbone = load(result.checkpoint)
     frames, size = evaluation_clip(backbone.pretrain_config)
@@ -220,7 +221,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../nbs/53_miniature.ipynb #46b458f8
+# %% ../nbs/53_miniature.ipynb #9adbab17
 def main():
     "`python -m be_nb.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.miniature")
@@ -229,8 +230,14 @@ def main():
           f"{runs} networks ({', '.join(TITLES[arm] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
           f"The three default ones take about 4 minutes on 2 free CPU cores with fast bfloat16, about 20 on 2 without. "
-          f"Stop it whenever you like: the same command goes on.\nMachine: {machine(pick_device())}\n")
-    rows = study(config)
+          f"Stop it whenever you like, by Ctrl-C: the same command goes on.\nThe loss of MoCo begins near 0, climbs "
+          f"while real clips take the place of the noise in the queue, and then falls.\n"
+          f"Machine: {machine(pick_device())}\n")
+    try:
+        rows = study(config)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from the newest checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the "
           f"same clips with other scenes;\n`motion`: among clips whose scene says nothing; `still`: the same, with "
           f"time stopped; `scene`: which scene it is.\n"

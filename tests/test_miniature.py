@@ -1,0 +1,34 @@
+"""The main job at a terminal: it can be interrupted without a traceback, and little is done twice after that."""
+import sys
+
+import pytest
+
+from be_nb import miniature
+
+
+def test_an_interrupted_study_ends_in_a_line(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(miniature, "study", interrupted)
+    monkeypatch.setattr(sys, "argv", ["miniature"])
+    with pytest.raises(SystemExit) as stop:
+        miniature.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 130 and "3 networks" in out
+    assert err.strip() == "Stopped. The same command goes on from the newest checkpoint."
+
+
+@pytest.mark.parametrize("arm", miniature.ARMS)
+def test_an_arm_can_be_resumed_and_keeps_what_the_caller_wants(arm, monkeypatch, tmp_path):
+    class Seen(Exception):
+        pass
+
+    def pretrain(**settings):
+        raise Seen(settings)
+    monkeypatch.setattr(miniature, "pretrain", pretrain)
+    for wanted, every in (({}, 50), ({"checkpoint_every": 7}, 7)):
+        with pytest.raises(Seen) as caught:
+            miniature.run_arm(arm, 1, 2, 0.5, str(tmp_path), steps=20, **wanted)
+        seen = caught.value.args[0]
+        assert seen["resume"] and seen["checkpoint_every"] == every and seen["name"] == f"{arm}-rho0.5-seed1-data2"
+        assert seen["steps"] == miniature.ARMS[arm].get("steps", 20)
