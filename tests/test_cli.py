@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,30 @@ def test_errors_for_the_user_are_messages(error, monkeypatch, capsys):
         raise error
     monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=fail))
     assert refused(["pretrain"], capsys) == "be-nb: bad\n"
+
+
+@pytest.mark.parametrize("name, value", [
+    ("resume", True), ("checks", False), ("device", "cuda"), ("data", "scenebias"), ("on_error", "skip"), ("steps", 12), ("rho", .5)])
+def test_a_setting_in_a_message_becomes_the_flag_that_sets_it(name, value):
+    before, flag, after = re.split("<|>", cli.as_flags(f"x={value!r} or <{name}={value!r}>, y={value!r}."))
+    assert (before, after) == (f"x={value!r} or ", f", y={value!r}.") and flag.startswith("--")
+    assert getattr(cli.parse("test", PretrainConfig, flag.split(), ""), name) == value
+
+
+def test_messages_speak_to_a_shell_and_warnings_are_one_line(monkeypatch, capsys):
+    def fail(config):
+        warnings.warn("2 videos left out", stacklevel=1)
+        warnings.warn("old function", DeprecationWarning, stacklevel=1)
+        raise ValueError("The run exists. Continue it with resume=True, or choose another name.")
+    monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=fail))
+    monkeypatch.setattr(warnings, "showwarning", lambda *w: print(warnings.formatwarning(*w[:4]), end="", file=sys.stderr))
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        first, *middle, last = refused(["pretrain"], capsys).splitlines()
+    assert first == "be-nb: warning: 2 videos left out" and warnings.formatwarning is before
+    assert "test_cli.py" in middle[0] and "DeprecationWarning: old function" in middle[0]
+    assert last == "be-nb: The run exists. Continue it with --resume, or choose another name."
 
 
 @pytest.mark.parametrize("error, raised", [

@@ -388,7 +388,7 @@ def test_the_command_passes_its_flags_on(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "be_nb.weights", fake)
     cli.main("export --checkpoint runs/a --out b.safetensors --scores c.json d.json".split())
     assert seen == [("runs/a", "b.safetensors", ("c.json", "d.json"))]
-    assert "b.safetensors" in capsys.readouterr().out
+    assert capsys.readouterr().out.split() == ["weights:", "b.safetensors", "card:", str(weights.card_path("b.safetensors"))]
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
