@@ -6,7 +6,7 @@
 __all__ = ['SLICE', 'uniform_windows', 'VideoClips', 'clip_batches', 'Features', 'evaluating', 'test_views', 'mean_features',
            'extract_features', 'check_set', 'check_pair', 'Classification', 'classification', 'linear_probe', 'largest',
            'nearest', 'knn', 'RetrievalResult', 'chance_recall', 'retrieval', 'labelled_source', 'open_splits',
-           'embed_splits', 'finish', 'evaluate', 'retrieve']
+           'embed_splits', 'finish', 'evaluate', 'fitting_ks', 'retrieve']
 
 # %% ../nbs/50_evaluate.ipynb #df403796
 import json
@@ -452,7 +452,7 @@ def embed_splits(
                          "unreadable": len(getattr(source, "skipped", ()))}
     return *found, report
 
-# %% ../nbs/50_evaluate.ipynb #ee036518
+# %% ../nbs/50_evaluate.ipynb #4a9b06ff
 def finish(
     report: dict,  # numbers and settings
     out: str,      # JSON file; empty: none
@@ -460,13 +460,15 @@ def finish(
 ) -> dict:
     "Print a report line by line and write it to `out`, if there is one."
     for key in report if show is None else show:
-        print(f"{key:>16}: {report[key]}")
+        value = report[key]
+        text = ", ".join(f"{count} {what}" for what, count in value.items()) if isinstance(value, dict) else value
+        print(f"{key:>16}: {text}")
     if out:
         text = json.dumps(report, indent=1)
         write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf8"))
     return report
 
-# %% ../nbs/50_evaluate.ipynb #74ed2aef
+# %% ../nbs/50_evaluate.ipynb #d649c9f1
 def evaluate(
     config: EvaluateConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, accuracies in [0, 1]
@@ -484,6 +486,17 @@ def evaluate(
     return finish(report, config.out)
 
 
+def fitting_ks(
+    config: RetrieveConfig,
+    gallery_size: int,  # videos of its training list
+) -> tuple:             # its `ks`; of the default ones those that are not too large
+    "How many neighbours to look at. Raises `ValueError` for numbers of the caller's own that the gallery cannot give."
+    fitting = tuple(k for k in config.ks if k <= gallery_size)
+    if fitting != config.ks and config.ks != RetrieveConfig.ks:
+        raise ValueError(f"ks asks for {max(config.ks)} neighbours; {config.train_split} has {gallery_size} videos.")
+    return fitting
+
+
 def retrieve(
     config: RetrieveConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, recalls in [0, 1]
@@ -493,11 +506,9 @@ def retrieve(
 
         return retrieve_by_protocol(config)
     opened = open_splits(config)
-    gallery_size = len(opened[-1][config.train_split])
-    if max(config.ks) > gallery_size:
-        raise ValueError(f"ks asks for {max(config.ks)} neighbours; {config.train_split} has {gallery_size} videos.")
+    ks = fitting_ks(config, len(opened[-1][config.train_split]))
     gallery, queries, report = embed_splits(config, *opened)
-    result = retrieval(gallery.features, gallery.labels, queries.features, queries.labels, config.ks)
+    result = retrieval(gallery.features, gallery.labels, queries.features, queries.labels, ks)
     report |= {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
     report |= {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()}
     return finish(report, config.out)

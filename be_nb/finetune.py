@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'name_lists', 'check_protocol', 'group_of', 'hold_out', 'ch
            'TestResult', 'score', 'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult',
            'write_result', 'settle', 'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #0d36e236
+# %% ../nbs/41_finetune.ipynb #bf7ea7d1
 import dataclasses
 import json
 import math
@@ -204,7 +204,7 @@ def starting_backbone(
                          "from another checkpoint.")
     return name, backbone
 
-# %% ../nbs/41_finetune.ipynb #14e182d4
+# %% ../nbs/41_finetune.ipynb #0743e937
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -294,7 +294,7 @@ def in_top(
     before = (probabilities > mine) | ((probabilities == mine) & (classes < labels[:, None]))
     return before.sum(1) < k
 
-# %% ../nbs/41_finetune.ipynb #dac188b2
+# %% ../nbs/41_finetune.ipynb #b3335b63
 @dataclass(repr=False)
 class TestResult:
     "A test, counted by clip and by video; shares lie in [0, 1]. With fewer than 5 classes top-5 is 1."
@@ -309,9 +309,12 @@ class TestResult:
     clips: int               # clips a video
     dropped: list            # names of the videos that were too short for short="drop"
 
+    def __str__(self):
+        return (f"{self.videos} videos × {self.clips} clips: top-1 {self.top1:.1%}, top-5 {self.top5:.1%}; "
+                f"by clip {self.clip_top1:.1%}, {self.clip_top5:.1%}")
+
     def __repr__(self):
-        return (f"TestResult({self.videos} videos × {self.clips} clips: top-1 {self.top1:.1%}, top-5 {self.top5:.1%}; "
-                f"by clip {self.clip_top1:.1%}, {self.clip_top5:.1%})")
+        return f"TestResult({self})"
 
 
 def score(
@@ -374,7 +377,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../nbs/41_finetune.ipynb #0bbf63c5
+# %% ../nbs/41_finetune.ipynb #965a0c82
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -522,7 +525,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../nbs/41_finetune.ipynb #db2a7a35
+# %% ../nbs/41_finetune.ipynb #0c62e09b
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
@@ -549,7 +552,8 @@ def finetune(
     say = print if progress else (lambda *_: None)
     counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
     say(f"{folder}: {name} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}; "
+        f"videos: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     try:
         if run.step < config.steps:
             fit(run, config, folder, history, clips, held_out, progress)
@@ -559,5 +563,5 @@ def finetune(
     found = test_all(run.model.eval(), tests, config, progress)
     result = FinetuneResult(folder / "best.pt", history.rows, found, best, classes, run.model)
     write_result(folder, config, result, counts)
-    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k} {v}" for k, v in found.items()))
+    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
     return result

@@ -16,8 +16,9 @@ from torch import nn
 
 from be_nb import evaluate
 from be_nb.augment import CenterCrop
-from be_nb.evaluate import (VideoClips, chance_recall, check_set, clip_batches, evaluating, extract_features, knn,
-                            largest, linear_probe, nearest, retrieval)
+from be_nb.config import RetrieveConfig
+from be_nb.evaluate import (VideoClips, chance_recall, check_set, clip_batches, evaluating, extract_features,
+                            fitting_ks, knn, largest, linear_probe, nearest, retrieval)
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -407,8 +408,17 @@ def test_a_vector_of_length_zero_is_no_error():
     assert check_set("set", gx, gy)[0].dtype == torch.float64
 
 
+@pytest.mark.parametrize("gallery, ks, fitting", [
+    (10, None, (1, 5, 10)), (9, None, (1, 5)), (1, None, (1,)), (500, None, (1, 5, 10, 20, 50)), (10, (3, 10), (3, 10))])
+def test_a_small_gallery_needs_no_flag(gallery, ks, fitting):
+    config = RetrieveConfig("a", "b") if ks is None else RetrieveConfig("a", "b", ks=ks)
+    assert fitting_ks(config, gallery) == fitting
+    with pytest.raises(ValueError, match=f"{gallery + 1} neighbours; train.txt has {gallery} videos"):
+        fitting_ks(RetrieveConfig("a", "b", ks=(1, gallery + 1)), gallery)
+
+
 def test_reports_of_a_checkpoint(tmp_path, capsys):
-    from be_nb.config import EvaluateConfig, RetrieveConfig
+    from be_nb.config import EvaluateConfig
     from be_nb.evaluate import evaluate, retrieve
     from be_nb.train import pretrain
 
@@ -418,7 +428,8 @@ def test_reports_of_a_checkpoint(tmp_path, capsys):
     found = retrieve(RetrieveConfig(**common, ks=(1, 5), out=str(written)))
     assert json.loads(written.read_text()) == json.loads(json.dumps(found))
     assert found["test"] == {"scored": 512, "too short": 0, "unreadable": 0} and found["frames"] == 8
-    assert found["R@1"] <= found["R@5"] and "R@5" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert found["R@1"] <= found["R@5"] and "R@5" in out and "512 scored, 0 too short, 0 unreadable" in out
     judged = evaluate(EvaluateConfig(**common))
     assert 0 <= judged["linear probe"] <= 1 and 0 <= judged["knn"] <= 1
     with pytest.raises(ValueError, match="512 videos"):
