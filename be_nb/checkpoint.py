@@ -134,7 +134,7 @@ def check_archive(
     if broken:
         raise zipfile.BadZipFile(f"the checksum of {broken.partition('/')[2]} does not fit")
 
-# %% ../nbs/35_checkpoint.ipynb #12db9634
+# %% ../nbs/35_checkpoint.ipynb #dcce2266
 def read_torch(
     path,    # a file written by `torch.save`, of any age
 ):           # what was saved: tensors and plain values, on the CPU
@@ -144,7 +144,8 @@ def read_torch(
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path}. Give a step-….pt file or the folder of a run.")
+        here = "" if path.is_absolute() else f" (now in {os.getcwd()})"
+        raise CheckpointError(f"There is no checkpoint at {path}{here}. Give a step-….pt file or the folder of a run.")
     try:
         with open(path, "rb") as file:
             legacy = file.read(len(LEGACY)) == LEGACY

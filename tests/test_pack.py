@@ -219,6 +219,7 @@ def test_stopped_by_an_error(root, tmp_path):
     assert list(report.problems) == ["v3.avi"] and str(tmp_path) not in report.problems["v3.avi"] and report.videos == 7
     checked = doctor(tmp_path / "p", progress=False)
     assert list(checked.problems) == ["v3.avi"] and "left out when packed: v3.avi: truncated" in checked.problems["v3.avi"]
+    assert "'v3.avi': left out when packed: truncated" in str(checked)  # the name once
     with pytest.raises(VideoError, match="val.txt, line 2: v3.avi is not in the pack: .*truncated"):
         PackedVideos(tmp_path / "p", "val.txt")
     with pytest.warns(UserWarning, match="1 of 3 videos left out"):

@@ -294,7 +294,7 @@ def test_lists_keep_any_name(tmp_path_factory, entries, end, bom):
     ("", "list.txt: the list is empty"), ("\n \r\n", "list.txt: the list is empty"),
     ("a.avi 0\n\nb c.avi\n", "list.txt, line 3: expected"), ("a.avi 0\nb.avi 1.5\n", "list.txt, line 2: expected"),
     ("7\n", "list.txt, line 1: expected"), ("a.avi 0\nb.avi -2\n", "list.txt, line 2: label -2"),
-    ("a.avi ３\n", "line 1: expected"),
+    ("a.avi ３\n", "line 1: expected"), ("a b.avi jump\n", "a whole number as label, got 'a b.avi jump'. Number the classes"),
 ])
 def test_list_errors_name_file_and_line(tmp_path, text, message):
     (tmp_path / "list.txt").write_bytes(text.encode())
@@ -368,7 +368,7 @@ def test_skip_leaves_out_counts_and_names(root):
         assert list(source.skipped) == ["gone #2.avi", "bad.avi"] and "bad.avi" in source.skipped["bad.avi"]
         assert source.names == ["sub/plain.mkv", "50% é.avi"] and source.labels.tolist() == [0, 1]
         assert [source.num_frames(i) for i in range(len(source))] == [31, 7] and number(source.read(1, [6])[0]) == 6
-    with pytest.raises(VideoError, match="list.txt, line 3: no such video"):
+    with pytest.raises(VideoError, match="list.txt, line 3: no such video.*on_error='skip'"):
         VideoFolder(root, "list.txt")
     (root / "list.txt").write_text("bad.avi 1\nsub/plain.mkv 0\n")
     with pytest.raises(VideoError, match="bad.avi"):

@@ -352,7 +352,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../nbs/03_data.pack.ipynb #e76726d2
+# %% ../../nbs/03_data.pack.ipynb #9172cb1b
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -365,9 +365,10 @@ class PackReport:
     problems: dict = field(default_factory=dict)  # name of a video or file → what is wrong with it
 
     def __str__(self):
-        lines = [f"{self.out}: {self.videos:,} videos, {self.frames:,} frames, {len(self.classes)} classes, "
+        named = f"{len(self.classes)} classes, " if self.classes else ""  # without classes.txt they are bare numbers
+        lines = [f"{self.out}: {self.videos:,} videos, {self.frames:,} frames, {named}"
                  f"{self.bytes / 1e6:,.1f} MB; problems: {len(self.problems)}"]
-        reasons = [f"  {name!a}: {reason}" for name, reason in self.problems.items()]
+        reasons = [f"  {name!a}: {reason.replace(f'{name}: ', '', 1)}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
 # %% ../../nbs/03_data.pack.ipynb #c76e76a3

@@ -185,12 +185,13 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
 
-# %% ../../nbs/02_data.videos.ipynb #16dd6f07
+# %% ../../nbs/02_data.videos.ipynb #a5bd267a
 def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()})")
+        raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()}). It holds a line `path label` a video, such "
+                                "as `jumps/first take.mp4 0`; paths begin at its folder")
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # odd bytes come back when a file is opened
     lines = [(f"{path}, line {n}", line.strip(" \t\r")) for n, line in enumerate(text.split("\n"), 1)]
     lines = [(where, line) for where, line in lines if line]
@@ -203,7 +204,8 @@ def _path_and_label(where, line):
     "Split a line at its last blank; the label must be a whole number."
     match = re.fullmatch(r"(.*\S)[ \t]+(-?[0-9]+)", line)
     if not match:
-        raise ValueError(f"{where}: expected `path label` with a whole number as label, got {line!r}")
+        raise ValueError(f"{where}: expected `path label` with a whole number as label, got {line!r}. Number the classes "
+                         "from 0; their names may stand in classes.txt, one a line")
     return match[1], int(match[2])
 
 
@@ -411,7 +413,7 @@ class _FrameStore:
         block, first, length = place
         return self.blocks[block][first:first + length].index_select(0, torch.from_numpy(frames))
 
-# %% ../../nbs/02_data.videos.ipynb #a1537e86
+# %% ../../nbs/02_data.videos.ipynb #1c401034
 def _settle(videos, results):
     "Drop the videos whose result is a `VideoError`, or raise it, as `on_error` says; returns the other results."
     errors = {i: result for i, result in enumerate(results) if isinstance(result, VideoError)}
@@ -419,7 +421,7 @@ def _settle(videos, results):
         return results
     first = next(iter(errors.values()))
     if videos.on_error == "raise":
-        raise first
+        raise VideoError(f"{first}. on_error='skip' leaves out what cannot be used, and says so")
     if len(errors) == len(videos.names):
         raise VideoError(f"none of the {len(errors)} videos below {videos.root} can be used; the first: {first}")
     listed = "; ".join(map(str, list(errors.values())[:10])) + ("; … (see .skipped)" if len(errors) > 10 else "")
