@@ -136,7 +136,7 @@ def check_room(
                          f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or checks=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-# %% ../nbs/43_health.ipynb #b7490b48
+# %% ../nbs/43_health.ipynb #fd94214a
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -152,13 +152,16 @@ def preflight(
     clips = sample_clips(dataset, min(8, config.batch_size)).to(device)
     loss, gap = precision_gap(method, clips, config.amp)
     lines = [f"{versions(device)}; {check_room(folder, checkpoint_bytes(method, optimizer), config)}",
-             f"{len(dataset):,} videos, first and last can be read; loss before training {loss:.3f} in float32, "
+             f"{len(dataset):,} videos, first and last can be read; a first look: loss {loss:.3f} in float32, "
              f"{gap:.1%} off as it will be computed (amp={config.amp})"]
     if not math.isfinite(loss):
         raise ValueError(f"The loss of the untouched network is {loss}. Look at the clips and the settings.")
     if gap > 0.1 or not math.isfinite(gap):
         lines.append(f"warning: the number format changes the loss by {gap:.0%}. Compare with amp='fp32' before you "
                      "trust it; on a GPU look at the versions of torch and cuDNN.")
+    if hasattr(method, "queue") and config.queue_size > len(dataset):
+        lines.append(f"queue_size={config.queue_size} is more than the videos: among its negatives a clip will meet its "
+                     f"own video about {config.queue_size / len(dataset):.0f} times. A smaller one lessens that")
     return lines
 
 # %% ../nbs/43_health.ipynb #e2365059

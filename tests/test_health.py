@@ -124,6 +124,10 @@ def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
     lines = H.preflight(method, optimizer, dataset, tmp_path / "new", CONFIG)
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items()) and not (tmp_path / "new").exists()
     assert torch.__version__ in lines[0] and "64 videos" in lines[1]
+    for size, crowded in ((64, False), (65, True), (320, True)):
+        more = H.preflight(method, optimizer, dataset, tmp_path / "new", override(CONFIG, queue_size=size))[2:]
+        assert [line for line in more if "queue_size" in line] == more and bool(more) == crowded
+    assert "5 times" in more[0]
     small(tmp_path, checks=False)
     assert_same_run(straight, tmp_path / "run")
 
