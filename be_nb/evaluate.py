@@ -468,7 +468,7 @@ def finish(
         write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf8"))
     return report
 
-# %% ../nbs/50_evaluate.ipynb #d649c9f1
+# %% ../nbs/50_evaluate.ipynb #331530d2
 def evaluate(
     config: EvaluateConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, accuracies in [0, 1]
@@ -485,7 +485,7 @@ def evaluate(
                "largest class": round(chance, 4)}
     return finish(report, config.out)
 
-
+# %% ../nbs/50_evaluate.ipynb #5be93ce2
 def fitting_ks(
     config: RetrieveConfig,
     gallery_size: int,  # videos of its training list

@@ -136,7 +136,7 @@ def check_room(
                          f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or checks=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-# %% ../nbs/43_health.ipynb #fd94214a
+# %% ../nbs/43_health.ipynb #19a9214b
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -160,8 +160,8 @@ def preflight(
         lines.append(f"warning: the number format changes the loss by {gap:.0%}. Compare with amp='fp32' before you "
                      "trust it; on a GPU look at the versions of torch and cuDNN.")
     if hasattr(method, "queue") and config.queue_size > len(dataset):
-        lines.append(f"queue_size={config.queue_size} is more than the videos: among its negatives a clip will meet its "
-                     f"own video about {config.queue_size / len(dataset):.0f} times. A smaller one lessens that")
+        lines.append(f"queue_size={config.queue_size} is more than the videos: among its negatives a clip will meet "
+                     f"its own video about {config.queue_size / len(dataset):.0f} times. A smaller one lessens that")
     return lines
 
 # %% ../nbs/43_health.ipynb #e2365059

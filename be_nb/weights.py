@@ -273,7 +273,7 @@ def check_official(
             raise CheckpointError(f"{path} is damaged or was altered: its name promises a SHA-256 that begins with "
                                   f"{expected}, it has {found[:8]}…. Delete it and get it again.")
 
-# %% ../nbs/36_weights.ipynb #f1e6dac5
+# %% ../nbs/36_weights.ipynb #23b38df0
 def pick_from(
     folder: Path,   # of a run, or with an export in it
 ) -> Weights:
@@ -286,10 +286,9 @@ def pick_from(
     exports = [] if list_checkpoints(folder) else sorted(folder.glob("*.safetensors"))
     if len(exports) != 1:
         many = f" (there are {len(exports)} exports; name one of them)" if exports else ""
-        runs = sorted({path.parent.name for path in folder.glob("*/step-*.pt")})
-        inside = f" Name one of the runs in it: {', '.join(runs[:10])}{', …' if len(runs) > 10 else ''}." if runs else ""
+        runs = ", ".join(sorted({path.parent.name for path in folder.glob("*/step-*.pt")})[:10])
         raise CheckpointError(f"The folder {folder} holds no readable checkpoint (step-….pt), no best.pt and not one "
-                              f"export (….safetensors){many}.{inside}")
+                              f"export (….safetensors){many}." + (f" Name one of its runs: {runs}." if runs else ""))
     return export_weights(exports[0])
 
 

@@ -230,7 +230,7 @@ def test_load_says_what_is_wrong(tmp_path):
     wrong(a_run(tmp_path / "width", width=8)[1], "tiny", "shape")
     wrong(a_run(tmp_path / "other", name="r3d18")[1], "r3d18", "missing", "unknown")
     wrong(a_run(tmp_path / "typo", name="tinny")[1], "tinny", "'tiny'")
-    wrong(tmp_path, "no readable checkpoint", "one of the runs in it: other, typo, width.")
+    wrong(tmp_path, "no readable checkpoint", "one of its runs: other, typo, width.")
     with pytest.raises(CheckpointError, match=re.escape(f"at runs/nowhere (now in {os.getcwd()})")):
         load("runs/nowhere")
     wrong(save_checkpoint(tmp_path / "none", a_state(config={}), keep=1), "None")

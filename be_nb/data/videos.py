@@ -185,13 +185,13 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
 
-# %% ../../nbs/02_data.videos.ipynb #a5bd267a
+# %% ../../nbs/02_data.videos.ipynb #3fffbe82
 def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()}). It holds a line `path label` a video, such "
-                                "as `jumps/first take.mp4 0`; paths begin at its folder")
+        raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()}). It holds a line `path label` a "
+                                "video, such as `jumps/first take.mp4 0`; paths begin at its folder")
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # odd bytes come back when a file is opened
     lines = [(f"{path}, line {n}", line.strip(" \t\r")) for n, line in enumerate(text.split("\n"), 1)]
     lines = [(where, line) for where, line in lines if line]
@@ -204,8 +204,8 @@ def _path_and_label(where, line):
     "Split a line at its last blank; the label must be a whole number."
     match = re.fullmatch(r"(.*\S)[ \t]+(-?[0-9]+)", line)
     if not match:
-        raise ValueError(f"{where}: expected `path label` with a whole number as label, got {line!r}. Number the classes "
-                         "from 0; their names may stand in classes.txt, one a line")
+        raise ValueError(f"{where}: expected `path label` with a whole number as label, got {line!r}. Number the "
+                         "classes from 0; their names may stand in classes.txt, one a line")
     return match[1], int(match[2])
 
 
