@@ -228,7 +228,7 @@ def main():
     print(f"SceneBias: six motions before six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(TITLES[arm] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"The three default ones take about 4 minutes on 2 free CPU cores with fast bfloat16, about 20 on 2 without. "
+          f"The three default ones take about 4 minutes on 2 free CPU cores with fast bfloat16, about 9 on 2 without. "
           f"Stop it whenever you like: the same command goes on.\nMachine: {machine(pick_device())}\n")
     rows = study(config)
     print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the "
