@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'name_lists', 'check_protocol', 'group_of', 'hold_out', 'ch
            'TestResult', 'score', 'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult',
            'write_result', 'settle', 'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #0d36e236
+# %% ../nbs/41_finetune.ipynb #bf7ea7d1
 import dataclasses
 import json
 import math
@@ -204,7 +204,7 @@ def starting_backbone(
                          "from another checkpoint.")
     return name, backbone
 
-# %% ../nbs/41_finetune.ipynb #14e182d4
+# %% ../nbs/41_finetune.ipynb #0743e937
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -374,7 +374,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../nbs/41_finetune.ipynb #0bbf63c5
+# %% ../nbs/41_finetune.ipynb #965a0c82
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
