@@ -8,10 +8,11 @@ __all__ = ['GROUPS', 'name_lists', 'check_protocol', 'group_of', 'hold_out', 'ch
            'TestResult', 'score', 'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult',
            'write_result', 'settle', 'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #bf7ea7d1
+# %% ../nbs/41_finetune.ipynb #68e8d9f3
 import dataclasses
 import json
 import math
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -31,9 +32,11 @@ from .data.scenebias import SceneBias
 from .data.pack import open_videos
 from .data.videos import ClipDataset, EpochSampler, Selection
 from .device import autocast, lay_out, machine, pick_device
+from .distributed import StopRequest
 from .evaluate import VideoClips, clip_batches, evaluating, test_views
 from .protocols import get_protocol, scale, windows_of
-from .train import History, Meter, augmentation, build_optimizer, find_start, learning_rate, run_folder, seed_of
+from .train import (History, Meter, Stopped, augmentation, build_optimizer, find_start, learning_rate, run_folder,
+                         seed_of)
 from .visualize import Picture
 
 # %% ../nbs/41_finetune.ipynb #f7e5c4ed
@@ -407,7 +410,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../nbs/41_finetune.ipynb #38a0bcee
+# %% ../nbs/41_finetune.ipynb #5a654909
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -422,7 +425,8 @@ def fit(
     every = config.validate_every or math.ceil(len(clips) / config.batch_size)
     sampler = EpochSampler(len(clips), config.batch_size, config.seed, run.step, config.steps - run.step)
     loader = DataLoader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
-    with tqdm(total=config.steps, initial=run.step, desc=folder.name, unit="step", disable=not progress) as bar:
+    bar = tqdm(total=config.steps, initial=run.step, desc=folder.name, unit="step", disable=not progress)
+    with bar, StopRequest() as stop:
         for batch in loader:
             x, y = (batch[k].to(device, non_blocking=True) for k in ("clips", "label"))
             run.meter.add(finetune_step(run.model, augment, x[:, 0], y, run.optimizer, run.step, config))
@@ -436,8 +440,12 @@ def fit(
                     run.take_best(row["val_accuracy"])
             if row:
                 history.add({"step": run.step, **row})
-            if run.step % config.checkpoint_every == 0 or end:
+            asked = not end and stop.agreed(device)
+            if run.step % config.checkpoint_every == 0 or end or asked:
                 run.save(folder, config)
+            if asked:
+                print(f"asked to stop: checkpoint written after step {run.step}; resume=True goes on there")
+                raise Stopped(run.step)
 
 # %% ../nbs/41_finetune.ipynb #73640992
 @dataclass
@@ -522,7 +530,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../nbs/41_finetune.ipynb #db2a7a35
+# %% ../nbs/41_finetune.ipynb #d5cc5128
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
@@ -530,10 +538,13 @@ def finetune(
 ) -> FinetuneResult:
     """Train a classifier with labels, choose the weights on held-out training videos, and test them once.
 
-    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). Raises
-    `ValueError` for settings, lists, labels and class counts that do not fit, and `CheckpointError` for a checkpoint
-    that cannot be used, all before any work starts. Seeds torch's global generator at every step.
+    Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM
+    and SIGUSR1 end it with a checkpoint and `Stopped`. Raises `ValueError` for settings, lists, labels and class counts
+    that do not fit, and under torchrun with several processes, and `CheckpointError` for a checkpoint that cannot be
+    used, all before any work starts. Seeds torch's global generator at every step.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
     config = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
     config = name_lists(override(config, **overrides))
     check_protocol(config.protocol)

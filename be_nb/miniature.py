@@ -220,7 +220,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../nbs/53_miniature.ipynb #46b458f8
+# %% ../nbs/53_miniature.ipynb #961246c8
 def main():
     "`python -m be_nb.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.miniature")
@@ -228,7 +228,7 @@ def main():
     print(f"SceneBias: six motions before six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(TITLES[arm] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"The three default ones take about 4 minutes on 2 free CPU cores with fast bfloat16, about 20 on 2 without. "
+          f"The three default ones take about 4 minutes on 2 free CPU cores with fast bfloat16, about 9 on 2 without. "
           f"Stop it whenever you like: the same command goes on.\nMachine: {machine(pick_device())}\n")
     rows = study(config)
     print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the "
