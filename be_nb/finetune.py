@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'name_lists', 'check_protocol', 'group_of', 'hold_out', 'ch
            'TestResult', 'score', 'draw_confusion', 'Progress', 'restore', 'validate', 'fit', 'FinetuneResult',
            'write_result', 'settle', 'test_all', 'take_weights', 'finetune']
 
-# %% ../nbs/41_finetune.ipynb #0d36e236
+# %% ../nbs/41_finetune.ipynb #68e8d9f3
 import dataclasses
 import json
 import math
@@ -207,7 +207,7 @@ def starting_backbone(
                          "from another checkpoint.")
     return name, backbone
 
-# %% ../nbs/41_finetune.ipynb #14e182d4
+# %% ../nbs/41_finetune.ipynb #0743e937
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -377,7 +377,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../nbs/41_finetune.ipynb #0bbf63c5
+# %% ../nbs/41_finetune.ipynb #965a0c82
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -410,7 +410,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../nbs/41_finetune.ipynb #38a0bcee
+# %% ../nbs/41_finetune.ipynb #5a654909
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -530,7 +530,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../nbs/41_finetune.ipynb #db2a7a35
+# %% ../nbs/41_finetune.ipynb #d5cc5128
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

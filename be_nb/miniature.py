@@ -28,8 +28,8 @@ from .recipes import changes
 from .train import evaluation_clip, pretrain
 from .visualize import curves, strip
 
-# %% ../nbs/53_miniature.ipynb #15c07e92
-# The four corners of the claim, and the untrained network below them. Everything else is the default config.
+# %% ../nbs/53_miniature.ipynb #5478b85a
+# The four corners of the claim, and the untrained network above them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
     "moco": dict(distractor="none", negative="none"),
@@ -220,7 +220,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../nbs/53_miniature.ipynb #46b458f8
+# %% ../nbs/53_miniature.ipynb #961246c8
 def main():
     "`python -m be_nb.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.miniature")

@@ -86,7 +86,7 @@ def _tar_members(path):
         while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
             pass
 
-# %% ../../nbs/06_data.archives.ipynb #08d72de0
+# %% ../../nbs/06_data.archives.ipynb #2d1ceb55
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
