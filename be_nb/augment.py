@@ -93,7 +93,7 @@ def adjust_saturation(
     grey = _grey(clips)
     return torch.mul(clips, factor, out=out).add_(grey.mul_(1 - factor)).clamp_(0, 1)
 
-# %% ../nbs/04_augment.ipynb #84d4b06b
+# %% ../nbs/04_augment.ipynb #00f5054e
 def adjust_hue(
     clips: torch.Tensor,               # float (b, 3, t, h, w) in [0, 1]
     shift: torch.Tensor,               # (b,) from −0.5 to 0.5, in turns; 0 changes nothing
@@ -169,9 +169,9 @@ def _check_clips(clips):
     if clips.numel() == 0:
         raise ValueError(f"clips are empty: {tuple(clips.shape)}")
 
-# %% ../nbs/04_augment.ipynb #1ec5d549
+# %% ../nbs/04_augment.ipynb #8b25bbd8
 def _pack(clips, parameters):
-    """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made at all."""
+    """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made."""
     _check_clips(clips)
     b, t, c, h, w = clips.shape
     if len(parameters.side) != b:
@@ -227,7 +227,7 @@ def denormalize(
     mean, std = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
     return (clips * std + mean).clamp_(0, 1)
 
-# %% ../nbs/04_augment.ipynb #bcc539d4
+# %% ../nbs/04_augment.ipynb #2a46badb
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 

@@ -215,7 +215,7 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/00_config.ipynb #9f0ac865
+# %% ../nbs/00_config.ipynb #0b374e45
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."

@@ -68,7 +68,7 @@ def warn_about_cudnn():
                       "convolutions in bfloat16, which then are slow and need a multiple of the memory. Install a "
                       "newer one (pip install -U nvidia-cudnn-cu13, or -cu12) or use amp='fp32'.", stacklevel=3)
 
-# %% ../nbs/05_device.ipynb #9dc68185
+# %% ../nbs/05_device.ipynb #0cb2a755
 MANY_WEIGHTS = 2**20  # of one convolution
 
 

@@ -42,7 +42,7 @@ def mix_static_frame(
         raise ValueError(f"lam must be ({b},), one number a clip, got {tuple(lam.shape)}")
     return torch.lerp(clips, frames.to(clips.dtype).unsqueeze(2), _per_clip(lam, clips))
 
-# %% ../nbs/10_distractor.ipynb #2cd890cc
+# %% ../nbs/10_distractor.ipynb #3df2a932
 class Draw(NamedTuple):
     """What was drawn for a batch: tensors `(b,)` on the CPU, and a seed. Make one by hand to choose λ yourself."""
     lam: torch.Tensor     # float32, share of the distractor
@@ -50,6 +50,12 @@ class Draw(NamedTuple):
     other: torch.Tensor   # int64, place in the batch of another clip (in a batch of one: the clip itself)
     corner: torch.Tensor  # float32 (b, 2), row and column where the CutMix box begins, as a share of the room it has
     seed: int             # of the noise image
+
+
+def _check_draw(clips, draw):
+    if len(draw.lam) != len(clips) or int(draw.frame.max()) >= clips.shape[2]:
+        raise ValueError(f"the draw is for {len(draw.lam)} clips and frame {int(draw.frame.max())}, "
+                         f"the clips are {tuple(clips.shape)}")
 
 # %% ../nbs/10_distractor.ipynb #901b8f53
 def draw_distractors(
@@ -126,11 +132,18 @@ def video_cutmix(clips, draw):
     box = cutmix_box(draw, *clips.shape[-2:]).to(clips.device, non_blocking=True)
     return torch.where(box, other, clips, out=other)
 
-# %% ../nbs/10_distractor.ipynb #76d38186
+# %% ../nbs/10_distractor.ipynb #33716626
 VARIANTS = {"none": lambda clips, draw: clips, "gaussian_noise": gaussian_noise, "video_mixup": video_mixup,
             "video_cutmix": video_cutmix, "inter_frame": inter_frame, "intra_frame": intra_frame}
 
-# %% ../nbs/10_distractor.ipynb #e41be55f
+
+def _check_choice(variant, gamma):
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no distractor {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is the largest share of the distractor, from 0 to 1, got {gamma}")
+
+# %% ../nbs/10_distractor.ipynb #491ba598
 class Distractor(nn.Module):
     """Turn clips into distracted clips, `x_d = (1 − λ)·x + λ·d` with `λ ~ U(0, gamma)` (paper, section 3, ablation).
 
@@ -145,10 +158,7 @@ class Distractor(nn.Module):
         per_batch: bool = False,       # one λ for the whole batch, as the authors' code has it
     ):
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f"there is no distractor {variant!r}; choose one of {', '.join(VARIANTS)}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma is the largest share of the distractor, from 0 to 1, got {gamma}")
+        _check_choice(variant, gamma)
         self.variant, self.gamma, self.per_batch = variant, gamma, per_batch
 
     def extra_repr(self):
@@ -161,13 +171,11 @@ class Distractor(nn.Module):
 
     def mix(self, clips, draw):
         """Distract `clips` as `draw` says; shape, dtype, device and memory format are kept."""
-        if len(draw.lam) != len(clips) or int(draw.frame.max()) >= clips.shape[2]:
-            raise ValueError(f"the draw is for {len(draw.lam)} clips and frame {int(draw.frame.max())}, "
-                             f"the clips are {tuple(clips.shape)}")
+        _check_draw(clips, draw)
         return self.blend(clips, draw)
 
     def blend(self, clips, draw):
-        """The part of `mix` that touches pixels, and that can be compiled: it waits for no value of `draw`."""
+        """The part of `mix` that touches pixels, and that can be compiled."""
         return VARIANTS[self.variant](clips, draw)
 
     def forward(self, clips, generator=None):

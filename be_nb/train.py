@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'MAY_CHANGE', 'augmentation', 'moco', 'build_method', 'eva
            'go_to', 'restore', 'recognise', 'fit_to_ranks', 'Diverged', 'diagnose', 'reproduce', 'run_to_the_end',
            'get_ready', 'pretrain_on', 'pretrain', 'finetune']
 
-# %% ../nbs/40_train.ipynb #82fd88a8
+# %% ../nbs/40_train.ipynb #2cdee110
 import dataclasses
 import hashlib
 import importlib
@@ -432,7 +432,7 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../nbs/40_train.ipynb #09ab882b
+# %% ../nbs/40_train.ipynb #40e75c98
 def go_to(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning

@@ -136,7 +136,7 @@ def retrieval_browser(
 
     return explore(draw, query=(0, len(clips) - 1))
 
-# %% ../nbs/57_widgets.ipynb #2dec3fdd
+# %% ../nbs/57_widgets.ipynb #5b0085d0
 def _draw_cam(clip, cam, frame, scores, names, label):
     """Frame, frame with its map, scores of the classes, and evidence over time; clip (t, c, h, w), cam (t', h', w')."""
     figure = Picture(figsize=(9, 3.4), dpi=70)  # places by hand and few ticks: they take longer than the maps

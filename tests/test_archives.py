@@ -97,12 +97,24 @@ def test_one_flipped_bit_in_the_data_is_noticed(make, tmp_path):
 
 
 @each_format
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.4, 0.65])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.4, 0.8])
 def test_a_cut_off_archive_is_noticed(make, share, tmp_path):
     whole = make({f"{k}.avi": os.urandom(3000) for k in range(5)})
     (tmp_path / "a").write_bytes(whole[:int(len(whole) * share)])
     with pytest.raises(ArchiveError):
         extract(tmp_path / "a", tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("make", [MAKERS["rar4"], MAKERS["rar5"]], ids=["rar4", "rar5"])
+def test_a_rar_cut_off_anywhere_is_noticed(make, tmp_path):
+    "Also between two files, where each reader by itself sees a shorter archive and nothing wrong."
+    whole = make({f"{k}.avi": os.urandom(20) for k in range(3)})
+    for length in range(len(whole)):
+        (tmp_path / "a").write_bytes(whole[:length])
+        with pytest.raises(ArchiveError):
+            extract(tmp_path / "a", tmp_path / "out", progress=False)
+    (tmp_path / "a").write_bytes(whole)
+    assert extract(tmp_path / "a", tmp_path / "out", progress=False).files == 3
 
 
 @each_format

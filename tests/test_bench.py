@@ -2,10 +2,12 @@
 import importlib.util
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
+from test_train import write_video
 
 from be_nb.backbones import create_backbone
 from be_nb.backbones.measure import describe
@@ -210,3 +212,26 @@ def test_cases():
     config = script("step").parse_case("r3d18:2x8×48")
     assert (config.backbone, config.batch_size, config.frames, config.size) == ("r3d18", 2, 8, 48)
     assert min(config.frame_size) > 48
+
+
+def test_transfer_study_goes_on_where_it_stopped(tmp_path):
+    "Two classes of made videos: rows for both sets, the same again from the records of the runs, no path in the report."
+    for number in range(16):
+        path = tmp_path / "videos" / "ab"[number % 2] / f"v {number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, 40, number)
+    lines = [f"{path.relative_to(tmp_path / 'videos')} {int(path.parent.name == 'b')}\n"
+             for path in sorted((tmp_path / "videos").rglob("*.mp4"))]
+    for name, some in (("train.txt", lines[::2] + lines[1::4]), ("val.txt", lines[3::4])):
+        (tmp_path / "videos" / name).write_text("".join(some))
+    transfer, folder = script("transfer"), str(tmp_path / "videos")
+    changes = dict(batch_size=4, queue_size=8, size=16, frame_size=(20, 24), steps=2, warmup_steps=1, stride=1,
+                   negative_offset=8, frames=4)
+    options = SimpleNamespace(seeds=[0], arms=["random", "be"], data=folder, judge=[folder], runs=str(tmp_path / "runs"),
+                              device="cpu")
+    rows = transfer.study(options, **changes)
+    assert [(row["arm"], row["data"], row["queries"], row["gallery"]) for row in rows] == [
+        ("random", "videos", 4, 12), ("be", "videos", 4, 12)]
+    assert all(0 <= row[key] <= 1 for row in rows for key in ("R@1", "R@10", "chance R@1", "linear probe", "knn"))
+    assert "R@20" not in rows[0], "the gallery has 12 videos"
+    assert transfer.study(options, **changes) == rows

@@ -3,7 +3,7 @@ import browser
 import pytest
 from conftest import ROOT
 
-LESSONS = ["10_distractor", "04_augment"]
+LESSONS = ["10_distractor", "04_augment", "57_widgets"]
 
 
 def test_lessons_in_jupyterlab(tmp_path):
@@ -23,20 +23,25 @@ def test_lessons_in_jupyterlab(tmp_path):
             assert state["errors"] == [], name
             assert state["ran"] == list(range(1, len(state["ran"]) + 1)), f"{name}: a cell did not run, or out of turn"
             if name == "10_distractor":
-                move_the_slider(page)
+                move_the_slider(page, "lam")
+            if name == "57_widgets":
+                assert page.locator("img.widget-image").count() == 5, "a laboratory does not show"
+                move_the_slider(page, "frame", -1)
             lab.close(page)
         assert complaints == []
 
 
-def move_the_slider(page):
-    "λ is moved by the arrow keys, as one may do on the page, and the picture below follows."
-    row, picture = page.locator(".widget-hslider", has_text="lam"), page.locator("img.widget-image")
+def move_the_slider(page, name, number=0):
+    "A slider of the page's explorers is moved by the arrow keys, as one may do, and the picture below it follows."
+    row = page.locator(".widget-hslider", has_text=name).nth(number)
+    picture = page.locator("img.widget-image").nth(number)
     row.scroll_into_view_if_needed()
     source, value, looks = picture.get_attribute("src"), row.locator(".widget-readout").inner_text(), picture.screenshot()
     row.locator(".noUi-handle").focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")
-    page.wait_for_function("old => document.querySelector('img.widget-image').src !== old", arg=source)
+    image = picture.element_handle()
+    page.wait_for_function("([image, old]) => image.src !== old", arg=[image, source])
     assert row.locator(".widget-readout").inner_text() != value
     assert picture.evaluate("image => image.complete && image.naturalWidth > 100")
     assert picture.screenshot() != looks, "the picture did not follow the slider"

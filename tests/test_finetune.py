@@ -1,5 +1,7 @@
 """Fine-tuning: the ten-clip test by hand, frozen means frozen, resumed means equal, wrong lists mean no work."""
 import json
+import os
+import signal
 from fractions import Fraction
 
 import av
@@ -159,6 +161,29 @@ def test_a_resumed_run_is_the_same_run(straight, tmp_path, monkeypatch, step):
         small(tmp_path)
     with pytest.raises(ValueError, match="dropout"):
         small(tmp_path, resume=True, dropout=0.1)
+
+
+def test_a_signal_leaves_a_checkpoint_and_exits_with_0(straight, tmp_path, monkeypatch, capsys):
+    def signalled(model, augment, clips, labels, optimizer, number, config, real=finetune_step):
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, augment, clips, labels, optimizer, number, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FT, "finetune_step", signalled)
+        with pytest.raises(SystemExit) as stop:
+            small(tmp_path)
+    assert stop.value.code == 0 and "after step 5;" in capsys.readouterr().out
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000005.pt"
+    resumed = small(tmp_path, resume=True)
+    one, other = (read_checkpoint(list_checkpoints(r.checkpoint.parent)[-1]) for r in (straight, resumed))
+    assert same(one["method"], other["method"]) and straight.history == resumed.history
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="without torchrun"):
+        small(tmp_path)
 
 
 def test_the_best_weights_are_those_of_the_best_validation(straight):

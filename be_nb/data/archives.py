@@ -86,7 +86,7 @@ def _tar_members(path):
         while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
             pass
 
-# %% ../../nbs/06_data.archives.ipynb #08d72de0
+# %% ../../nbs/06_data.archives.ipynb #2d1ceb55
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
@@ -104,8 +104,12 @@ def _libarchive():
 def _rar_members(path):
     import rarfile  # only RAR needs it
     libarchive = _libarchive()
-    with rarfile.RarFile(path) as archive:
+    kinds = []
+    with rarfile.RarFile(path, errors="strict", info_callback=lambda block: kinds.append(block.type)) as archive:
         headers = archive.infolist()
+    ends = rarfile.RAR_BLOCK_ENDARC in kinds
+    if not ends and all(info.extract_version >= 29 for info in headers):  # RAR 2 and older had no mark of the end
+        raise EOFError("it was cut off: its mark of the end is missing")
     with open(path, "rb") as file, libarchive.fd_reader(file.fileno()) as archive:
         for info, entry in zip_longest(headers, archive):
             if None in (info, entry) or entry.pathname is None or entry.isfile and entry.size != info.file_size:
