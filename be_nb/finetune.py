@@ -539,7 +539,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../nbs/41_finetune.ipynb #9cc6a6e5
+# %% ../nbs/41_finetune.ipynb #c164173a
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
@@ -567,7 +567,7 @@ def finetune(
     history, began, say = History(folder, run.step), time.perf_counter(), print if progress else (lambda *_: None)
     counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
     say(f"{folder}: {name} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos:", *(f"{n} {what}" for what, n in counts.items()))
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
     try:
         if run.step < config.steps:
             fit(run, config, folder, history, clips, held_out, progress)
