@@ -13,10 +13,11 @@ help:  ## list the targets
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "be_nb needs Python 3.10 or newer; name one with: make PYTHON=/path/to/python3 ..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
-	$(BIN)/nbdev_export
+	@echo "setting up $(VENV): a minute or more"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@$(BIN)/nbdev_export
 	@touch $@
 
 pretrain: $(READY)  ## the main job: pretrain MoCo and MoCo+BE on the built-in set, judge both, print one table

@@ -419,7 +419,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../nbs/41_finetune.ipynb #5a654909
+# %% ../nbs/41_finetune.ipynb #15043d89
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -453,7 +453,7 @@ def fit(
             if run.step % config.checkpoint_every == 0 or end or asked:
                 run.save(folder, config)
             if asked:
-                print(f"asked to stop: checkpoint written after step {run.step}; resume=True goes on there")
+                print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
                 raise Stopped(run.step)
 
 # %% ../nbs/41_finetune.ipynb #73640992

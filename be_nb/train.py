@@ -563,7 +563,7 @@ def reproduce(
     found = [accumulate_gradient(method, part, state["step"], config, k, len(parts)) for k, part in enumerate(parts)]
     return sum(metrics["loss"].item() for metrics in found) / len(found)
 
-# %% ../nbs/40_train.ipynb #d6422806
+# %% ../nbs/40_train.ipynb #af1d93f1
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -574,11 +574,11 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     except NotFinite:
         diagnose(run, source)
     except KeyboardInterrupt:
-        say("stopped; the same call with resume=True goes on from the last checkpoint")
+        say("stopped; the same call with resume=True (--resume) goes on from the last checkpoint")
         raise
     except Stopped:
         if is_main():
-            print(f"asked to stop: checkpoint written after step {run.step}; resume=True goes on there")
+            print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
         raise
 
 # %% ../nbs/40_train.ipynb #9dfd33b8
