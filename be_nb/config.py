@@ -215,12 +215,12 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/00_config.ipynb #0b374e45
+# %% ../nbs/00_config.ipynb #8a12c9c2
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # of weights
+    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # or channels_last, default
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
     joint: bool = False             # query and intra-video negative in one forward pass
     activations: Literal["keep", "recompute"] = "keep"  # recompute: less memory, slower
