@@ -24,7 +24,7 @@ pretrain: $(READY)  ## the main job: pretrain MoCo and MoCo+BE on the built-in s
 	$(BIN)/python -m be_nb.miniature
 
 test: $(READY)  ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 12 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12 tests
 
 lab: $(READY)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import threading
+import weakref
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -46,6 +47,9 @@ def own_device(
     return pick_device(name)
 
 
+_wrapped = weakref.WeakSet()  # what `wrap` has made
+
+
 @contextmanager
 def process_group(
     device: str = "auto",  # auto, cpu, cuda or cuda:N
@@ -65,6 +69,8 @@ def process_group(
         yield mine
         dist.barrier()
     finally:
+        for module in _wrapped:
+            module.reducer = module.logger = None  # they hold the group
         dist.destroy_process_group()
 
 # %% ../nbs/42_distributed.ipynb #4dcf9648
@@ -196,7 +202,9 @@ def wrap(
         return method
     known = inspect.signature(DistributedDataParallel).parameters  # the option has a new name since PyTorch 2.13
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(method, gradient_as_bucket_view=True, **{name: False})
+    wrapped = DistributedDataParallel(method, gradient_as_bucket_view=True, **{name: False})
+    _wrapped.add(wrapped)
+    return wrapped
 
 
 def unwrap(

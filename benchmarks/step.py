@@ -12,6 +12,7 @@ ours, its random numbers are the ones our step draws, and so its loss is the sam
 """
 import argparse
 import json
+import math
 import platform
 import shlex
 import statistics
@@ -26,7 +27,7 @@ import torchvision.transforms.functional as TF
 from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD, affine_matrix
 from be_nb.bench import RandomVideos, ceilings
 from be_nb.config import PretrainConfig, check_choice, override
-from be_nb.device import bf16_is_fast, machine, pick_device
+from be_nb.device import bf16_is_fast, bf16_is_safe, machine, pick_device
 from be_nb.distractor import draw_distractors
 from be_nb.distributed import BatchGenerator
 from be_nb.speed import compile_method
@@ -135,6 +136,7 @@ def contestants(config, device, skip=()):
     """name → step: ours, ours with one thing changed, the reference; without those whose names are in `skip`."""
     ours = lambda loops=(), **changes: lambda: OurStep(override(config, **changes), device, loops)
     number = {"without bf16": ours(amp="fp32")} if bf16_is_fast(device) else {"with bf16": ours(amp="bf16")}
+    number = number if bf16_is_safe(device) else {}
     plain = override(config, amp="fp32", memory_order="default")
     makers = {"ours": ours(), "without batched augmentation": ours(["augment"]),
               "without batched distractor": ours(["distractor"]),
@@ -193,12 +195,14 @@ def main():
     parser.add_argument("--out", help="write the numbers to this JSON file, too")
     options = parser.parse_args()
     device = pick_device(options.device)
-    best = ceilings(device, "fp32")._asdict() | {"matrix_bf16": ceilings(device, "bf16").matrix}
+    best = ceilings(device, "fp32")._asdict()
+    if bf16_is_safe(device):
+        best["matrix_bf16"] = ceilings(device, "bf16").matrix
     record = {"machine": machine(device), "python": platform.python_version(), "commit": commit(),
               "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]), "repeats": options.repeats,
               "bf16_is_fast": bf16_is_fast(device), "ceilings": best, "cases": {}}
     print(f"{record['machine']}\nmatrix product {best['matrix'] / 1e9:.0f} GFLOP/s in fp32, "
-          f"{best['matrix_bf16'] / 1e9:.0f} in bf16; copy {best['copy'] / 1e9:.1f} GB/s")
+          f"{best.get('matrix_bf16', math.nan) / 1e9:.0f} in bf16; copy {best['copy'] / 1e9:.1f} GB/s")
     for case in options.case:
         rows = record["cases"][case] = compare(parse_case(case), device, options.repeats, options.skip)
         print(f"\n{case}\n{'step':30}{'wall ms':>10}{'÷ ours':>8}{'CPU ms':>10}{'÷ ours':>8}{'first loss':>12}")

@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # the last: containers with little of it
 SETTINGS = {  # what would cover the notebook or write beside the test
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
@@ -121,6 +121,11 @@ class Lab:
             finally:
                 chrome.close()
 
+    def within(self, page, seconds, promise):
+        "Wait for a promise of the page, but not for ever: Playwright's `evaluate` has no limit of its own."
+        page.evaluate(f"""seconds => Promise.race([
+            {promise}.then(() => null), new Promise(done => setTimeout(done, 1000 * seconds))])""", seconds)
+
     def open(self, page, name):
         "Open a notebook as by its address, and wait until its kernel is ready."
         page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={self.token}")  # reset: nothing else is open
@@ -130,10 +135,7 @@ class Lab:
 
     def run_all(self, page, timeout=240):
         "Run every cell, and wait until it is done: the command ends with the last cell, the first error, or after `timeout` s."
-        page.evaluate("""seconds => Promise.race([
-            window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => null),
-            new Promise(done => setTimeout(done, 1000 * seconds)),
-        ])""", timeout)
+        self.within(page, timeout, "window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(f"() => ({STATE})().kernel === 'idle'")
 
     def state(self, page):
@@ -142,4 +144,4 @@ class Lab:
 
     def close(self, page):
         "Shut the kernel down, as a reader does before the next lesson."
-        page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown() }")
+        self.within(page, 60, "window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")

@@ -3,8 +3,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from be_nb.device import bf16_is_safe
 
 ROOT = Path(__file__).resolve().parent.parent
+needs_bf16 = pytest.mark.skipif(not bf16_is_safe(torch.device("cpu")), reason="a CPU whose bfloat16 kernels are faulty")
 FOOTAGE = Path(os.environ.get("BE_NB_FOOTAGE", ROOT.parent / "shared" / "data"))
 
 

@@ -1,11 +1,16 @@
 """Several ranks on one machine: processes forked from the test, joined by gloo over the loopback device."""
+import faulthandler
 import os
 import pickle
 import socket
 import sys
 import traceback
 
+import torch._dynamo  # noqa: F401: DistributedDataParallel imports it, which takes seconds, so once here
+
 from be_nb.distributed import process_group
+
+PATIENCE = 300  # seconds, after which a rank that still runs says where it stands, and ends
 
 
 def free_port():
@@ -15,6 +20,7 @@ def free_port():
 
 
 def child(function, number, world, port, path):
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     code = 0

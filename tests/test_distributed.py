@@ -18,7 +18,8 @@ import be_nb.train as T
 from be_nb.checkpoint import list_checkpoints, read_checkpoint
 from be_nb.config import PretrainConfig, override
 from be_nb.data.scenebias import SceneBias
-from be_nb.distributed import BatchGenerator, average_, draw_rows, gather, gather_objects, on_main, own_rows, rank
+from be_nb.distributed import (BatchGenerator, average_, draw_rows, gather, gather_objects, on_main, own_rows,
+                               process_group, rank, wrap)
 from be_nb.health import shared_features
 from be_nb.train import (accumulate_gradient, build_loader, build_method, build_optimizer, build_source, pretrain,
                          train_step)
@@ -198,6 +199,25 @@ def test_a_rank_that_dies_takes_the_others_along_and_the_next_start_goes_on(alon
 def test_a_wish_to_stop_is_shared(tmp_path):
     codes, _ = exit_codes(2, signalled_in_rank_1(tmp_path, 4, signal.SIGTERM), tmp_path)
     assert codes == [0, 0] and [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000005.pt"]
+
+
+def leave_by(way):
+    "A little learning in a group that is left in good order, or by an exception; call it in each rank."
+    def run():
+        with process_group("cpu"):
+            wrapped = wrap(torch.nn.Linear(50, 50))
+            wrapped(torch.ones(4, 50)).sum().backward()
+            if way == "exit":
+                raise SystemExit(0)
+        assert wrapped.reducer is None
+    return run
+
+
+@pytest.mark.parametrize("way", ["return", "exit"])
+def test_leaving_the_group_never_hangs(tmp_path, way):
+    "What a wrapped module holds of the group must go before the group does, or its threads and Python wait for each other."
+    for _ in range(15):
+        assert exit_codes(2, leave_by(way), tmp_path)[0] == [0, 0]
 
 
 def test_torchrun_starts_the_command_line(tmp_path):

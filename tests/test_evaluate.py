@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_bf16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
@@ -153,6 +154,7 @@ def test_features_can_train_a_classifier():
     assert layer.weight.grad is not None and not found.features.is_inference()
 
 
+@needs_bf16
 def test_bfloat16_is_close_to_float32():
     net, source = Net(), Videos([9, 20])
     exact = extract_features(net, source, clips=2, **HOW).features

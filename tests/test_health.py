@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_bf16
 from test_train import SMALL, assert_same_run, small, straight  # noqa: F401: `straight` is a fixture
 
 import be_nb.train as T
@@ -169,6 +170,7 @@ def test_a_number_format_that_changes_the_loss_is_told(monkeypatch, tmp_path):
         small(tmp_path, steps=1, name="other")
 
 
+@needs_bf16
 def test_precision_gap_is_that_of_the_losses():
     method, _, dataset = ready()
     clips = H.sample_clips(dataset, 4)

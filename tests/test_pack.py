@@ -180,17 +180,23 @@ def test_bytes_do_not_depend_on_workers(root, packs, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
 def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
     out, real = tmp_path / "p", module.encode_video
+    reader, writer = os.pipe()
 
-    def slow(path, settings):
-        time.sleep(.2)
+    def stuck_in_the_second_shard(path, settings):
+        if (out / "shard-000000.tar").exists() and list(out.glob(".*.tmp")):
+            os.write(writer, b"!")
+            signal.pause()
         return real(path, settings)
-    monkeypatch.setattr(module, "encode_video", slow)
     child = os.fork()
     if child == 0:
-        quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
-        os._exit(0)
-    while not (out / "shard-000000.tar").exists() or not list(out.glob(".*.tmp")):
-        time.sleep(.01)
+        try:
+            module.encode_video = stuck_in_the_second_shard
+            quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
+        finally:  # never back into the tests
+            os._exit(1)
+    os.close(writer)
+    assert os.read(reader, 1) == b"!", "the child ended, or failed, before its second shard"  # its end closes the pipe
+    os.close(reader)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert list(out.glob(".*.tmp")) and not (out / "pack.json").exists()

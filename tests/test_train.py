@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import needs_bf16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import be_nb.train as T
@@ -278,7 +279,7 @@ def test_no_steps_give_the_untrained_network(tmp_path):
     dict(bn_groups=2, negative="none"),
     dict(negative="other_video", distractor="video_cutmix"),
     dict(amp="fp32", distractor="none"),
-    dict(amp="bf16", queue_size=5, batch_size=7, distractor="inter_frame"),
+    pytest.param(dict(amp="bf16", queue_size=5, batch_size=7, distractor="inter_frame"), marks=needs_bf16),
     dict(short="clamp", frames=16, stride=4, momentum=0.),
 ], ids=lambda d: "-".join(map(str, d.values())))
 def test_every_kind_of_run_trains(tmp_path, settings):
