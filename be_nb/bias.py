@@ -7,10 +7,11 @@ __all__ = ['JUDGES', 'READING', 'BiasConfig', 'run_names', 'open_networks', 'ope
            'versions', 'embed', 'Bootstrap', 'predict', 'drifts', 'look', 'judge', 'say', 'side', 'sentences',
            'background_sentence', 'conflict_sentence', 'motion_sentence', 'preference_sentence', 'map_sentence',
            'compare', 'compare_sentences', 'title_of', 'draw_scores', 'draw_distraction', 'seen', 'draw_maps',
-           'verdict_box', 'score_table', 'feature_table', 'facts', 'render', 'describe', 'count_up', 'bias', 'show',
-           'finish']
+           'verdict_box', 'score_table', 'feature_table', 'facts', 'render', 'identity', 'examine', 'describe',
+           'count_up', 'bias', 'show', 'finish']
 
 # %% ../nbs/51_bias.ipynb #7cf2f8ab
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 from .augment import CenterCrop
 from .backbones import create_backbone
 from .cam import class_maps, enlarge, feature_maps, heat, mass_inside, probe_weights
-from .checkpoint import load, write_atomically
+from .checkpoint import CheckpointError, load, read_torch, write_atomically
 from .config import Amount, Config, Count, OnError, Precision, Share, Short
 from .data.scenebias import SceneBias
 from .data.videos import VideoFolder
@@ -467,7 +468,7 @@ def draw_maps(
     return strip(clips, titles=titles, dpi=100)
 
 # %% ../nbs/51_bias.ipynb #8a44967b
-JUDGES = {"probe": "Linear probe", "knn": "Vote of 20 neighbours", "r1": "Nearest training video (R@1)"}
+JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
 cover another run of pretraining, or other training videos: to claim that one method is better than another, train
@@ -546,6 +547,42 @@ def render(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", facts(report)))
 
+# %% ../nbs/51_bias.ipynb #adcef12a
+def identity(net, source, exam, settings, config) -> str:
+    "A digest of all that `judge` depends on."
+    asked = {key: value for key, value in vars(config).items() if key not in ("checkpoint", "out", "pictures", "untrained")}
+    lists = [(list(map(str, s.names)), np.asarray(s.labels).tolist()) for s in (source, exam.stage.source)]
+    digest = hashlib.sha256(json.dumps([asked, settings, lists]).encode())
+    for tensor in net.state_dict().values():
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def examine(
+    net: torch.nn.Module,
+    source,          # labelled videos to fit on
+    exam: Exam,
+    settings: dict,  # frames, stride and size
+    config: BiasConfig,
+    kept: Path,      # file of the result
+    progress: bool = True,
+) -> dict:           # part, hits and weights as from `judge`; fitted: how many videos the probe has seen
+    "Judge a network, unless a report that was interrupted has done so."
+    this = identity(net, source, exam, settings, config)
+    try:
+        found = read_torch(kept)
+        if found["identity"] == this:
+            return found
+    except CheckpointError:  # there is none, or a damaged one
+        pass
+    train = extract_features(net, source, config.clips, **settings, short=config.short, batch_size=config.batch_size,
+                             device=config.device, amp=config.amp, progress=progress)
+    part, hits, weights = judge(net, train, exam, settings, config, progress)
+    hits = {name: {key: torch.from_numpy(hit) for key, hit in found.items()} for name, found in hits.items()}
+    found = {"identity": this, "part": part, "hits": hits, "weights": weights, "fitted": len(train)}
+    write_atomically(kept, lambda temporary: torch.save(found, temporary))
+    return found
+
 # %% ../nbs/51_bias.ipynb #475a0721
 def describe(name, checkpoint, backbone, settings) -> dict:
     "What the report says of a network before any number."
@@ -558,7 +595,7 @@ def describe(name, checkpoint, backbone, settings) -> dict:
             "pretraining": told if checkpoint else "nothing", **settings, "map_size": map_size}
 
 
-def count_up(config, train, exam) -> dict:
+def count_up(config, fitted, exam) -> dict:
     "The head of a report: which data, how many, what was left out."
     labels, source = exam.labels, exam.stage.source
     conditions = {key: about for key, (_, about, masks) in CONDITIONS.items() if exam.stage.has_masks or not masks}
@@ -570,7 +607,7 @@ def count_up(config, train, exam) -> dict:
     tested = {"list": config.test_split or names[1], "videos": len(labels), "too_short": len(exam.videos.dropped),
               "unreadable": len(getattr(source, "skipped", ()))}
     return {"format": 1, "data": "scenebias" if config.data == "scenebias" else Path(config.data).resolve().name,
-            "train": {"list": config.train_split or names[0], "videos": len(train)}, "test": tested,
+            "train": {"list": config.train_split or names[0], "videos": fitted}, "test": tested,
             "classes": len(labels.unique()), "chance": round(labels.bincount().max().item() / len(labels), 4),
             "settings": {key: getattr(config, key) for key in
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
@@ -583,6 +620,7 @@ def bias(
 ) -> dict:                  # the report, as in report.json
     """Test checkpoints on altered clips; write `report.html` and `report.json` to `config.out`.
 
+    Interrupted, the same call goes on with the first network that it had not finished.
     Raises `ValueError`, `OSError` or `CheckpointError` for what cannot be opened, before anything is computed.
     """
     networks = open_networks(config)
@@ -593,16 +631,18 @@ def bias(
     exams = {name: make_exam(config, sources[sizes[name]][1], settings[name]) for name in networks}
     paths = dict(zip(list(networks)[-len(config.checkpoint):], config.checkpoint))
     parts, hits, weights = [], {}, {}
-    for name, net in networks.items():
-        train = extract_features(net, sources[sizes[name]][0], config.clips, **settings[name], short=config.short,
-                                 batch_size=config.batch_size, device=config.device, amp=config.amp, progress=progress)
-        part, hits[name], weights[name] = judge(net, train, exams[name], settings[name], config, progress)
-        parts.append(describe(name, paths.get(name, ""), net, settings[name]) | part)
-    report = count_up(config, train, exams[name]) | {"networks": parts, "comparisons": compare(hits, config)}
+    for k, (name, net) in enumerate(networks.items()):
+        kept = Path(config.out) / f"judged-{k}.pt"
+        found = examine(net, sources[sizes[name]][0], exams[name], settings[name], config, kept, progress)
+        parts.append(describe(name, paths.get(name, ""), net, settings[name]) | found["part"])
+        hits[name], weights[name] = found["hits"], found["weights"]
+    report = count_up(config, found["fitted"], exams[name]) | {"networks": parts, "comparisons": compare(hits, config)}
     report["verdict"] = {part["name"]: sentences(part, report["chance"]) for part in parts}
     if report["comparisons"]:
         report["verdict"]["Compared on the same videos"] = compare_sentences(report["comparisons"])
     finish(report, show(networks, exams, weights, settings, config), config.out)
+    for kept in Path(config.out).glob("judged-*.pt"):
+        kept.unlink()
     if progress:
         for name, told in report["verdict"].items():
             print(f"\n{name}", *told, sep="\n- ")

@@ -17,7 +17,7 @@ from torch.nn.utils import convert_conv3d_weight_memory_format
 
 from .config import check_choice
 
-# %% ../nbs/05_device.ipynb #d649a1a1
+# %% ../nbs/05_device.ipynb #19a78e32
 def _cpu_has(unit):
     "Whether the CPU has it; PyTorch has no public name for these, and if they should ever go, the answer is no."
     return getattr(torch.cpu, f"_is_{unit}_supported", bool)()
@@ -38,7 +38,7 @@ def bf16_is_fast(
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and _cpu_has("amx_tile")
 
-# %% ../nbs/05_device.ipynb #d50cbd7e
+# %% ../nbs/05_device.ipynb #56b7f206
 def autocast(
     device: torch.device,  # where the network runs
     amp: str = "auto",     # auto, bf16 or fp32

@@ -7,7 +7,7 @@ __all__ = ['world_size', 'rank', 'is_main', 'own_device', 'process_group', 'gath
            'gather_objects', 'BatchGenerator', 'place', 'draw_rows', 'RankSampler', 'wrap', 'unwrap', 'no_sync',
            'running_statistics', 'StopRequest']
 
-# %% ../nbs/42_distributed.ipynb #e5fe80a3
+# %% ../nbs/42_distributed.ipynb #def03838
 import inspect
 import os
 import signal
@@ -37,7 +37,7 @@ def is_main() -> bool:
     "Whether this is the process that writes files and talks to the user."
     return rank() == 0
 
-# %% ../nbs/42_distributed.ipynb #dc204808
+# %% ../nbs/42_distributed.ipynb #4e0bfbcd
 def own_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N, as in a config
 ) -> torch.device:
@@ -193,7 +193,7 @@ class RankSampler:
     def __iter__(self):
         return map(own_rows, self.sampler)
 
-# %% ../nbs/42_distributed.ipynb #00b848b9
+# %% ../nbs/42_distributed.ipynb #75553c23
 def wrap(
     method: nn.Module,  # on its device
 ) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import be_nb.bias
 from be_nb.bias import (BiasConfig, Bootstrap, bias, compare_sentences, drifts, predict, run_names, sentences,
                         side)
 from be_nb.data.scenebias import SceneBias
@@ -171,6 +172,31 @@ def test_report_is_complete(checkpoint, tmp_path):
     assert first["scores"] == second["scores"] and first["maps"] == second["maps"]
     difference, = report["comparisons"]
     assert all(triple == [0, 0, 0] for triple in difference["difference"].values())
+
+
+def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, monkeypatch):
+    judged, real = [], be_nb.bias.judge
+
+    def judge(net, train, exam, settings, config, progress):
+        if len(judged) == 1 and config.out.endswith("halves"):
+            judged.append("interrupted")
+            raise KeyboardInterrupt
+        judged.append(net)
+        return real(net, train, exam, settings, config, progress)
+    monkeypatch.setattr(be_nb.bias, "judge", judge)
+    ask = lambda out, **changes: bias(BiasConfig((checkpoint,), out=str(tmp_path / out), **FAST | changes), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        ask("halves")
+    assert [p.name for p in (tmp_path / "halves").iterdir()] == ["judged-0.pt"]
+    once = (tmp_path / "halves/judged-0.pt").read_bytes()
+    report = ask("halves")
+    assert len(judged) == 3  # the first network, the interruption, the second network
+    assert report == ask("whole") and not list((tmp_path / "halves").glob("judged*"))
+    for kept in (once, once[:-100]):  # of another question, and damaged: not taken
+        judged.clear()
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other/judged-0.pt").write_bytes(kept)
+        assert ask("other", seed=int(kept is once)) and len(judged) == 2
 
 
 def test_report_without_pictures_shows_no_clip(checkpoint, tmp_path):
