@@ -10,7 +10,7 @@ __all__ = ['JUDGES', 'READING', 'BiasConfig', 'run_names', 'open_networks', 'ope
            'verdict_box', 'score_table', 'feature_table', 'facts', 'render', 'identity', 'examine', 'describe',
            'count_up', 'bias', 'show', 'finish']
 
-# %% ../nbs/51_bias.ipynb #7cf2f8ab
+# %% ../nbs/51_bias.ipynb #769d1ad1
 import hashlib
 import itertools
 import json
@@ -467,7 +467,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../nbs/51_bias.ipynb #8a44967b
+# %% ../nbs/51_bias.ipynb #e2e26220
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -547,10 +547,11 @@ def render(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", facts(report)))
 
-# %% ../nbs/51_bias.ipynb #adcef12a
+# %% ../nbs/51_bias.ipynb #e8ecb594
 def identity(net, source, exam, settings, config) -> str:
     "A digest of all that `judge` depends on."
-    asked = {key: value for key, value in vars(config).items() if key not in ("checkpoint", "out", "pictures", "untrained")}
+    elsewhere = ("checkpoint", "out", "pictures", "untrained")
+    asked = {key: value for key, value in vars(config).items() if key not in elsewhere}
     lists = [(list(map(str, s.names)), np.asarray(s.labels).tolist()) for s in (source, exam.stage.source)]
     digest = hashlib.sha256(json.dumps([asked, settings, lists]).encode())
     for tensor in net.state_dict().values():
@@ -583,7 +584,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../nbs/51_bias.ipynb #475a0721
+# %% ../nbs/51_bias.ipynb #d6c3a084
 def describe(name, checkpoint, backbone, settings) -> dict:
     "What the report says of a network before any number."
     past = backbone.pretrain_config
@@ -613,7 +614,7 @@ def count_up(config, fitted, exam) -> dict:
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
             "conditions": conditions, "left_out": left_out, "machine": machine()}
 
-# %% ../nbs/51_bias.ipynb #1eafa294
+# %% ../nbs/51_bias.ipynb #4025e42d
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
