@@ -547,7 +547,7 @@ def render(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", facts(report)))
 
-# %% ../nbs/51_bias.ipynb #e8ecb594
+# %% ../nbs/51_bias.ipynb #2f0a3d44
 def identity(net, source, exam, settings, config) -> str:
     "A digest of all that `judge` depends on."
     elsewhere = ("checkpoint", "out", "pictures", "untrained")
