@@ -83,7 +83,7 @@ FORMATS = [pytest.param(torch.bfloat16, .02, marks=needs_bf16), (torch.float32, 
 @pytest.mark.parametrize("dtype, tolerance", FORMATS, ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d], ids=["default", "channels-last"])
 @pytest.mark.parametrize("kernel, stride, frames, side", [
-    ((3, 3, 3), 1, 2, 2), ((3, 3, 3), 1, 2, 7), ((3, 1, 1), 1, 2, 4), ((3, 3, 3), 2, 4, 1), ((1, 3, 3), 2, 2, 1), ((3, 3, 3), 1, 4, 7)])
+    ((3, 3, 3), 1, 2, 2), ((3, 3, 3), 1, 2, 7), ((3, 1, 1), 1, 2, 4), ((3, 3, 3), 2, 4, 7)])
 def test_convolutions_write_all_of_their_gradients(dtype, tolerance, order, kernel, stride, frames, side):
     "Shapes at the end of a 3D network, for which some CPUs' kernels leave memory unwritten; the memory is full of NaN."
     def tensors(number):
