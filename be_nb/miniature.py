@@ -221,7 +221,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../nbs/53_miniature.ipynb #b801d21b
+# %% ../nbs/53_miniature.ipynb #1d087109
 def main():
     "`python -m be_nb.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.miniature")
@@ -229,7 +229,7 @@ def main():
     print(f"SceneBias: six motions before six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(TITLES[arm] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"The three default ones take about 4 minutes on 2 free CPU cores with fast bfloat16, about 9 on 2 without. "
+          f"The three default ones take about 4 minutes on 2 free CPU cores with AVX-512, about 9 on 2 without. "
           f"Stop it whenever you like, by Ctrl-C: the same command goes on.\nThe loss of MoCo begins near 0, climbs "
           f"while real clips take the place of the noise in the queue, and then falls.\n"
           f"Machine: {machine(pick_device())}\n")
