@@ -547,13 +547,15 @@ def render(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", facts(report)))
 
-# %% ../nbs/51_bias.ipynb #2f0a3d44
+# %% ../nbs/51_bias.ipynb #9fb29f88
 def identity(net, source, exam, settings, config) -> str:
-    "A digest of all that `judge` depends on."
+    "A digest of what `judge` depends on, but for the pixels of the videos."
     elsewhere = ("checkpoint", "out", "pictures", "untrained")
     asked = {key: value for key, value in vars(config).items() if key not in elsewhere}
     lists = [(list(map(str, s.names)), np.asarray(s.labels).tolist()) for s in (source, exam.stage.source)]
     digest = hashlib.sha256(json.dumps([asked, settings, lists]).encode())
+    masks = find_masks(config)
+    digest.update(Path(masks).read_bytes() if masks else b"")
     for tensor in net.state_dict().values():
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -572,7 +574,7 @@ def examine(
     this = identity(net, source, exam, settings, config)
     try:
         found = read_torch(kept)
-        if found["identity"] == this:
+        if isinstance(found, dict) and found.get("identity") == this:
             return found
     except CheckpointError:  # there is none, or a damaged one
         pass

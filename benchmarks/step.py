@@ -135,8 +135,9 @@ class OurStep:
 def contestants(config, device, skip=()):
     """name → step: ours, ours with one thing changed, the reference; without those whose names are in `skip`."""
     ours = lambda loops=(), **changes: lambda: OurStep(override(config, **changes), device, loops)
-    number = {"without bf16": ours(amp="fp32")} if bf16_is_fast(device) else {"with bf16": ours(amp="bf16")}
-    number = number if bf16_is_safe(device) else {}
+    number = {}
+    if bf16_is_safe(device):
+        number = {"without bf16": ours(amp="fp32")} if bf16_is_fast(device) else {"with bf16": ours(amp="bf16")}
     plain = override(config, amp="fp32", memory_order="default")
     makers = {"ours": ours(), "without batched augmentation": ours(["augment"]),
               "without batched distractor": ours(["distractor"]),
