@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from be_nb.augment import Augment, CenterCrop
 from be_nb.data.scenebias import SceneBias
-from be_nb.distractor import VARIANTS, Distractor
+from be_nb.distractor import Distractor, VARIANTS
 
 # name → (clips, frames, height, width, side of the view): the miniature, and the paper's sizes with few clips
 SIZES = {"miniature": (64, 8, 30, 30, 24), "112 px": (8, 16, 128, 171, 112), "224 px": (2, 16, 256, 342, 224)}

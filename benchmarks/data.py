@@ -23,9 +23,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from be_nb.data.pack import PackedVideos, Settings, encode_video, pack
-from be_nb.data.videos import ClipDataset, EpochSampler, Split, VideoFolder, _ToRGB, count_frames, decode, video_frames
-from be_nb.device import machine
+from be_nb.data.pack.read import PackedVideos
+from be_nb.data.pack.write import encode_video, pack, Settings
+from be_nb.data.clips import ClipDataset, EpochSampler
+from be_nb.data.lists import Split
+from be_nb.data.videos import VideoFolder
+from be_nb.data.decode import _ToRGB, count_frames, decode, video_frames
+from be_nb.machine.device import machine
 
 FRAMES, SIZE = 16, (128, 171)
 

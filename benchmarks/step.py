@@ -24,14 +24,18 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
-from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD, affine_matrix
-from be_nb.bench import RandomVideos, ceilings
-from be_nb.config import PretrainConfig, check_choice, override
-from be_nb.device import bf16_is_fast, bf16_is_safe, machine, pick_device
+from be_nb.augment import affine_matrix, IMAGENET_MEAN, IMAGENET_STD
+from be_nb.studies.bench import ceilings, RandomVideos
+from be_nb.settings import PretrainConfig
+from be_nb.config import check_choice, override
+from be_nb.machine.device import bf16_is_fast, bf16_is_safe, machine, pick_device
 from be_nb.distractor import draw_distractors
-from be_nb.distributed import BatchGenerator
-from be_nb.speed import compile_method
-from be_nb.train import build_loader, build_method, build_source, learning_rate, restore, seed_of, train_step
+from be_nb.methods.base import BatchGenerator
+from be_nb.machine.speed import compile_method
+from be_nb.data.sources import build_loader, build_source
+from be_nb.methods.base import build_method
+from be_nb.training.step import learning_rate, seed_of, train_step
+from be_nb.training.run import restore
 
 
 def augment_by_loops(clips, drawn, size):

@@ -16,9 +16,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-from be_nb.checkpoint import write_atomically
-from be_nb.config import EvaluateConfig, RetrieveConfig
-from be_nb.device import machine, pick_device
+from be_nb.machine.files import write_atomically
+from be_nb.settings import EvaluateConfig, RetrieveConfig
+from be_nb.machine.device import machine, pick_device
 from be_nb.evaluate import evaluate, retrieve
 from be_nb.train import pretrain
 

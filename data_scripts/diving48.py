@@ -6,8 +6,8 @@ DIR holds Diving48_rgb.tar.gz (or its folder rgb/), Diving48_V2_train.json, Divi
 
 Then train with --data diving48/pack --split train.txt, and test on test.txt.
 """
-from be_nb.data.archives import Dataset, Part, find_folder, main
-from be_nb.data.videos import read_diving48
+from be_nb.data.prepare import Dataset, find_folder, main, Part
+from be_nb.data.lists import read_diving48
 
 PAGE = "the Diving48 page of the Statistical Visual Computing Lab, UC San Diego"
 

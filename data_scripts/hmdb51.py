@@ -7,8 +7,8 @@ testTrainMulti_7030_splits/):
 
 Then train with --data hmdb51/pack --split train1.txt, and test on test1.txt.
 """
-from be_nb.data.archives import Dataset, Part, find_folder, main
-from be_nb.data.videos import read_hmdb51
+from be_nb.data.prepare import Dataset, find_folder, main, Part
+from be_nb.data.lists import read_hmdb51
 
 PAGE = "the HMDB page of the Serre Lab, Brown University"
 COUNTS = {f"{side}{k}.txt": count for k in (1, 2, 3) for side, count in (("train", 3570), ("test", 1530))}

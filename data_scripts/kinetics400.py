@@ -8,7 +8,7 @@ replacement/replacement_for_corrupted_k400.tgz if you have it, and annotations/t
 Then train with --data k400/pack --split train.txt, and test on val.txt. Videos that nobody has any more stay in the
 lists; the report counts them.
 """
-from be_nb.data.archives import Dataset, Part, find_folder, main, read_kinetics, video_files
+from be_nb.data.prepare import Dataset, find_folder, main, Part, read_kinetics, video_files
 
 PAGE = "the Kinetics page of the Common Visual Data Foundation"
 

@@ -6,8 +6,8 @@ DIR holds UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip, or what was 
 
 Then train with --data ucf101/pack --split train1.txt, and test on test1.txt.
 """
-from be_nb.data.archives import Dataset, Part, find_folder, main
-from be_nb.data.videos import read_ucf101
+from be_nb.data.prepare import Dataset, find_folder, main, Part
+from be_nb.data.lists import read_ucf101
 
 PAGE = "the UCF101 page of the Center for Research in Computer Vision, University of Central Florida"
 COUNTS = {"train1.txt": 9537, "test1.txt": 3783, "train2.txt": 9586, "test2.txt": 3734, "train3.txt": 9624,

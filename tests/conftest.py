@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from be_nb.device import bf16_is_safe
+from be_nb.machine.device import bf16_is_safe
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_bf16 = pytest.mark.skipif(not bf16_is_safe(torch.device("cpu")), reason="a CPU whose bfloat16 kernels are faulty")

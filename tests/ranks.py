@@ -8,7 +8,7 @@ import traceback
 
 import torch._dynamo  # noqa: F401: DistributedDataParallel imports it, which takes seconds, so once here
 
-from be_nb.distributed import process_group
+from be_nb.machine.distributed import process_group
 
 PATIENCE = 300  # seconds, after which a rank that still runs says where it stands, and ends
 

@@ -7,11 +7,11 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb.data.actors import (PERSON, actor_boxes, boxes_to_mask, crop_to_actor, fill_holes, find_people, grow_mask,
-                               inpaint_background, load_detector, other_backgrounds, read_masks, still_background,
-                               swap_background, write_video)
+from be_nb.data.actors import (actor_boxes, boxes_to_mask, crop_to_actor, fill_holes, find_people, grow_mask,
+                               inpaint_background, load_detector, other_backgrounds, PERSON, read_masks,
+                               still_background, swap_background, write_video)
 from be_nb.data.scenebias import SceneBias
-from be_nb.data.videos import decode
+from be_nb.data.decode import decode
 
 
 @st.composite

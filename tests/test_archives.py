@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rar import rar4, rar5
 
 from be_nb.data import archives
-from be_nb.data.archives import ArchiveError, RECORDS, extract, members, read_kinetics, safe_name, video_files
+from be_nb.data.archives import ArchiveError, extract, members, RECORDS, safe_name
+from be_nb.data.prepare import read_kinetics, video_files
 
 CONTENT = {"a/v [1].avi": bytes(range(256)) * 40, "a/ü.avi": b"x" * 5000, "b/empty.avi": b"", "c.txt": b"hello\n" * 100}
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD
 from be_nb.backbones import BACKBONES, create_backbone, list_backbones
 from be_nb.backbones.i3d import SamePad
-from be_nb.backbones.layers import Backbone, adopt_weights, init_he
+from be_nb.backbones.layers import adopt_weights, Backbone, init_he
 from be_nb.backbones.measure import describe, receptive_field, stage_maps
 from be_nb.backbones.s3dg import S3DG
 from be_nb.backbones.torchvision import renormalize

@@ -11,11 +11,13 @@ from test_train import write_video
 
 from be_nb.backbones import create_backbone
 from be_nb.backbones.measure import describe
-from be_nb.bench import PARTS, BenchReport, Ceilings, Part, RandomVideos, Stopwatch, bench, measure, run_of
+from be_nb.studies.bench import bench, BenchReport, Ceilings, measure, Part, PARTS, RandomVideos, run_of, Stopwatch
 from be_nb.cli import main
-from be_nb.config import BenchConfig, PretrainConfig, override, recipe
-from be_nb.data.videos import ClipDataset
-from be_nb.train import build_loader, build_source
+from be_nb.settings import BenchConfig, PretrainConfig
+from be_nb.config import override
+from be_nb.recipes import recipe
+from be_nb.data.clips import ClipDataset
+from be_nb.data.sources import build_loader, build_source
 
 SMALL = PretrainConfig(batch_size=4, frames=4, size=16, queue_size=16, dim=8, device="cpu", amp="fp32")
 
@@ -41,7 +43,7 @@ def test_parts_are_positive_and_make_up_the_step():
 
 def test_stopwatch_loses_no_time(monkeypatch):
     now = iter([0., 1., 3., 6., 10.])
-    monkeypatch.setattr("be_nb.bench.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("be_nb.studies.bench.time.perf_counter", lambda: next(now))
     watch = Stopwatch(torch.device("cpu"))
     for part in ("a", "b", "a", None, None):
         watch.switch(part)
@@ -81,8 +83,9 @@ def test_methods_without_a_distractor_or_key_encoder():
 
 def test_what_was_measured_was_not_changed_by_measuring():
     "The steps with and without the watch are steps of one training: its losses are those of the trainer's own."
-    from be_nb import bench as module
-    from be_nb.train import restore, train_step
+    from be_nb.studies import bench as module
+    from be_nb.training.run import restore
+    from be_nb.training.step import train_step
 
     losses = []
     record = lambda *args: losses.append(train_step(*args)["loss"].item())

@@ -1,4 +1,4 @@
-"""be_nb.perturb, be_nb.bias, be_nb.page: altered clips by their properties, intervals, and a report that is complete."""
+"""be_nb.judging.perturb, be_nb.judging.bias.report, be_nb.judging.bias.page: altered clips by their properties, intervals, and a report that is complete."""
 import json
 
 import numpy as np
@@ -7,15 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import be_nb.bias
-from be_nb.bias import (BiasConfig, Bootstrap, bias, compare_sentences, drifts, predict, run_names, sentences,
-                        side)
+import be_nb.judging.bias.report
+from be_nb.settings import BiasConfig
+from be_nb.judging.bias.score import Bootstrap, drifts, predict
+from be_nb.judging.bias.report import bias
+from be_nb.judging.bias.words import compare_sentences, sentences, side
+from be_nb.judging.bias.exam import run_names
 from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Draw, intra_frame
-from be_nb.evaluate import Features
-from be_nb.page import Markup, bar, page, reaches_out, section, table, tag
-from be_nb.perturb import (CONDITIONS, MaskedVideos, Stage, distract, draw_partners, fit_mask, open_stage, reverse_time,
-                           shots, shuffle_time, stop_time)
+from be_nb.judging.features import Features
+from be_nb.judging.bias.page import bar, Markup, page, reaches_out, section, table, tag
+from be_nb.judging.perturb import (CONDITIONS, distract, draw_partners, fit_mask, MaskedVideos, open_stage,
+                                   reverse_time, shots, shuffle_time, Stage, stop_time)
 from be_nb.train import pretrain
 
 FAST = dict(data_size=30, clips=1, resamples=50)
@@ -175,7 +178,7 @@ def test_report_is_complete(checkpoint, tmp_path):
 
 
 def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, monkeypatch):
-    judged, real = [], be_nb.bias.judge
+    judged, real = [], be_nb.judging.bias.score.judge
 
     def judge(net, train, exam, settings, config, progress):
         if len(judged) == 1 and config.out.endswith("halves"):
@@ -183,7 +186,7 @@ def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, mon
             raise KeyboardInterrupt
         judged.append(net)
         return real(net, train, exam, settings, config, progress)
-    monkeypatch.setattr(be_nb.bias, "judge", judge)
+    monkeypatch.setattr(be_nb.judging.bias.report, "judge", judge)
     ask = lambda out, **changes: bias(BiasConfig((checkpoint,), out=str(tmp_path / out), **FAST | changes), progress=False)
     with pytest.raises(KeyboardInterrupt):
         ask("halves")

@@ -1,11 +1,11 @@
-"""be_nb.cam: exact maps against autograd, Grad-CAM against captum, mass against counting by hand."""
+"""be_nb.judging.cam: exact maps against autograd, Grad-CAM against captum, mass against counting by hand."""
 import numpy as np
 import pytest
 import torch
 
 from be_nb.backbones import create_backbone
-from be_nb.cam import class_maps, enlarge, feature_maps, grad_cam, heat, mass_inside, probe_weights
-from be_nb.evaluate import linear_probe
+from be_nb.judging.cam import class_maps, enlarge, feature_maps, grad_cam, heat, mass_inside, probe_weights
+from be_nb.judging.judges import linear_probe
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from be_nb.backbones import create_backbone
-from be_nb.checkpoint import (CheckpointError, list_checkpoints, load, newest_checkpoint, read_checkpoint,
-                              remove_leftovers, save_checkpoint, step_of, write_atomically)
+from be_nb.saving.checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint,
+                                     save_checkpoint, step_of)
+from be_nb.saving.weights import load
+from be_nb.machine.files import remove_leftovers, write_atomically
 from be_nb.moco import MoCo
 
 

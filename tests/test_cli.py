@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from test_config import configs
 
 from be_nb import __version__, cli
-from be_nb.config import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig, RetrieveConfig,
-                          list_recipes, recipe, settings)
+from be_nb.settings import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig,
+                            RetrieveConfig)
+from be_nb.recipes import list_recipes, recipe
+from be_nb.config import settings
 
 NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 

@@ -17,9 +17,11 @@ from rar import rar4, rar5
 from test_archives import tar_bytes, zip_bytes
 
 from be_nb.data.actors import PERSON, write_video
-from be_nb.data.archives import PrepareConfig, main, prepare
-from be_nb.data.pack import doctor, open_videos
-from be_nb.data.videos import decode, read_diving48, read_hmdb51, read_list, read_ucf101
+from be_nb.data.prepare import main, prepare, PrepareConfig
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.sources import open_videos
+from be_nb.data.decode import decode
+from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101
 
 SCRIPTS = ROOT / "data_scripts"
 

@@ -9,7 +9,7 @@ import torch
 from conftest import needs_bf16
 from torch import nn
 
-from be_nb import device as D
+from be_nb.machine import device as D
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from be_nb.distractor import VARIANTS, Distractor, Draw, cutmix_box, draw_distractors, mix_static_frame
+from be_nb.distractor import cutmix_box, Distractor, Draw, draw_distractors, mix_static_frame, VARIANTS
 
 STILL = ("gaussian_noise", "inter_frame", "intra_frame")
 BORROWING = ("video_mixup", "video_cutmix", "inter_frame")

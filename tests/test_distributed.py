@@ -15,14 +15,19 @@ from hypothesis import strategies as st
 from ranks import exit_codes, free_port, joined, on_ranks
 
 import be_nb.train as T
-from be_nb.checkpoint import list_checkpoints, read_checkpoint
-from be_nb.config import PretrainConfig, override
+from be_nb.saving.checkpoint import list_checkpoints, read_checkpoint
+from be_nb.settings import PretrainConfig
+from be_nb.config import override
 from be_nb.data.scenebias import SceneBias
-from be_nb.distributed import (BatchGenerator, average_, draw_rows, gather, gather_objects, on_main, own_rows,
-                               process_group, rank, wrap)
-from be_nb.health import shared_features
-from be_nb.train import (accumulate_gradient, build_loader, build_method, build_optimizer, build_source, pretrain,
-                         train_step)
+from be_nb.methods.base import BatchGenerator, draw_rows
+from be_nb.machine.device import average_
+from be_nb.machine.distributed import gather_objects, on_main, process_group, wrap
+from be_nb.machine.device import gather, own_rows, rank
+from be_nb.training.watch import shared_features
+from be_nb.training.step import accumulate_gradient, build_optimizer, train_step
+from be_nb.data.sources import build_loader, build_source
+from be_nb.methods.base import build_method
+from be_nb.train import pretrain
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
 

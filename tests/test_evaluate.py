@@ -17,9 +17,10 @@ from torch import nn
 
 from be_nb import evaluate
 from be_nb.augment import CenterCrop
-from be_nb.config import RetrieveConfig
-from be_nb.evaluate import (VideoClips, chance_recall, check_set, clip_batches, evaluating, extract_features,
-                            fitting_ks, knn, largest, linear_probe, nearest, retrieval)
+from be_nb.settings import RetrieveConfig
+from be_nb.judging.features import clip_batches, evaluating, extract_features, VideoClips
+from be_nb.judging.judges import chance_recall, check_set, knn, largest, linear_probe, nearest, retrieval
+from be_nb.evaluate import fitting_ks
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -206,7 +207,8 @@ def test_windows_are_read_once_a_video_and_in_order():
 def test_real_videos():
     if not (DATA / "ucf101-6").is_dir():
         pytest.skip("the UCF101 clips are not at ../shared/data/ucf101-6")
-    from be_nb.data.videos import Split, VideoFolder, read_list
+    from be_nb.data.lists import read_list, Split
+    from be_nb.data.videos import VideoFolder
     listed = read_list(DATA / "ucf101-6" / "val.txt")
     few = Split(listed.paths[:3], listed.labels[:3], listed.classes)
     source = VideoFolder(DATA / "ucf101-6", few, frame_size=(32, 43))
@@ -420,7 +422,7 @@ def test_a_small_gallery_needs_no_flag(gallery, ks, fitting):
 
 
 def test_reports_of_a_checkpoint(tmp_path, capsys):
-    from be_nb.config import EvaluateConfig
+    from be_nb.settings import EvaluateConfig
     from be_nb.evaluate import evaluate, retrieve
     from be_nb.train import pretrain
 

@@ -10,14 +10,20 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-import be_nb.finetune as FT
+import be_nb.training.finetune as FT
 from be_nb.augment import CenterCrop
 from be_nb.backbones import create_backbone
-from be_nb.checkpoint import CheckpointError, list_checkpoints, load, read_checkpoint
-from be_nb.config import override, recipe
-from be_nb.finetune import (Classifier, FinetuneConfig, draw_confusion, finetune, finetune_step, group_of, hold_out,
-                            in_top, predict, score)
-from be_nb.train import augmentation, build_optimizer, learning_rate, pretrain
+from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, read_checkpoint
+from be_nb.saving.weights import load
+from be_nb.config import override
+from be_nb.recipes import recipe
+from be_nb.training.classifier import Classifier, draw_confusion, in_top, predict, score
+from be_nb.settings import FinetuneConfig
+from be_nb.training.finetune import finetune, finetune_step
+from be_nb.data.lists import group_of, hold_out
+from be_nb.methods.base import augmentation
+from be_nb.training.step import build_optimizer, learning_rate
+from be_nb.train import pretrain
 
 SMALL = dict(data_size=36, test_size=12, batch_size=8, size=16, frames=4, steps=9, warmup_steps=2, log_every=2,
              checkpoint_every=2, validate_every=3, clips=2, amp="fp32")

@@ -1,10 +1,11 @@
-"""be_nb.flow: known shifts, known motions, and what the distractor must do to flow."""
+"""be_nb.judging.flow: known shifts, known motions, and what the distractor must do to flow."""
 import pytest
 import torch
 
 from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Distractor, Draw
-from be_nb.flow import blur, clip_flow, compare_flows, distract_at, distraction_errors, draw_flows, lucas_kanade, moving, pull
+from be_nb.judging.flow import (blur, clip_flow, compare_flows, distract_at, distraction_errors, draw_flows,
+                                lucas_kanade, moving, pull)
 
 
 def texture(h=48, w=60, seed=0):

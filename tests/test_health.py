@@ -11,12 +11,16 @@ from conftest import needs_bf16
 from test_train import SMALL, assert_same_run, small, straight  # noqa: F401: `straight` is a fixture
 
 import be_nb.train as T
-from be_nb import health as H
-from be_nb.checkpoint import list_checkpoints, read_checkpoint
-from be_nb.config import PretrainConfig, override
+from be_nb.training import watch as H
+from be_nb.saving.checkpoint import list_checkpoints, read_checkpoint
+from be_nb.settings import PretrainConfig
+from be_nb.config import override
 from be_nb.data.scenebias import SceneBias
-from be_nb.data.videos import ClipDataset
-from be_nb.train import Diverged, build_method, build_optimizer, build_source, reproduce
+from be_nb.data.clips import ClipDataset
+from be_nb.training.divergence import Diverged, reproduce
+from be_nb.methods.base import build_method
+from be_nb.training.step import build_optimizer
+from be_nb.data.sources import build_source
 
 CONFIG = PretrainConfig(**SMALL)
 
@@ -189,7 +193,8 @@ def test_knn_takes_labelled_videos_and_at_most_so_many(tmp_path):
 
 
 def test_online_knn_is_the_knn_of_the_extracted_features():
-    from be_nb.evaluate import extract_features, knn
+    from be_nb.judging.features import extract_features
+    from be_nb.judging.judges import knn
     config = override(CONFIG, knn_every=1, knn_videos=30)
     sources, method = H.knn_sources(config), build_method(config).train()
     found = [extract_features(method.backbone, s, 1, config.frames, size=config.size, progress=False) for s in sources]

@@ -97,7 +97,7 @@ def test_readme_links_lead_somewhere():
 
 
 def test_readme_table_is_the_record():
-    from be_nb.miniature import table
+    from be_nb.studies.miniature import table
 
     rows = json.loads((ROOT / "nbs/results/scenebias.json").read_text())["rows"]
     assert table([row for row in rows if row["rho"] == 0.9]) in (ROOT / "README.md").read_text(encoding="utf8")

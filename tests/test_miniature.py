@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from be_nb import miniature
+from be_nb.studies import miniature
 
 
 def test_an_interrupted_study_ends_in_a_line(monkeypatch, capsys):

@@ -10,11 +10,14 @@ import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb.config import PretrainConfig
-from be_nb.distractor import VARIANTS, Distractor
-from be_nb.moco import (MoCo, MomentumEncoders, Queue, SplitBatchNorm3d, contrast, momentum_update, pick_windows,
-                        projection, shuffled, split_batch_norm, unit)
-from be_nb.train import build_method
+from be_nb.settings import PretrainConfig
+from be_nb.distractor import Distractor, VARIANTS
+from be_nb.moco import contrast, MoCo, momentum_update, MomentumEncoders, Queue
+from be_nb.moco import shuffled
+from be_nb.methods.splitbn import SplitBatchNorm3d, split_batch_norm
+from be_nb.methods.base import pick_windows, projection
+from be_nb.losses import unit
+from be_nb.methods.base import build_method
 
 quickly = settings(max_examples=40, deadline=None)
 

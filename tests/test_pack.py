@@ -21,12 +21,19 @@ from PIL import Image
 from test_videos import TURNK, coded_pictures, frame, number, write
 from torch.utils.data import DataLoader
 
-import be_nb.data.pack as module
+import be_nb.data.pack.write as module
 from be_nb import cli
-from be_nb.config import EvaluateConfig, PretrainConfig
-from be_nb.data.pack import (CODECS, PackedVideos, PackError, doctor, fit, is_pack, open_videos, pack, scan_shard,
-                             stream)
-from be_nb.data.videos import ClipDataset, EpochSampler, Split, VideoError, VideoFolder, decode
+from be_nb.settings import EvaluateConfig, PretrainConfig
+from be_nb.data.pack.format import CODECS, is_pack, PackError, scan_shard
+from be_nb.data.pack.read import fit, PackedVideos
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.sources import open_videos
+from be_nb.data.pack.write import pack
+from be_nb.data.pack.stream import stream
+from be_nb.data.clips import ClipDataset, EpochSampler
+from be_nb.data.lists import Split
+from be_nb.data.decode import decode, VideoError
+from be_nb.data.videos import VideoFolder
 
 quiet_pack = functools.partial(pack, progress=False)
 NAMES = {"a [b] (c).avi": 20, "#1 hash!.mp4": 12, "sub/plain.mkv": 31, "50% é.avi": 7, "one.mp4": 1, "v2.avi": 9,
@@ -388,9 +395,10 @@ def test_reading_writes_nothing_and_holds_few_files(packs, monkeypatch):
 
 
 def test_one_place_chooses_the_source(root, packs, tmp_path):
-    from be_nb.evaluate import labelled_source
-    from be_nb.finetune import FinetuneConfig, open_list
-    from be_nb.train import build_source
+    from be_nb.data.sources import labelled_source
+    from be_nb.settings import FinetuneConfig
+    from be_nb.data.sources import open_list
+    from be_nb.data.sources import build_source
     assert is_pack(packs["raw"]) and not is_pack(root)
     for data, kind in ((str(root), VideoFolder), (str(packs["raw"]), PackedVideos)):
         config = PretrainConfig(data=data, frame_size=(24, 32))

@@ -11,14 +11,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb import pretext, train
+from be_nb.methods import pretext
+from be_nb import train
 from be_nb.augment import Augment
-from be_nb.config import PretrainConfig
+from be_nb.settings import PretrainConfig
 from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Distractor
-from be_nb.pretext import (ClipOrder, CubicPuzzles, PairwiseHead, Pretext, RotNet3D, arrange, orders,
-                           shuffle_pieces, take_cuboids)
-from be_nb.train import build_optimizer, evaluation_clip, train_step
+from be_nb.methods.order import arrange, ClipOrder, orders, PairwiseHead, shuffle_pieces
+from be_nb.methods.puzzles import CubicPuzzles, take_cuboids
+from be_nb.methods.pretext import Pretext
+from be_nb.methods.rotnet import RotNet3D
+from be_nb.training.step import build_optimizer, train_step
+from be_nb.methods.base import evaluation_clip
 
 quickly = settings(max_examples=40, deadline=None)
 TASKS = {"rotnet": (RotNet3D, 4), "puzzles": (CubicPuzzles, 8), "order": (lambda: ClipOrder(gap=1), 11)}

@@ -13,12 +13,14 @@ from torch import nn
 from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips as TorchvisionClips
 
-from be_nb import cli, evaluate, finetune
+from be_nb import cli, evaluate
+from be_nb.training import finetune
 from be_nb.augment import CenterCrop
-from be_nb.config import EvaluateConfig, RetrieveConfig
-from be_nb.protocols import (BE, COCLR, FAME, PLACEMENTS, PROTOCOLS, SLOWFAST, VCOP, Protocol, ViewFeatures,
-                             centre_features, chosen, embed, facts, get_protocol, protocol_table, scale,
-                             score_retrieval, survey, windows_of, without_rest)
+from be_nb.settings import EvaluateConfig, RetrieveConfig
+from be_nb.judging.protocols import (BE, centre_features, COCLR, embed, facts, FAME, get_protocol, PLACEMENTS,
+                                     Protocol, protocol_table, PROTOCOLS, scale, score_retrieval, SLOWFAST, survey,
+                                     VCOP, ViewFeatures, windows_of, without_rest)
+from be_nb.evaluate import chosen
 
 each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 
@@ -317,7 +319,7 @@ def test_one_protocol_with_its_dropped_rest(checkpoint, few, capsys):
 
 
 def test_what_cannot_be_scored_is_refused_before_any_feature(checkpoint, few, monkeypatch):
-    monkeypatch.setattr("be_nb.protocols.embed", lambda *args, **how: pytest.fail("features were computed"))
+    monkeypatch.setattr("be_nb.judging.protocols.embed", lambda *args, **how: pytest.fail("features were computed"))
     config = dict(checkpoint=checkpoint, data="scenebias", train_split="probe", test_split="test", protocol="all")
     with pytest.raises(ValueError, match="probe has 21 videos that count under protocol be; 50 are needed"):
         evaluate.retrieve(RetrieveConfig(**config))

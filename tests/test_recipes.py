@@ -9,10 +9,14 @@ from conftest import ROOT
 import be_nb.cli as cli
 from be_nb.backbones import create_backbone
 from be_nb.backbones.measure import describe
-from be_nb.config import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig, list_recipes, override, recipe
+from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig
+from be_nb.recipes import list_recipes, recipe
+from be_nb.config import override
 from be_nb.distractor import VARIANTS
-from be_nb.recipes import ASSUMED, DATA, GMAC, RECIPES, commands, cost, describe_recipes, find, gpu_hours, how_to_get, set_of
-from be_nb.train import METHODS, finetune, pretrain
+from be_nb.recipes import ASSUMED, commands, cost, describe_recipes, find, GMAC, gpu_hours, RECIPES
+from be_nb.data.sets import DATA, how_to_get, set_of
+from be_nb.methods import METHODS
+from be_nb.train import finetune, pretrain
 
 FULL = [name for name, r in RECIPES.items() if set_of(r.config.data)]
 

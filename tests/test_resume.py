@@ -10,9 +10,11 @@ from ranks import fork
 from test_train import SMALL, assert_same_run, small, straight, write_video  # noqa: F401: `straight` is a fixture
 
 import be_nb.train as T
-from be_nb.checkpoint import CheckpointError, list_checkpoints, load, read_checkpoint, save_checkpoint
-from be_nb.config import PretrainConfig
-from be_nb.train import Stopped, train_step
+from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, save_checkpoint
+from be_nb.saving.weights import load
+from be_nb.settings import PretrainConfig
+from be_nb.training.run import Stopped
+from be_nb.training.step import train_step
 
 
 def signalled_at(monkeypatch, step, number):
@@ -153,7 +155,7 @@ def test_the_best_is_written_before_the_checkpoint_that_says_so(tmp_path, monkey
     monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("this disk has no links")))
     save_checkpoint(tmp_path, state(2), 1, best=True)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == read_checkpoint(tmp_path / "step-00000002.pt")["step"] == 2
-    monkeypatch.setattr("be_nb.checkpoint.twin", lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
+    monkeypatch.setattr("be_nb.saving.checkpoint.twin", lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
     with pytest.raises(OSError, match="power"):
         save_checkpoint(tmp_path, state(3), 1, best=True)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 3

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from be_nb.backbones import create_backbone
 from be_nb.data import scenebias
-from be_nb.data.scenebias import (CLASSES, FIELDS, SHAPES, SPLITS, TILE, ClipPlan, SceneBias, actors, backgrounds,
-                                  choose_scenes, draw_numbers, film, poses, render, smooth)
-from be_nb.evaluate import extract_features, linear_probe
+from be_nb.data.scenebias import (actors, backgrounds, choose_scenes, CLASSES, ClipPlan, draw_numbers, FIELDS, film,
+                                  poses, render, SceneBias, SHAPES, smooth, SPLITS, TILE)
+from be_nb.judging.features import extract_features
+from be_nb.judging.judges import linear_probe
 
 ALL = np.arange(40)
 

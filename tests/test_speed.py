@@ -7,10 +7,13 @@ from torch import nn
 
 from be_nb.augment import Augment
 from be_nb.backbones import create_backbone
-from be_nb.config import PretrainConfig, override
+from be_nb.settings import PretrainConfig
+from be_nb.config import override
 from be_nb.moco import MoCo
-from be_nb.speed import compile_backbone, compile_method, keep_buffers, prefetch, recompute
-from be_nb.train import build_loader, build_method, build_optimizer, build_source, train_step
+from be_nb.machine.speed import compile_backbone, compile_method, keep_buffers, prefetch, recompute
+from be_nb.data.sources import build_loader, build_source
+from be_nb.methods.base import build_method
+from be_nb.training.step import build_optimizer, train_step
 
 SMALL = PretrainConfig(data_size=32, batch_size=4, queue_size=16, size=16, frames=4, steps=6, warmup_steps=2)
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -18,10 +18,16 @@ from conftest import needs_bf16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import be_nb.train as T
-from be_nb.checkpoint import CheckpointError, list_checkpoints, load, read_checkpoint
-from be_nb.config import PretrainConfig, override
-from be_nb.data.videos import VideoError
-from be_nb.train import History, build_loader, build_method, build_source, learning_rate, pretrain, seed_of, train_step
+from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, read_checkpoint
+from be_nb.saving.weights import load
+from be_nb.settings import PretrainConfig
+from be_nb.config import override
+from be_nb.data.decode import VideoError
+from be_nb.training.run import History
+from be_nb.data.sources import build_loader, build_source
+from be_nb.methods.base import build_method
+from be_nb.training.step import learning_rate, seed_of, train_step
+from be_nb.train import pretrain
 
 # A run of half a second. Rows every second step and checkpoints every third: a checkpoint also falls between two rows.
 SMALL = dict(data_size=64, batch_size=8, queue_size=32, size=16, frames=4, steps=12, warmup_steps=3, log_every=2,

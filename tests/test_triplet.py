@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from be_nb.config import recipe
+from be_nb.recipes import recipe
 from be_nb.distractor import Distractor
-from be_nb.train import build_method, pretrain
-from be_nb.triplet import Triplet, compare
+from be_nb.methods.base import build_method
+from be_nb.train import pretrain
+from be_nb.methods.triplet import compare, Triplet
 
 
 class Small(nn.Module):

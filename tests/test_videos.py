@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
-from be_nb.data.videos import (ClipDataset, EpochSampler, FrameIndex, Split, VideoError, VideoFolder, collate,
-                               count_frames, decode, draw_starts, epoch_order, read_diving48, read_hmdb51, read_list,
-                               read_ucf101, uniform_starts, window_frames)
+from be_nb.data.clips import ClipDataset, collate, draw_starts, epoch_order, EpochSampler, uniform_starts, window_frames
+from be_nb.data.videos import FrameIndex, VideoFolder
+from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101, Split
+from be_nb.data.decode import count_frames, decode, VideoError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 footage = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real footage at {DATA}")

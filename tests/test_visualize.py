@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from be_nb.data.scenebias import SceneBias
-from be_nb.visualize import Explorer, Picture, animate, curves, embedding, explore, neighbours, strip
+from be_nb.visualize import animate, curves, embedding, explore, Explorer, neighbours, Picture, strip
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 

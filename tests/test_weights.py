@@ -16,16 +16,22 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 import be_nb
-from be_nb import cli, weights
+from be_nb import cli
+from be_nb.saving import weights
 from be_nb.augment import CenterCrop
 from be_nb.backbones import create_backbone
-from be_nb.checkpoint import CheckpointError, load, save_checkpoint
-from be_nb.config import EvaluateConfig, PretrainConfig
+from be_nb.saving.checkpoint import CheckpointError, save_checkpoint
+from be_nb.saving.weights import load
+from be_nb.settings import EvaluateConfig, PretrainConfig
 from be_nb.data.scenebias import SceneBias
-from be_nb.device import lay_out
-from be_nb.evaluate import extract_features, open_splits
-from be_nb.finetune import FinetuneConfig, finetune, starting_backbone
-from be_nb.weights import card_path, export, find_weights, fingerprint, git_commit, recognise
+from be_nb.machine.device import lay_out
+from be_nb.judging.features import extract_features
+from be_nb.evaluate import open_splits
+from be_nb.settings import FinetuneConfig
+from be_nb.training.finetune import finetune
+from be_nb.training.classifier import starting_backbone
+from be_nb.saving.weights import card_path, find_weights, fingerprint, recognise
+from be_nb.saving.export import export, git_commit
 
 CONFIG = dataclasses.asdict(PretrainConfig(steps=4, out="/media/disk/runs"))
 
@@ -385,7 +391,7 @@ def test_evaluation_and_fine_tuning_start_from_them(theirs, tmp_path):
 def test_the_command_passes_its_flags_on(monkeypatch, capsys):
     seen = []
     fake = types.SimpleNamespace(export=lambda *words: seen.append(words) or words[1])
-    monkeypatch.setitem(sys.modules, "be_nb.weights", fake)
+    monkeypatch.setitem(sys.modules, "be_nb.saving.weights", fake)
     cli.main("export --checkpoint runs/a --out b.safetensors --scores c.json d.json".split())
     assert seen == [("runs/a", "b.safetensors", ("c.json", "d.json"))]
     assert capsys.readouterr().out.split() == ["weights:", "b.safetensors", "card:", str(weights.card_path("b.safetensors"))]
