@@ -7,14 +7,14 @@ __all__ = ['GREY', 'IMAGENET_MEAN', 'IMAGENET_STD', 'affine_matrix', 'warp', 'ad
            'adjust_saturation', 'adjust_hue', 'ClipParameters', 'draw_parameters', 'augment_clips', 'denormalize',
            'Augment', 'CenterCrop']
 
-# %% ../nbs/1_core/03_views.ipynb #988c02b4
+# %% ../nbs/1_core/03_views.ipynb #7596a385
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-# %% ../nbs/1_core/03_views.ipynb #f73f7b9a
+# %% ../nbs/1_core/03_views.ipynb #2b34319d
 def affine_matrix(
     side: torch.Tensor,   # (b,) side of the square crop, pixels
     x: torch.Tensor,      # (b,) centre of the crop, pixels right of the frame's centre
@@ -32,7 +32,7 @@ def affine_matrix(
             side * mirror * sin / height, side * cos / height, 2 * (x * sin + y * cos) / height]
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
-# %% ../nbs/1_core/03_views.ipynb #90759a76
+# %% ../nbs/1_core/03_views.ipynb #e37bf864
 def warp(
     clips: torch.Tensor,   # uint8 (b, t, c, h, w)
     matrix: torch.Tensor,  # float32 (b, 2, 3), see `affine_matrix`
@@ -49,7 +49,7 @@ def warp(
     out = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return out.view(b, c, t, size, size)
 
-# %% ../nbs/1_core/03_views.ipynb #838c74fa
+# %% ../nbs/1_core/03_views.ipynb #1147682a
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B in luma, as torchvision has them
 
 
@@ -62,7 +62,7 @@ def _grey(clips):
     r, g, b = clips.split(1, dim=1)
     return (r * GREY[0]).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2])
 
-# %% ../nbs/1_core/03_views.ipynb #490de409
+# %% ../nbs/1_core/03_views.ipynb #17ad012b
 def adjust_brightness(
     clips: torch.Tensor,               # float (b, 3, t, h, w) in [0, 1]
     factor: torch.Tensor,              # (b,) ≥ 0; 1 changes nothing, 0 is black
@@ -93,7 +93,7 @@ def adjust_saturation(
     grey = _grey(clips)
     return torch.mul(clips, factor, out=out).add_(grey.mul_(1 - factor)).clamp_(0, 1)
 
-# %% ../nbs/1_core/03_views.ipynb #00f5054e
+# %% ../nbs/1_core/03_views.ipynb #e726887c
 def adjust_hue(
     clips: torch.Tensor,               # float (b, 3, t, h, w) in [0, 1]
     shift: torch.Tensor,               # (b,) from −0.5 to 0.5, in turns; 0 changes nothing
@@ -118,7 +118,7 @@ def adjust_hue(
     place.sub_(2).abs_().neg_().add_(2)
     return out.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(low.unsqueeze(1))
 
-# %% ../nbs/1_core/03_views.ipynb #bb389c63
+# %% ../nbs/1_core/03_views.ipynb #64ce1fe8
 class ClipParameters(NamedTuple):
     """What is done to each clip: float32 `(b,)` tensors on the CPU (`flip`: bool)."""
     side: torch.Tensor        # side of the square crop, pixels
@@ -131,7 +131,7 @@ class ClipParameters(NamedTuple):
     saturation: torch.Tensor  # factor, 1 changes nothing
     hue: torch.Tensor         # shift in turns, 0 changes nothing
 
-# %% ../nbs/1_core/03_views.ipynb #8cec70bf
+# %% ../nbs/1_core/03_views.ipynb #4519d0f2
 def draw_parameters(
     batch: int,         # number of clips, b
     height: int,        # of the frames, pixels
@@ -155,7 +155,7 @@ def draw_parameters(
     return ClipParameters(side, (width - side) * (u[1] - .5), (height - side) * (u[2] - .5), degrees * (2 * u[3] - 1),
                           u[4] < flip, *factors, hue * (2 * u[8] - 1))
 
-# %% ../nbs/1_core/03_views.ipynb #1f34a06a
+# %% ../nbs/1_core/03_views.ipynb #2d81fbf9
 def _check_clips(clips):
     if not torch.is_tensor(clips) or clips.dtype != torch.uint8:
         got = clips.dtype if torch.is_tensor(clips) else type(clips).__name__
@@ -169,7 +169,7 @@ def _check_clips(clips):
     if clips.numel() == 0:
         raise ValueError(f"clips are empty: {tuple(clips.shape)}")
 
-# %% ../nbs/1_core/03_views.ipynb #8b25bbd8
+# %% ../nbs/1_core/03_views.ipynb #39816324
 def _pack(clips, parameters):
     """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made."""
     _check_clips(clips)
@@ -206,7 +206,7 @@ def augment_clips(
     """Turn, crop, mirror and recolour each clip by its own parameters, all its frames alike."""
     return _paint(clips, *_pack(clips, parameters), size)
 
-# %% ../nbs/1_core/03_views.ipynb #65f2ceca
+# %% ../nbs/1_core/03_views.ipynb #214af5fe
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -227,7 +227,7 @@ def denormalize(
     mean, std = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
     return (clips * std + mean).clamp_(0, 1)
 
-# %% ../nbs/1_core/03_views.ipynb #2a46badb
+# %% ../nbs/1_core/03_views.ipynb #017fe673
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 
@@ -251,7 +251,7 @@ class _View(nn.Module):
         scale, shift = self.scale.to(out.device), self.shift.to(out.device)  # works where the module was not moved, too
         return out.mul_(scale).add_(shift)
 
-# %% ../nbs/1_core/03_views.ipynb #23376d18
+# %% ../nbs/1_core/03_views.ipynb #5dfc39ff
 def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue):
     if not 0 <= degrees <= 180:
         raise ValueError(f"degrees must be between 0 and 180, got {degrees}")
@@ -265,7 +265,7 @@ def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue)
     if not 0 <= hue <= .5:
         raise ValueError(f"hue is in turns of the colour circle, between 0 and 0.5, got {hue}")
 
-# %% ../nbs/1_core/03_views.ipynb #c2bfb939
+# %% ../nbs/1_core/03_views.ipynb #fabe9252
 class Augment(_View):
     """Random views for training: rotation, resized crop, flip, colour jitter and normalisation, one draw a clip.
 
@@ -302,7 +302,7 @@ class Augment(_View):
         _check_clips(clips)
         return self.view(clips, self.sample(len(clips), *clips.shape[-2:], generator=generator))
 
-# %% ../nbs/1_core/03_views.ipynb #dc5796fb
+# %% ../nbs/1_core/03_views.ipynb #1c358788
 class CenterCrop(_View):
     """The deterministic view for tests: the central square, resized and normalised like those of `Augment`."""
 

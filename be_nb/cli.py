@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'CONFIGS', 'metavar', 'flags', 'reject', 'parse', 'parse_
            'retrieve', 'recipes', 'pack', 'doctor', 'export', 'bias', 'bench', 'usage', 'is_message', 'as_flags',
            'plain_warnings', 'main']
 
-# %% ../nbs/7_training/11_cli.ipynb #e004ac8d
+# %% ../nbs/7_training/11_cli.ipynb #287c56a4
 import contextlib
 import dataclasses
 import os
@@ -25,7 +25,7 @@ from .config import check_choice, nearest, override, settings
 from .recipes import recipe
 from .recipes import describe_recipe, describe_recipes
 
-# %% ../nbs/7_training/11_cli.ipynb #fadb8969
+# %% ../nbs/7_training/11_cli.ipynb #8919bd6c
 def metavar(
     kind,           # type of a setting
 ) -> str | None:    # None: what tyro says of itself
@@ -37,7 +37,7 @@ def metavar(
         return " ".join("..." if each is ... else each.__name__.upper() for each in inside)
     return metavar(inside[0]) or inside[0].__name__.upper() if type(None) in inside else None
 
-# %% ../nbs/7_training/11_cli.ipynb #f22b6937
+# %% ../nbs/7_training/11_cli.ipynb #9981e012
 def flags(
     config_class: type,  # a config class
     default=None,        # a config: its values are the defaults; None: those of the class
@@ -55,7 +55,7 @@ def flags(
               for name, fields in groups.items()]
     return dataclasses.make_dataclass("flags", nested)
 
-# %% ../nbs/7_training/11_cli.ipynb #408e1dc2
+# %% ../nbs/7_training/11_cli.ipynb #b522e671
 def reject(
     unknown: list[str],  # words that belong to no flag
     config_class: type,  # the config that was to be filled
@@ -84,7 +84,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/7_training/11_cli.ipynb #ceb85ab6
+# %% ../nbs/7_training/11_cli.ipynb #ab1fefd8
 def parse_recipe(
     command: str,        # "pretrain" or "finetune"
     config_class: type,  # what to fill
@@ -118,7 +118,7 @@ def finetune(args: list[str]):
 
     print(f"weights and results: {run(config).checkpoint.parent}")
 
-# %% ../nbs/7_training/11_cli.ipynb #3e219084
+# %% ../nbs/7_training/11_cli.ipynb #3c5d18b5
 def evaluate(args: list[str]):
     "be-nb evaluate --checkpoint PATH --data DIR    linear probe and kNN on frozen features"
     config = parse("evaluate", EvaluateConfig, args, "Linear probe and k nearest neighbours on frozen features.")
@@ -141,7 +141,7 @@ def recipes(args: list[str]):
         raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
     print(describe_recipe(args[0]) if args else describe_recipes())
 
-# %% ../nbs/7_training/11_cli.ipynb #cb72370e
+# %% ../nbs/7_training/11_cli.ipynb #2ee4e63b
 def pack(args: list[str]):
     "be-nb pack --root DIR --out DIR    decode videos once, into shards that give any frame at once"
     config = parse("pack", PackConfig, args, "Decode videos once, into shards that give any frame at once. Stopped, "
@@ -163,7 +163,7 @@ def doctor(args: list[str]):
     if report.problems:
         raise SystemExit(1)
 
-# %% ../nbs/7_training/11_cli.ipynb #f09720d8
+# %% ../nbs/7_training/11_cli.ipynb #3353610c
 def export(args: list[str]):
     "be-nb export --checkpoint PATH --out FILE    write the backbone as safetensors, with a card"
     config = parse("export", ExportConfig, args, "Write the backbone as safetensors, with a card beside it.")
@@ -172,7 +172,7 @@ def export(args: list[str]):
     path = run(config.checkpoint, config.out, config.scores)
     print(f"weights: {path}\ncard: {path}.json")
 
-# %% ../nbs/7_training/11_cli.ipynb #275c2c18
+# %% ../nbs/7_training/11_cli.ipynb #36b9ebba
 def bias(args: list[str]):
     "be-nb bias --checkpoint PATH … --data DIR    report how much networks lean on the background"
     from be_nb.settings import BiasConfig
@@ -180,7 +180,7 @@ def bias(args: list[str]):
 
     run(parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it."))
 
-# %% ../nbs/7_training/11_cli.ipynb #ec9b1eeb
+# %% ../nbs/7_training/11_cli.ipynb #6c7652b5
 def bench(args: list[str]):
     "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
     named = bool(args) and not args[0].startswith("-")
@@ -190,7 +190,7 @@ def bench(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/7_training/11_cli.ipynb #df264704
+# %% ../nbs/7_training/11_cli.ipynb #4a0dd9a8
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
             "export": export, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
 
@@ -209,7 +209,7 @@ def is_message(
     "Whether an exception tells the user something: bad values, files that cannot be read, and be_nb's own classes."
     return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("be_nb.")
 
-# %% ../nbs/7_training/11_cli.ipynb #d6b5e2ba
+# %% ../nbs/7_training/11_cli.ipynb #40b3f60d
 CONFIGS = (PretrainConfig, FinetuneConfig, RetrieveConfig, PackConfig)  # whose settings messages speak of
 
 
@@ -228,7 +228,7 @@ def as_flags(
 
     return re.sub(r"\b([a-z_]+)=('[^' ]+'|True|False|[0-9.]*[0-9])", flag, text)
 
-# %% ../nbs/7_training/11_cli.ipynb #610d1eee
+# %% ../nbs/7_training/11_cli.ipynb #295a80ee
 @contextlib.contextmanager
 def plain_warnings():
     "Within, a warning for the user is a line like a message, without the place in the code that gave it."
@@ -245,7 +245,7 @@ def plain_warnings():
     finally:
         warnings.formatwarning = before
 
-# %% ../nbs/7_training/11_cli.ipynb #e5f33a1d
+# %% ../nbs/7_training/11_cli.ipynb #51b600c9
 def main(
     args: list[str] | None = None,  # the words after `be-nb`; None: those of this process
 ):
@@ -276,6 +276,6 @@ def main(
         print(f"be-nb: {as_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
 
-# %% ../nbs/7_training/11_cli.ipynb #c706e018
+# %% ../nbs/7_training/11_cli.ipynb #dec627ad
 if __name__ == "__main__" and "__file__" in globals():
     main()

@@ -6,7 +6,7 @@
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'nearest', 'check_choice', 'Range',
            'conform', 'annotations', 'Config', 'Setting', 'settings', 'override']
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #37df0dd3
 import dataclasses
 import difflib
 import functools
@@ -15,11 +15,12 @@ import math
 import numbers
 import os
 import re
+import textwrap
 import types
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, Literal, NamedTuple, Union
 
-# %% ../nbs/7_training/01_config.ipynb #a9580ae9
+# %% ../nbs/7_training/01_config.ipynb #f83a69a2
 def nearest(
     name: str,                  # what the user wrote
     known,                      # the valid names
@@ -31,7 +32,7 @@ def nearest(
     similar = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
     return list(dict.fromkeys(similar + noted))[:3]
 
-# %% ../nbs/7_training/01_config.ipynb #86fd5f38
+# %% ../nbs/7_training/01_config.ipynb #05541076
 def check_choice(
     kind: str,       # what is being chosen, for the message ("recipe", "backbone", …)
     name: str,       # what the user asked for
@@ -46,7 +47,7 @@ def check_choice(
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(map(str, known))}."
     raise ValueError(f"Unknown {kind} {name!r}. {hint}")
 
-# %% ../nbs/7_training/01_config.ipynb #0bf5601d
+# %% ../nbs/7_training/01_config.ipynb #f2f037a8
 class Range(NamedTuple):
     "Limits of a number, for an annotation: `Annotated[float, Range(0, 1)]`. `above` leaves out the lower limit itself."
 
@@ -69,7 +70,7 @@ Fraction = Annotated[float, Range(0, 1, above=True)]  # a fraction that cannot b
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 
-# %% ../nbs/7_training/01_config.ipynb #d00d2f8f
+# %% ../nbs/7_training/01_config.ipynb #e7dbea80
 # what a message calls a plain value, and what is accepted for it; NumPy's numbers count as numbers, bools do not
 PLAIN = {bool: ("True or False", bool), int: ("a whole number", numbers.Integral),
          float: ("a finite number", numbers.Real), str: ("a string", (str, os.PathLike))}
@@ -104,7 +105,7 @@ def conform(
         raise ValueError(f"{key} must be {words}; got {value!r}.")
     return kind(os.fspath(value) if kind is str else value)
 
-# %% ../nbs/7_training/01_config.ipynb #47e0eae5
+# %% ../nbs/7_training/01_config.ipynb #beb7715d
 @functools.cache
 def annotations(
     config_class: type,  # a dataclass
@@ -127,7 +128,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/7_training/01_config.ipynb #13d63104
+# %% ../nbs/7_training/01_config.ipynb #c0863b20
 class Setting(NamedTuple):
     "A field of a config, with what its source says about it."
 
@@ -148,13 +149,14 @@ def settings(
             source = inspect.getsource(base) if dataclasses.is_dataclass(base) else ""
         except (OSError, TypeError):  # a class made in a notebook or in a frozen program
             source = ""
-        about = dict(re.findall(r"^ {4}(\w+): .*? # (.*)$", source, re.M))
-        group = re.sub("(Settings|Config)$", "", base.__name__).lower()
-        origin |= {name: (group, about.get(name, "")) for name in inspect.get_annotations(base)}
+        about = dict(re.findall(r"^ {4}(\w+): .*? # (.*)$", textwrap.dedent(source), re.M))
+        group = re.sub(r"(\.?Settings|Config)$", "", base.__qualname__).lower()  # that of MoCo.Settings is "moco"
+        fields = inspect.get_annotations(base)
+        origin |= {name: (group, about.get(name, "")) for name in fields if name in about or name not in origin}
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])
             for f in dataclasses.fields(config_class)]
 
-# %% ../nbs/7_training/01_config.ipynb #e7f4fa60
+# %% ../nbs/7_training/01_config.ipynb #ef5bf519
 def override(
     config,       # a config
     /,
@@ -169,5 +171,6 @@ def override(
             check_choice(f"setting of {kind.__name__}", key, known, notes)
     if kind is type(config):
         return dataclasses.replace(config, **changes)
-    kept = {name: value for name, value in dataclasses.asdict(config).items() if name in known}
-    return kind(**kept | changes)
+    was = {f.name: f.default for f in dataclasses.fields(config)}  # another class has defaults of its own
+    chosen = {key: value for key, value in dataclasses.asdict(config).items() if key in known and value != was[key]}
+    return kind(**chosen | changes)

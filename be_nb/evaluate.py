@@ -6,7 +6,7 @@
 __all__ = ['open_splits', 'embed_splits', 'finish', 'evaluate', 'fitting_ks', 'retrieve', 'chosen', 'by_protocol',
            'retrieve_by_protocol', 'evaluate_by_protocol']
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #x
+# %% ../nbs/6_judging/03_evaluate.ipynb #515fe468
 import json
 from functools import partial
 
@@ -21,7 +21,7 @@ from .machine.files import write_atomically
 from .saving.weights import load
 from .settings import EvaluateConfig, RetrieveConfig
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #578fcc18
+# %% ../nbs/6_judging/03_evaluate.ipynb #3738ad02
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
@@ -39,7 +39,7 @@ def open_splits(
             raise ValueError(f"{unknown} of {len(source)} videos of {split} have no label; judging needs one for each.")
     return backbone, settings | {"clips": config.clips, "short": config.short}, sources
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #6934ee99
+# %% ../nbs/6_judging/03_evaluate.ipynb #a1586c62
 def embed_splits(
     config: EvaluateConfig,    # what to evaluate
     backbone: torch.nn.Module,  # from `open_splits`, like the rest
@@ -55,7 +55,7 @@ def embed_splits(
                          "unreadable": len(getattr(source, "skipped", ()))}
     return *found, report
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #4a9b06ff
+# %% ../nbs/6_judging/03_evaluate.ipynb #c91fb931
 def finish(
     report: dict,  # numbers and settings
     out: str,      # JSON file; empty: none
@@ -71,7 +71,7 @@ def finish(
         write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf8"))
     return report
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #331530d2
+# %% ../nbs/6_judging/03_evaluate.ipynb #5da9f5f6
 def evaluate(
     config: EvaluateConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, accuracies in [0, 1]
@@ -86,7 +86,7 @@ def evaluate(
                "largest class": round(chance, 4)}
     return finish(report, config.out)
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #5be93ce2
+# %% ../nbs/6_judging/03_evaluate.ipynb #d546c297
 def fitting_ks(
     config: RetrieveConfig,
     gallery_size: int,  # videos of its training list
@@ -112,7 +112,7 @@ def retrieve(
     report |= {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()}
     return finish(report, config.out)
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #1d8febc2
+# %% ../nbs/6_judging/03_evaluate.ipynb #f96cca29
 def chosen(
     config: EvaluateConfig,  # `protocol` is a name or "all"; frames, stride and size scale it
 ) -> list[Protocol]:
@@ -151,7 +151,7 @@ def by_protocol(
     return finish({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.omit,
                    "protocols": rows}, config.out, show=())
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #x
+# %% ../nbs/6_judging/03_evaluate.ipynb #5e05c3c9
 def retrieve_by_protocol(
     config: RetrieveConfig,  # with `protocol`
 ) -> dict:                   # report: "protocols" holds one row each

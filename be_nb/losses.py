@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['in_full_precision', 'check_embeddings', 'info_nce_logits', 'info_nce', 'be_consistency', 'triplet', 'unit']
 
-# %% ../nbs/1_core/06_losses.ipynb #9037cdf6
+# %% ../nbs/1_core/06_losses.ipynb #8765843f
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/1_core/06_losses.ipynb #6cfd036e
+# %% ../nbs/1_core/06_losses.ipynb #602790d8
 def in_full_precision(
     *tensors: torch.Tensor,  # any dtypes, one device
 ) -> list:                   # the same in float32, or in float64 if the first one is
@@ -17,7 +17,7 @@ def in_full_precision(
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     return [tensor.to(dtype) for tensor in tensors]
 
-# %% ../nbs/1_core/06_losses.ipynb #27e87ee2
+# %% ../nbs/1_core/06_losses.ipynb #8f19eefb
 def check_embeddings(
     query: torch.Tensor,   # should be (b, d)
     key: torch.Tensor,     # should be (b, d)
@@ -36,7 +36,7 @@ def check_embeddings(
         raise ValueError(f"extra_negatives must be ({b}, n, {d}), n of them a query; got {tuple(extra.shape)}. "
                          "One negative a query goes in as negative[:, None].")
 
-# %% ../nbs/1_core/06_losses.ipynb #3b96f92e
+# %% ../nbs/1_core/06_losses.ipynb #84e8a05a
 def info_nce_logits(
     query: torch.Tensor,             # (b, d), L2-normalised
     key: torch.Tensor,               # (b, d), L2-normalised: the positive of each query; gets no gradient
@@ -61,7 +61,7 @@ def info_nce_logits(
             logits.append(torch.einsum("bd,bnd->bn", query, extra_negatives.to(query.dtype)))
         return torch.cat(logits, dim=1)
 
-# %% ../nbs/1_core/06_losses.ipynb #70aac56a
+# %% ../nbs/1_core/06_losses.ipynb #52388868
 def info_nce(
     query: torch.Tensor,             # (b, d), L2-normalised
     key: torch.Tensor,               # (b, d), L2-normalised
@@ -73,7 +73,7 @@ def info_nce(
     logits = info_nce_logits(query, key, queue, extra_negatives, temperature)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
-# %% ../nbs/1_core/06_losses.ipynb #0ddf6bef
+# %% ../nbs/1_core/06_losses.ipynb #3297c4d9
 def be_consistency(
     features_o: torch.Tensor,  # (b, c, t, h, w) feature maps of the original clips
     features_d: torch.Tensor,  # (b, c, t, h, w) feature maps of the same clips with the distractor
@@ -95,7 +95,7 @@ def be_consistency(
         original, distracted = [x.mean((3, 4)) if pool == "avg" else x.amax((3, 4)) for x in maps]
         return F.mse_loss(original, distracted)
 
-# %% ../nbs/1_core/06_losses.ipynb #d248802b
+# %% ../nbs/1_core/06_losses.ipynb #ee38e9e3
 def triplet(
     anchor: torch.Tensor,    # (b, d) the distracted clip
     positive: torch.Tensor,  # (b, d) the same clip without the distractor
@@ -118,7 +118,7 @@ def triplet(
         far = F.pairwise_distance(anchor[:, None], negatives)
         return (near - far + margin).relu().sum(1).mean()
 
-# %% ../nbs/1_core/06_losses.ipynb #x
+# %% ../nbs/1_core/06_losses.ipynb #e4e6f547
 def unit(
     vectors: torch.Tensor,  # (b, dim), any float type
 ) -> torch.Tensor:          # (b, dim) in float32 (float64 stays), each of length 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Queue', 'momentum_update', 'EncoderPair', 'shuffled', 'MomentumEncoders', 'contrast', 'MoCo']
 
-# %% ../nbs/1_core/08_moco.ipynb #x
+# %% ../nbs/1_core/08_moco.ipynb #038eec10
 import copy
 import math
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ from .losses import info_nce_logits, unit
 from .machine.device import gather, own_rows, world_size
 from .methods.base import Batch, Method, Views, projection
 
-# %% ../nbs/1_core/08_moco.ipynb #ed0fa823
+# %% ../nbs/1_core/08_moco.ipynb #dae2ccdb
 class Queue(nn.Module):
     """The last `size` keys, newest overwriting oldest. Content and pointer are buffers: a checkpoint has them both.
 
@@ -53,7 +53,7 @@ class Queue(nn.Module):
         self.keys[rows] = keys[skipped:].detach().to(self.keys.dtype)
         self.pointer.copy_((self.pointer + len(keys)) % size)
 
-# %% ../nbs/1_core/08_moco.ipynb #36d6922d
+# %% ../nbs/1_core/08_moco.ipynb #5fb891a0
 @torch.no_grad()
 def momentum_update(
     slow: nn.Module,   # the key encoder, changed in place
@@ -63,7 +63,7 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/1_core/08_moco.ipynb #61a4ebf3
+# %% ../nbs/1_core/08_moco.ipynb #8338cf04
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -99,7 +99,7 @@ class EncoderPair(Method):
         first, second = both
         return first, second[:, None]
 
-# %% ../nbs/1_core/08_moco.ipynb #x
+# %% ../nbs/1_core/08_moco.ipynb #17d98391
 def shuffled(
     encode,               # (b, …) → (b, d)
     clips: torch.Tensor,  # (b, …)
@@ -114,7 +114,7 @@ def shuffled(
     order = order[order < len(everyone)].to(clips.device, non_blocking=True)
     return gather(encode(everyone[own_rows(order)]))[order.argsort()]
 
-# %% ../nbs/1_core/08_moco.ipynb #fdd6af9c
+# %% ../nbs/1_core/08_moco.ipynb #a3324aaa
 class MomentumEncoders(EncoderPair):
     "An `EncoderPair` whose key encoder follows the query encoder and whose queue is filled with its keys (He et al.)."
 
@@ -140,7 +140,7 @@ class MomentumEncoders(EncoderPair):
         self.queue.enqueue(parts.transpose(0, 1).flatten(0, 2))           # in the order of the batch: by rank, by part
         self._keys = []
 
-# %% ../nbs/1_core/08_moco.ipynb #9e9dedd4
+# %% ../nbs/1_core/08_moco.ipynb #64ba1bb8
 def contrast(
     query: torch.Tensor,         # (b, dim), of length 1
     key: torch.Tensor,           # (b, dim)
@@ -159,7 +159,7 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/1_core/08_moco.ipynb #f776d268
+# %% ../nbs/1_core/08_moco.ipynb #092a973f
 class MoCo(MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 

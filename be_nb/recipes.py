@@ -7,7 +7,7 @@ __all__ = ['MOCO', 'VIDEO_MINI', 'RECIPES', 'AUTHORS', 'ON', 'SIZE', 'LARGE', 'N
            'TASKS', 'FINETUNE', 'GMAC', 'ASSUMED', 'Recipe', 'full_size', 'find', 'changes', 'passes', 'gpu_hours',
            'cost', 'describe_recipes', 'commands', 'describe_recipe', 'list_recipes', 'recipe']
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #f03472ba
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from .data.sets import DATA, script, set_of, where
 from .settings import NEUTRAL, FinetuneConfig, PretrainConfig
 from .methods import METHODS, find_method
 
-# %% ../nbs/7_training/03_recipes.ipynb #19f54ca3
+# %% ../nbs/7_training/03_recipes.ipynb #d9f52373
 class Recipe(NamedTuple):
     "A named run."
 
@@ -40,7 +40,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/7_training/03_recipes.ipynb #36f5b6b0
+# %% ../nbs/7_training/03_recipes.ipynb #55de6963
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, warmup_steps=0,
@@ -65,7 +65,7 @@ def full_size(
     row = dict(data=where(data), split=DATA[data].lists[0], backbone=backbone, batch_size=batch_size, steps=steps)
     return PretrainConfig(**shared | row | dict(checkpoint_every=2000, workers=4) | changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #b496cc09
+# %% ../nbs/7_training/03_recipes.ipynb #7d68c40e
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -87,7 +87,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **changes), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #6045d8dc
+# %% ../nbs/7_training/03_recipes.ipynb #9e96fa37
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
     RECIPES[f"scenebias-{variant}"] = Recipe(
@@ -96,7 +96,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #e15c13ce
+# %% ../nbs/7_training/03_recipes.ipynb #78279d2f
 PRETEXT = dict(data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
                weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
@@ -111,7 +111,7 @@ for task, (title, plain, erased, own) in TASKS.items():
             f"{title}{' + BE' if ending else ''}, C3D, UCF101", PretrainConfig(**PRETEXT | dict(method=task) | own | changes),
             f"{reported} (Table 1)", f"scenebias-{task}{ending}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #d2334305
 for name in METHODS:
     method = find_method(name)
     for ending, knobs in (("", {key: NEUTRAL[key] for key in ("distractor", "negative") if key in method.uses}),
@@ -121,7 +121,7 @@ for name in METHODS:
                 f"{method.title}{' + BE' if ending else ''}, built-in set",
                 PretrainConfig(method=name, **method.mini | knobs))
 
-# %% ../nbs/7_training/03_recipes.ipynb #64f16e7c
+# %% ../nbs/7_training/03_recipes.ipynb #dc2a68d5
 FINETUNE = dict(frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
                 milestones=(0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), lr_drop=0.3, epochs=50.0, batch_size=4, dropout=0.5,
@@ -141,7 +141,7 @@ for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
                            **FINETUNE | sight),
             "second half of every row" if data != "actor_hmdb51" else "the actor-only study", "video-finetune-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #58ed5e3f
+# %% ../nbs/7_training/03_recipes.ipynb #82d453f8
 def find(
     name: str,   # a key of `RECIPES`, or one with `-mini` behind it
 ) -> Recipe:
@@ -160,7 +160,7 @@ def changes(
     default = asdict(type(config)())
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
-# %% ../nbs/7_training/03_recipes.ipynb #d02e1127
+# %% ../nbs/7_training/03_recipes.ipynb #1ecb9c70
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations a second
 
@@ -183,7 +183,7 @@ def gpu_hours(
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
-# %% ../nbs/7_training/03_recipes.ipynb #a414d297
+# %% ../nbs/7_training/03_recipes.ipynb #88df03f0
 def cost(
     recipe: Recipe,
 ) -> str:
@@ -202,7 +202,7 @@ def describe_recipes() -> str:  # a table, one recipe a line
                                "reports them.\nBehind a full-size name, -mini stands for its small form. Hours are "
                                "estimates (see the lesson 08_recipes).")
 
-# %% ../nbs/7_training/03_recipes.ipynb #866d4488
+# %% ../nbs/7_training/03_recipes.ipynb #14420f9a
 def commands(
     name: str,  # of a recipe
 ) -> list[str]:  # command lines, in order
@@ -235,7 +235,7 @@ def describe_recipe(
              f"small form: {r.mini or 'this is one'}", "settings that are not the defaults:", *(changed or ["  none"])]
     return "\n".join([*lines, "commands:", *(f"  {line}" for line in commands(name))])
 
-# %% ../nbs/7_training/03_recipes.ipynb #971d10d4
+# %% ../nbs/7_training/03_recipes.ipynb #6a002d55
 def list_recipes() -> list[str]:  # names
     "Names that `recipe` knows."
     return list(RECIPES)

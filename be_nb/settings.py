@@ -9,7 +9,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings'
            'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig',
            'BiasConfig']
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #b3ed5486
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from .config import (Amount, Config, Count, Fraction, NonNegative, Positive, Range, Share, annotations)
 from .methods import find_method
 
-# %% ../nbs/7_training/02_settings.ipynb #8197dc04
+# %% ../nbs/7_training/02_settings.ipynb #b7ff587b
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -54,7 +54,7 @@ class DataSettings(Config):
     short: Short = "loop"            # videos shorter than a clip: loop, clamp or drop
     workers: Amount = 0              # loader processes; 0 loads in the training process
 
-# %% ../nbs/7_training/02_settings.ipynb #a4f1d135
+# %% ../nbs/7_training/02_settings.ipynb #61a34494
 @dataclass(frozen=True)
 class AugmentationSettings(Config):
     "What is done to a clip, the same to all of its frames."
@@ -68,7 +68,7 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/7_training/02_settings.ipynb #7e438bf2
+# %% ../nbs/7_training/02_settings.ipynb #24b2b90e
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
@@ -81,7 +81,7 @@ class MethodSettings(Config):
     negative_offset: Amount = 4     # least frames between a window and the intra-video negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
-# %% ../nbs/7_training/02_settings.ipynb #1dbc6b83
+# %% ../nbs/7_training/02_settings.ipynb #19a884a4
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
@@ -100,7 +100,7 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/7_training/02_settings.ipynb #8a12c9c2
+# %% ../nbs/7_training/02_settings.ipynb #8f19c914
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
@@ -131,7 +131,7 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/7_training/02_settings.ipynb #e06f90b0
+# %% ../nbs/7_training/02_settings.ipynb #e781c113
 def check_training(
     config,  # a config with augmentation and optimisation settings
 ):
@@ -141,7 +141,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #da63896a
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
@@ -194,7 +194,7 @@ def pretrain_config(
                                                                       "__module__": __name__})
     return dataclass(frozen=True)(made)
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #41ca279f
 def saved_config(
     saved: dict,         # settings as a checkpoint holds them
 ) -> PretrainConfig:     # settings that it does not know have their defaults; those that are no more are left out
@@ -202,7 +202,7 @@ def saved_config(
     known = annotations(pretrain_config(saved.get("method", "moco")))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
-# %% ../nbs/7_training/02_settings.ipynb #4c5d850e
+# %% ../nbs/7_training/02_settings.ipynb #e7df1230
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -223,7 +223,7 @@ class FinetuneSettings(Config):
     test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
-# %% ../nbs/7_training/02_settings.ipynb #a9522df1
+# %% ../nbs/7_training/02_settings.ipynb #521dc86d
 @dataclass(frozen=True)
 class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
                      RunSettings):
@@ -244,7 +244,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
-# %% ../nbs/7_training/02_settings.ipynb #dc821ee2
+# %% ../nbs/7_training/02_settings.ipynb #24cebdc2
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -273,7 +273,7 @@ class RetrieveConfig(EvaluateConfig):
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
 
-# %% ../nbs/7_training/02_settings.ipynb #a4a92534
+# %% ../nbs/7_training/02_settings.ipynb #d26cc440
 @dataclass(frozen=True)
 class ExportConfig(Config):
     "What `be_nb.saving.export.export` needs."
@@ -282,7 +282,7 @@ class ExportConfig(Config):
     out: str                       # file to write: ….safetensors; its card: ….safetensors.json
     scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card
 
-# %% ../nbs/7_training/02_settings.ipynb #5a5b586f
+# %% ../nbs/7_training/02_settings.ipynb #9c7b48c4
 @dataclass(frozen=True)
 class PackConfig(Config):
     "What `be_nb.data.pack.write.pack` needs: videos, lists of them, and how their frames shall be stored."
@@ -305,7 +305,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/7_training/02_settings.ipynb #4c4587c8
+# %% ../nbs/7_training/02_settings.ipynb #f6f610d3
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.studies.bench.bench` needs."
@@ -321,7 +321,7 @@ class BenchConfig(Config):
     amp: Precision = "auto"    # bf16, fp32, or auto: bf16 where it is fast
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #fb3b2ac6
+# %% ../nbs/7_training/02_settings.ipynb #9a143a2e
 @dataclass(frozen=True)
 class BiasConfig(Config):
     "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."

@@ -6,7 +6,7 @@
 __all__ = ['log_line', 'train', 'run_to_the_end', 'get_ready', 'pretrain_on', 'pretrain', 'finetune', 'train_step', 'METHODS',
            'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/08_pretrain.ipynb #x
+# %% ../nbs/7_training/08_pretrain.ipynb #1b1db148
 import math
 import time
 import warnings
@@ -36,7 +36,7 @@ from .training.divergence import Diverged, diagnose, reproduce
 
 _all_ = ["finetune", "train_step", "METHODS", "Diverged", "Stopped", "PretrainResult", "reproduce"]  # under one roof
 
-# %% ../nbs/7_training/08_pretrain.ipynb #256dc175
+# %% ../nbs/7_training/08_pretrain.ipynb #39dbedb4
 def log_line(
     run: Run,
     seconds: float,  # since the last line
@@ -53,7 +53,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/7_training/08_pretrain.ipynb #59ea322b
+# %% ../nbs/7_training/08_pretrain.ipynb #3a03acb7
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on
@@ -94,7 +94,7 @@ def train(
             if asked:
                 raise Stopped(run.step)
 
-# %% ../nbs/7_training/08_pretrain.ipynb #af1d93f1
+# %% ../nbs/7_training/08_pretrain.ipynb #42cbc80a
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -112,7 +112,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
             print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
         raise
 
-# %% ../nbs/7_training/08_pretrain.ipynb #9dfd33b8
+# %% ../nbs/7_training/08_pretrain.ipynb #6124524d
 def get_ready(
     run: Run,
     state: dict | None,  # the checkpoint that the run goes on from
@@ -134,7 +134,7 @@ def get_ready(
     run.method = wrap(method)
     return source, loader, sets
 
-# %% ../nbs/7_training/08_pretrain.ipynb #b79c8e66
+# %% ../nbs/7_training/08_pretrain.ipynb #50cb5681
 def pretrain_on(
     device: torch.device,    # of this rank
     config: PretrainConfig,  # from `fit_to_ranks`
@@ -163,7 +163,7 @@ def pretrain_on(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/7_training/08_pretrain.ipynb #80d600f6
+# %% ../nbs/7_training/08_pretrain.ipynb #7a3f4a2a
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

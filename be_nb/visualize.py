@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_png', 'Picture', 'strip', 'curves', 'Animation', 'animate', 'neighbours', 'embedding', 'Explorer', 'explore']
 
-# %% ../nbs/9_reference/01_visualize.ipynb #b656f118
+# %% ../nbs/9_reference/01_visualize.ipynb #b8924b19
 import base64
 import html
 import io
@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-# %% ../nbs/9_reference/01_visualize.ipynb #716c4747
+# %% ../nbs/9_reference/01_visualize.ipynb #eeb43bec
 def to_png(
     image: Image.Image,  # a PIL image in RGB
 ) -> bytes:
@@ -26,7 +26,7 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #25b65cb1
+# %% ../nbs/9_reference/01_visualize.ipynb #83f8720d
 class Picture(Figure):
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it."""
 
@@ -39,7 +39,7 @@ class Picture(Figure):
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"image/png": base64.b64encode(self.png()).decode(), "text/plain": repr(self)}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #9f2ddd8d
+# %% ../nbs/9_reference/01_visualize.ipynb #211b85eb
 def _as_image(clip):
     """One clip `(t, c, h, w)`, uint8 or float in [0, 1] → uint8 numpy `(t, h, w, 3)`."""
     clip = torch.as_tensor(clip).detach()
@@ -57,7 +57,7 @@ def _as_image(clip):
         raise ValueError(f"a clip to draw must be uint8 or float, got {clip.dtype}")
     return clip.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #730e4c34
+# %% ../nbs/9_reference/01_visualize.ipynb #d110a70a
 def _row(image, n, room):
     """Frames uint8 `(t, h, w, 3)` → a picture of `n` of them, at most `room` pixels wide, and which they are."""
     shown = np.linspace(0, len(image) - 1, n).round().astype(int)
@@ -71,7 +71,7 @@ def _row(image, n, room):
         frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
     return np.concatenate(np.pad(frames, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255), axis=1), shown
 
-# %% ../nbs/9_reference/01_visualize.ipynb #964d08c3
+# %% ../nbs/9_reference/01_visualize.ipynb #779075cc
 def strip(
     clips,         # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     n: int = 8,    # frames to show of each, evenly spaced
@@ -101,7 +101,7 @@ def strip(
                     va="top", fontsize=7.5, color="grey")
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #b802e7b8
+# %% ../nbs/9_reference/01_visualize.ipynb #28e8909d
 def curves(
     history,          # rows of one run (a list of dicts), or {name: rows} of several runs
     keys=None,        # what to draw, one panel each; default: every key with numbers that is not a clock
@@ -135,7 +135,7 @@ def curves(
             axes.legend(fontsize=7)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #68495e86
+# %% ../nbs/9_reference/01_visualize.ipynb #6ca1fd8b
 class Animation:
     """A film that a notebook shows: `.gif` holds its bytes, `.save(path)` writes them."""
 
@@ -151,7 +151,7 @@ class Animation:
         text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #0fc2890a
+# %% ../nbs/9_reference/01_visualize.ipynb #09299a79
 def animate(
     clips,               # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     fps: float = 8,      # frames a second, at most 50
@@ -177,7 +177,7 @@ def animate(
     drawn[0].save(buffer, "gif", save_all=True, append_images=drawn[1:], duration=round(1000 / fps), loop=0)
     return Animation(buffer.getvalue())
 
-# %% ../nbs/9_reference/01_visualize.ipynb #44edbfd3
+# %% ../nbs/9_reference/01_visualize.ipynb #688ffd40
 def neighbours(
     queries,         # source of the queries: `read`, `num_frames`, `labels`, `classes`
     rows,            # which queries to show
@@ -200,7 +200,7 @@ def neighbours(
             axes.spines[:].set(color=colour, linewidth=3)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #8498cb41
+# %% ../nbs/9_reference/01_visualize.ipynb #738072f0
 def embedding(
     features,         # (n, d), tensor or array
     colourings: dict,  # title → (n,) whole numbers, one panel each
@@ -226,7 +226,7 @@ def embedding(
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #22cc6ca8
+# %% ../nbs/9_reference/01_visualize.ipynb #f345eb5d
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
@@ -253,7 +253,7 @@ def _control(name, abbreviation):
     control.description = control.description or name
     return control
 
-# %% ../nbs/9_reference/01_visualize.ipynb #4dbc6553
+# %% ../nbs/9_reference/01_visualize.ipynb #5372d0ab
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 
@@ -294,7 +294,7 @@ class Explorer:
         text = f"Explorer({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
         return {**live, "image/png": base64.b64encode(self.png).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #da66019f
+# %% ../nbs/9_reference/01_visualize.ipynb #d66a0009
 def explore(
     draw,        # draw(**values) returns a Figure or a uint8 array (h, w, 3)
     **controls,  # by argument: (low, high[, step]) for a slider, a list for a dropdown, a bool, or any ipywidget

@@ -1,9 +1,9 @@
 """Runs, cleans and measures the lessons: the one place that knows what a stored notebook looks like.
 
-    python tests/notebooks.py run nbs/10_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
-    python tests/notebooks.py clean nbs/10_distractor.ipynb … # only strip what should not be stored
+    python tests/notebooks.py run nbs/1_core/04_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
+    python tests/notebooks.py clean nbs/1_core/04_distractor.ipynb … # only strip what should not be stored
     python tests/notebooks.py readme                          # write README.md from nbs/index.ipynb
-    python tests/notebooks.py badge nbs/*.ipynb               # a link to Colab, and the cell that installs the package there
+    python tests/notebooks.py badge nbs/*/*.ipynb             # a link to Colab, and the cell that installs the package there
 """
 import base64
 import configparser
@@ -76,15 +76,15 @@ def clean(nb, name):
     return nb
 
 
-def execute(nb, timeout=600):
-    """Run every cell in a fresh kernel, in the folder where JupyterLab would start it; raise at the first error."""
+def execute(nb, folder, timeout=600):
+    """Run every cell in a fresh kernel, in the folder of the notebook, as JupyterLab does; raise at the first error."""
     skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code" and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
     run = nbformat.from_dict(nb)
     kept = {i: run.cells[i] for i in skipped}
     for i in skipped:
         run.cells[i] = nbformat.v4.new_raw_cell("")
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "nbs")}}).execute(env=env)
+    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
     return run
@@ -119,13 +119,13 @@ def repository():
     return f"{default['user']}/{default['repo']}", default["branch"], default["nbs_path"]
 
 
-def add_badge(nb, name):
+def add_badge(nb, path):
     """A link to Colab under the promise, and before all other code a hidden cell that installs the package on Colab.
 
     Anywhere else that cell does nothing. Doing it twice changes nothing.
     """
     where, branch, folder = repository()
-    link = f"https://colab.research.google.com/github/{where}/blob/{branch}/{folder}/{name}.ipynb"
+    link = f"https://colab.research.google.com/github/{where}/blob/{branch}/{folder}/{path.relative_to(ROOT / folder)}"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
     install = ('#| hide\nimport sys\n\nif "google.colab" in sys.modules:  # nothing happens elsewhere\n'
                f"    %pip install --quiet git+https://github.com/{where}@{branch}")
@@ -169,12 +169,13 @@ def main(action, *paths):
         return
     for path in paths:
         nb = read(path)
+        path = Path(path).resolve()
         if action == "run":
-            nb = execute(nb)
-        if action == "badge" and Path(path).stem != "index":  # README is made from the index
-            nb = add_badge(nb, Path(path).stem)
-        write(clean(nb, Path(path).stem), path)
-        print(f"{action}: {path} {Path(path).stat().st_size / 1e3:.0f} KB")
+            nb = execute(nb, path.parent)
+        if action == "badge" and path.stem != "index":  # README is made from the index
+            nb = add_badge(nb, path)
+        write(clean(nb, path.stem), path)
+        print(f"{action}: {path.relative_to(ROOT)} {path.stat().st_size / 1e3:.0f} KB")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'list_backbones', 'create_backbone']
 
-# %% ../../nbs/1_core/05_backbone.ipynb #9357c40a
+# %% ../../nbs/1_core/05_backbone.ipynb #cc28438b
 import difflib
 import importlib
 
 from torch import nn
 
-# %% ../../nbs/1_core/05_backbone.ipynb #6f3f7b4f
+# %% ../../nbs/1_core/05_backbone.ipynb #9f4404e8
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",
@@ -27,7 +27,7 @@ BACKBONES = {
     "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
 }
 
-# %% ../../nbs/1_core/05_backbone.ipynb #5ee8af05
+# %% ../../nbs/1_core/05_backbone.ipynb #7a3780fe
 def list_backbones() -> list:
     "The names that `create_backbone` knows."
     return sorted(BACKBONES)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['C3D']
 
-# %% ../../nbs/3_backbones/04_c3d.ipynb #a4a7a35b
+# %% ../../nbs/3_backbones/04_c3d.ipynb #08801455
 from collections import OrderedDict
 
 from torch import nn
 
 from .layers import Backbone, conv_bn
 
-# %% ../../nbs/3_backbones/04_c3d.ipynb #36bada8b
+# %% ../../nbs/3_backbones/04_c3d.ipynb #75152474
 class C3D(Backbone):
     """C3D of Tran et al. (2015) with batch norm and without its two fully connected layers, as in `model/c3d.py`.
 

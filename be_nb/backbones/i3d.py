@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INCEPTIONS', 'Inception', 'SamePad', 'same_pool', 'inception_stages', 'tensorflow_norm', 'I3D']
 
-# %% ../../nbs/3_backbones/05_i3d.ipynb #0c92b7fe
+# %% ../../nbs/3_backbones/05_i3d.ipynb #6fd6663b
 from collections import OrderedDict
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from .layers import Backbone, conv_bn
 
-# %% ../../nbs/3_backbones/05_i3d.ipynb #4c230c06
+# %% ../../nbs/3_backbones/05_i3d.ipynb #6d889ad9
 class Inception(nn.Module):
     "Four branches side by side: 1×1×1; 1×1×1 then 3×3×3, twice; max pool then 1×1×1. Their channels are stacked."
 
@@ -35,7 +35,7 @@ class Inception(nn.Module):
     def forward(self, x):
         return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
 
-# %% ../../nbs/3_backbones/05_i3d.ipynb #de3290d3
+# %% ../../nbs/3_backbones/05_i3d.ipynb #ac316b59
 class SamePad(nn.Module):
     "TensorFlow's SAME padding with zeros: output size = ceil(size / stride); an odd zero goes behind."
 
@@ -62,7 +62,7 @@ def same_pool(
     "Max pooling with SAME padding. It follows a ReLU, so the zeros of the padding never win against the clip."
     return nn.Sequential(OrderedDict(pad=SamePad(kernel, stride), pool=nn.MaxPool3d(kernel, stride)))
 
-# %% ../../nbs/3_backbones/05_i3d.ipynb #e3f35a28
+# %% ../../nbs/3_backbones/05_i3d.ipynb #c41ca1ec
 # The six widths of every inception module, from GoogLeNet (Szegedy et al., 2015, table 1).
 INCEPTIONS = {
     "mixed3b": (64, 96, 128, 16, 32, 32), "mixed3c": (128, 128, 192, 32, 96, 64),
@@ -96,7 +96,7 @@ def tensorflow_norm(
         if isinstance(m, nn.BatchNorm3d):
             m.eps = 1e-3
 
-# %% ../../nbs/3_backbones/05_i3d.ipynb #b50fdd4a
+# %% ../../nbs/3_backbones/05_i3d.ipynb #72b84a82
 class I3D(Backbone):
     """Inception-I3D of Carreira and Zisserman (2017) up to its last inception module, as in `model/i3d.py`.
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['conv_bn', 'init_he', 'Residual', 'basic_block', 'check_clips', 'Backbone', 'adopt_weights']
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #7c6cf89f
+# %% ../../nbs/3_backbones/01_layers.ipynb #22bdafca
 from collections import OrderedDict
 
 import torch
 from torch import nn
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #e5742e25
+# %% ../../nbs/3_backbones/01_layers.ipynb #0be358f5
 def conv_bn(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out
@@ -31,7 +31,7 @@ def conv_bn(
         parts["relu"] = nn.ReLU(inplace=True)
     return nn.Sequential(parts)
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #f4d82833
+# %% ../../nbs/3_backbones/01_layers.ipynb #88666c34
 def init_he(
     module: nn.Module,  # any network; changed in place
 ) -> None:
@@ -44,7 +44,7 @@ def init_he(
         if isinstance(m, (nn.Conv3d, nn.BatchNorm3d)) and m.bias is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #0ef09be3
+# %% ../../nbs/3_backbones/01_layers.ipynb #d7042b9e
 class Residual(nn.Module):
     "`relu(body(x) + shortcut(x))`, the residual block of He et al. (2016). Body and shortcut end without a ReLU."
 
@@ -61,7 +61,7 @@ class Residual(nn.Module):
     def forward(self, x):
         return self.relu(self.body(x) + self.shortcut(x))
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #40e968c9
+# %% ../../nbs/3_backbones/01_layers.ipynb #4b549344
 def basic_block(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out
@@ -75,7 +75,7 @@ def basic_block(
     same = in_channels == out_channels and stride in (1, (1, 1, 1))
     return Residual(body, None if same else conv_bn(in_channels, out_channels, 1, stride, relu=False))
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #f69605e8
+# %% ../../nbs/3_backbones/01_layers.ipynb #12542422
 def check_clips(
     clips: torch.Tensor,  # what a backbone was given
     name: str,            # the backbone's name
@@ -93,7 +93,7 @@ def check_clips(
         raise ValueError(f"{name} needs clips of at least {t} frames of {h}×{w} pixels, "
                          f"got {shape[2]} of {shape[3]}×{shape[4]}.")
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #6460c7fd
+# %% ../../nbs/3_backbones/01_layers.ipynb #8f1338e7
 class Backbone(nn.Module):
     """What all backbones have in common: named stages, run in order.
 
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         "Clips `(b, c, t, h, w)` -> features `(b, feature_dim)`, the mean of the map over time and space."
         return self.features(clips).mean((2, 3, 4))
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #49e521cc
+# %% ../../nbs/3_backbones/01_layers.ipynb #450c4e35
 def adopt_weights(
     backbone: Backbone,  # changed in place
     state: dict,         # state dict of the same network written by someone else, such as torchvision

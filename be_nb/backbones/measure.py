@@ -6,7 +6,7 @@
 __all__ = ['macs_of', 'Stage', 'Description', 'describe', 'skeleton', 'MeanOfChannels', 'receptive_field', 'plot_stages',
            'stage_maps', 'plot_maps']
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #91181f10
+# %% ../../nbs/3_backbones/03_measure.ipynb #87295770
 import copy
 import math
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import nn
 from .layers import Backbone, check_clips
 from ..visualize import Picture
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #0af5e59c
+# %% ../../nbs/3_backbones/03_measure.ipynb #2d8958fd
 def macs_of(
     module: nn.Module,      # a convolution or a linear layer
     output: torch.Tensor,   # what it gave, (b, c_out, …)
@@ -25,7 +25,7 @@ def macs_of(
     "Every number of the output is one dot product with a filter, so: outputs × numbers in a filter."
     return output[0].numel() * module.weight[0].numel()
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #36c65a5d
+# %% ../../nbs/3_backbones/03_measure.ipynb #50be4856
 class Stage(NamedTuple):
     "What one stage of a backbone gives and takes."
     name: str
@@ -52,7 +52,7 @@ class Description(list):
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in rows)
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #483847cb
+# %% ../../nbs/3_backbones/03_measure.ipynb #57cae36e
 def describe(
     backbone: Backbone,  # looked at, not changed; may live on the meta device
     frames: int = 16,    # length of the imagined clip
@@ -72,7 +72,7 @@ def describe(
         rows.append(Stage(name, tuple(clips.shape[1:]), sum(p.numel() for p in stage.parameters()), sum(counted)))
     return rows
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #7a2299d0
+# %% ../../nbs/3_backbones/03_measure.ipynb #aa8db8fe
 def skeleton(
     module: nn.Module,  # any network made of Conv3d, MaxPool3d, BatchNorm3d and layers without parameters
     axis: int,          # 0, 1, 2: which of t, h, w to keep
@@ -98,7 +98,7 @@ class MeanOfChannels(nn.Module):
     def forward(self, x):
         return x.mean(1, keepdim=True)
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #9a75721a
+# %% ../../nbs/3_backbones/03_measure.ipynb #eeaf8b00
 def receptive_field(
     backbone: Backbone,  # looked at, not changed
 ) -> dict:               # stage -> (frames, height, width) that one position of its output depends on; inf: all of them
@@ -122,7 +122,7 @@ def receptive_field(
             fields[name] += (math.inf if whole else last - first + 1,)
     return fields
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #3aee667d
+# %% ../../nbs/3_backbones/03_measure.ipynb #5e3a213b
 def plot_stages(
     backbone: Backbone,  # looked at, not changed
     frames: int = 16,    # length of the imagined clip
@@ -152,7 +152,7 @@ def plot_stages(
     sight.legend(fontsize=7, frameon=False)
     return figure
 
-# %% ../../nbs/3_backbones/03_measure.ipynb #c3e13cb3
+# %% ../../nbs/3_backbones/03_measure.ipynb #ae7cf5bc
 def stage_maps(
     backbone: Backbone,   # in whichever mode it is; call `.eval()` first for repeatable maps
     clips: torch.Tensor,  # (b, c, t, h, w), float

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['middle_channels', 'conv_2plus1d', 'block_2plus1d', 'R2Plus1D18']
 
-# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #5b52cc5c
+# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #b169f41b
 from collections import OrderedDict
 
 from torch import nn
 
 from .layers import Backbone, conv_bn, Residual
 
-# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #184724e2
+# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #39960807
 def middle_channels(
     in_channels: int,   # channels that come in, N'
     out_channels: int,  # channels that go out, N
@@ -34,7 +34,7 @@ def conv_2plus1d(
         conv_bn(middle, out_channels, (3, 1, 1), (stride, 1, 1), relu=relu),
     )
 
-# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #442d67e5
+# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #ff365de9
 def block_2plus1d(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out
@@ -49,7 +49,7 @@ def block_2plus1d(
     same = in_channels == out_channels and stride == 1
     return Residual(body, None if same else conv_bn(in_channels, out_channels, 1, stride, relu=False))
 
-# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #6e59c296
+# %% ../../nbs/3_backbones/07_r2plus1d.ipynb #0ce8e27b
 class R2Plus1D18(Backbone):
     """R(2+1)D-18 of Tran et al. (2018), layer for layer torchvision's `r2plus1d_18` without its classifier.
 

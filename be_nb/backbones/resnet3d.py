@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['bottleneck', 'ResNet3D', 'r3d18', 'r3d34', 'r3d50']
 
-# %% ../../nbs/3_backbones/06_resnet3d.ipynb #74e2fe77
+# %% ../../nbs/3_backbones/06_resnet3d.ipynb #4fdcf197
 from collections import OrderedDict
 
 from torch import nn
 
 from .layers import Backbone, basic_block, conv_bn, Residual
 
-# %% ../../nbs/3_backbones/06_resnet3d.ipynb #cf52b210
+# %% ../../nbs/3_backbones/06_resnet3d.ipynb #d8ad6786
 def bottleneck(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out; the 3×3×3 convolution works on a quarter of them
@@ -28,7 +28,7 @@ def bottleneck(
     same = in_channels == out_channels and stride == 1
     return Residual(body, None if same else conv_bn(in_channels, out_channels, 1, stride, relu=False))
 
-# %% ../../nbs/3_backbones/06_resnet3d.ipynb #70a25286
+# %% ../../nbs/3_backbones/06_resnet3d.ipynb #362f4c9f
 class ResNet3D(Backbone):
     """The 3D ResNet of Hara, Kataoka and Satoh (2018), as in the authors' `model/r3d.py`, without its classifier.
 
@@ -56,7 +56,7 @@ class ResNet3D(Backbone):
             have = want
         super().__init__(name, stages, feature_dim=have, in_channels=in_channels)
 
-# %% ../../nbs/3_backbones/06_resnet3d.ipynb #bf5118f7
+# %% ../../nbs/3_backbones/06_resnet3d.ipynb #e726573b
 def r3d18(**kwargs) -> ResNet3D:
     "R3D-18: 8.3 GMAC at 16×112², 33.2 M parameters, 512 features. Takes `in_channels` and `width`."
     return ResNet3D("r3d18", basic_block, (2, 2, 2, 2), 1, **kwargs)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['separable_conv', 'Gate', 'S3DG']
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #73ff7252
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #faa0e53d
 from collections import OrderedDict
 from functools import partial
 
@@ -15,7 +15,7 @@ from torch import nn
 from .i3d import inception_stages, tensorflow_norm
 from .layers import Backbone, conv_bn
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #a30c4147
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #490c7138
 def separable_conv(
     in_channels: int,     # channels that come in
     out_channels: int,    # channels that go out, and between the two filters
@@ -32,7 +32,7 @@ def separable_conv(
         parts["gate"] = Gate(out_channels)
     return nn.Sequential(parts)
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #1490bfac
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #a8073da6
 class Gate(nn.Module):
     "Feature gating (Xie et al., 2018): every channel is multiplied by a number in (0, 1) that the whole clip decides."
 
@@ -50,7 +50,7 @@ class Gate(nn.Module):
     def forward(self, x):
         return x * self.weights(x)
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #9d7ba037
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #cf0849cb
 class S3DG(Backbone):
     """S3D-G of Xie et al. (2018): I3D with separable convolutions and a gate behind each; `gating=False` gives S3D.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Tiny']
 
-# %% ../../nbs/3_backbones/02_tiny.ipynb #752407f8
+# %% ../../nbs/3_backbones/02_tiny.ipynb #adaa7bfc
 from collections import OrderedDict
 
 from .layers import Backbone, basic_block, conv_bn
 
-# %% ../../nbs/3_backbones/02_tiny.ipynb #fda91662
+# %% ../../nbs/3_backbones/02_tiny.ipynb #1b74445b
 class Tiny(Backbone):
     """The course's own backbone: one convolution and two residual blocks, 214 thousand parameters.
 

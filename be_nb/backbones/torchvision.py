@@ -6,7 +6,7 @@
 __all__ = ['S3D_STAGES', 'borrow', 'residual_stages', 'tv_r3d18', 'tv_mc3_18', 'tv_s3d', 'Renormalize', 'prepend_input',
            'renormalize']
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #ba7402d2
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #1de951f5
 from collections import OrderedDict
 
 import torch
@@ -16,7 +16,7 @@ from torchvision.models import video
 from ..augment import IMAGENET_MEAN, IMAGENET_STD
 from .layers import Backbone
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #5772c46c
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #46aa0b1c
 def borrow(
     name: str,            # how the backbone is called here
     stages: OrderedDict,  # name -> module, in the order they run; taken over, not copied
@@ -37,7 +37,7 @@ def residual_stages(
     "The stem and the four layers; what is left behind is the pooling and the classifier."
     return OrderedDict((key, getattr(network, key)) for key in ("stem", "layer1", "layer2", "layer3", "layer4"))
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #973a44d7
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #854479f7
 def tv_r3d18(
     in_channels: int = 3,  # channels of a clip
 ) -> Backbone:
@@ -57,7 +57,7 @@ def tv_mc3_18(
     """
     return borrow("tv_mc3_18", residual_stages(video.mc3_18(num_classes=1)), 512, in_channels)
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #4c22f53a
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #1a57760d
 S3D_STAGES = ("conv1a pool2a conv2b conv2c pool3a mixed3b mixed3c pool4a mixed4b mixed4c mixed4d mixed4e mixed4f "
               "pool5a mixed5b mixed5c").split()
 
@@ -72,7 +72,7 @@ def tv_s3d(
     stages = OrderedDict(zip(S3D_STAGES, video.s3d(num_classes=1).features))
     return borrow("tv_s3d", stages, 1024, in_channels, minimum=(5, 17, 17))
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #417f38b9
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #883f2935
 class Renormalize(nn.Module):
     "Clips `(b, c, t, h, w)` -> `scale·clips + shift`, one number of each per channel. Buffers: saved, never trained."
 
@@ -99,7 +99,7 @@ def prepend_input(
     backbone.stages = nn.Sequential(OrderedDict([("input", layer), *backbone.stages.named_children()]))
     return backbone
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #93522629
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #cd9ccfc6
 def renormalize(
     backbone: Backbone,  # changed in place
     mean: tuple,         # that its weights were trained with, of R, G, B in [0, 1]

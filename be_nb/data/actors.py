@@ -7,7 +7,7 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
            'find_people', 'write_video']
 
-# %% ../../nbs/5_data/14_actors.ipynb #36b841f6
+# %% ../../nbs/5_data/14_actors.ipynb #9c69720a
 from pathlib import Path
 
 import av
@@ -19,7 +19,7 @@ import torchvision
 from scipy.sparse import coo_array, diags_array
 from scipy.sparse.linalg import splu
 
-# %% ../../nbs/5_data/14_actors.ipynb #d852b167
+# %% ../../nbs/5_data/14_actors.ipynb #ac341563
 def check_mask(
     clip: torch.Tensor,  # what should be uint8 (t, 3, h, w)
     mask: torch.Tensor,  # what should be bool (t, h, w): True on the actor
@@ -31,7 +31,7 @@ def check_mask(
         raise ValueError(f"the mask of a clip {tuple(clip.shape)} must be bool "
                          f"{(clip.shape[0], *clip.shape[2:])}; got {mask.dtype} {tuple(mask.shape)}.")
 
-# %% ../../nbs/5_data/14_actors.ipynb #82377431
+# %% ../../nbs/5_data/14_actors.ipynb #62353745
 def actor_boxes(
     mask: torch.Tensor,  # bool (t, h, w)
 ) -> np.ndarray:         # float (t, 4): top, left, bottom, right in pixels; the last two are just outside
@@ -47,7 +47,7 @@ def actor_boxes(
     times = np.arange(len(boxes))
     return np.stack([np.interp(times, seen, boxes[seen, side]) for side in range(4)], 1)
 
-# %% ../../nbs/5_data/14_actors.ipynb #7584315b
+# %% ../../nbs/5_data/14_actors.ipynb #d8649ee1
 def _smooth(path, width):
     "Moving average over `width` frames (odd); beyond its ends the path stands still."
     padded = np.pad(path, (width // 2, width // 2), mode="edge")
@@ -63,7 +63,7 @@ def _window(low, high, length, margin, follow):
     start = np.clip(start, np.maximum(high - size, 0), np.minimum(low, length - size))  # holds the box, in the picture
     return np.floor(start).astype(int), size
 
-# %% ../../nbs/5_data/14_actors.ipynb #91d74e45
+# %% ../../nbs/5_data/14_actors.ipynb #b1455279
 def crop_to_actor(
     clip: torch.Tensor,      # uint8 (t, 3, h, w)
     mask: torch.Tensor,      # bool (t, h, w): True on the actor
@@ -80,7 +80,7 @@ def crop_to_actor(
     columns, width = _window(left, right, clip.shape[3], margin, follow)
     return torch.stack([frame[:, y:y + height, x:x + width] for frame, y, x in zip(clip, rows, columns)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #5c98fcc2
+# %% ../../nbs/5_data/14_actors.ipynb #483194c9
 def fill_holes(
     picture: torch.Tensor,  # (c, h, w), float; what is in the holes does not matter
     hole: torch.Tensor,     # bool (h, w): which pixels are unknown
@@ -105,7 +105,7 @@ def fill_holes(
     filled[:, torch.from_numpy(unknown)] = torch.from_numpy(splu(equations).solve(joined[:, known] @ values[known])).T
     return filled.view_as(picture).float()
 
-# %% ../../nbs/5_data/14_actors.ipynb #3263d0b9
+# %% ../../nbs/5_data/14_actors.ipynb #d1989858
 def grow_mask(
     mask: torch.Tensor,  # bool (t, h, w)
     pixels: int,         # how far, in each of eight directions
@@ -134,7 +134,7 @@ def inpaint_background(
     """
     return torch.where(mask[:, None], still_background(clip, mask), clip)
 
-# %% ../../nbs/5_data/14_actors.ipynb #f645e6af
+# %% ../../nbs/5_data/14_actors.ipynb #c4d426ab
 def swap_background(
     clip: torch.Tensor,        # uint8 (t, 3, h, w)
     mask: torch.Tensor,        # bool (t, h, w): True on the actor
@@ -148,7 +148,7 @@ def swap_background(
                          f"got {background.dtype} {tuple(background.shape)}.")
     return torch.where(mask[:, None], clip, scene[torch.arange(len(clip)) % len(scene)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #b4fe0fd8
+# %% ../../nbs/5_data/14_actors.ipynb #02070381
 def other_backgrounds(
     labels,         # class of each video, (n,) whole numbers
     seed: int = 0,  # which of the many ways to deal
@@ -164,7 +164,7 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #af0f57d0
+# %% ../../nbs/5_data/14_actors.ipynb #c53092ad
 def boxes_to_mask(
     boxes,                    # one array of boxes a frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames
@@ -195,7 +195,7 @@ def _read_bb(path):
         raise ValueError(f"{path}: holds no frames, or their numbers make no sense.")
     return [boxes.get(frame, np.empty((0, 4))) for frame in range(max(boxes) + 1)]
 
-# %% ../../nbs/5_data/14_actors.ipynb #8ce3e7ee
+# %% ../../nbs/5_data/14_actors.ipynb #03fd83e1
 def read_masks(
     path,                     # a .mat, .npz or .bb file
     size: tuple[int, int],    # (height, width) of the clip that the masks are for
@@ -225,7 +225,7 @@ def read_masks(
     mask = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(puppet).transpose(2, 0, 1))).float()
     return F.interpolate(mask[:, None], size, mode="nearest-exact")[:, 0] > 0
 
-# %% ../../nbs/5_data/14_actors.ipynb #56dabe73
+# %% ../../nbs/5_data/14_actors.ipynb #e8a5f35b
 PERSON = 1  # its number among the 91 categories of COCO
 
 
@@ -260,7 +260,7 @@ def find_people(
             frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], clip.shape[2:])[0]
     return mask
 
-# %% ../../nbs/5_data/14_actors.ipynb #75f338d6
+# %% ../../nbs/5_data/14_actors.ipynb #bfd7fe32
 def write_video(
     path,                # an .mp4 file
     clip: torch.Tensor,  # uint8 (t, 3, h, w)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SHORT', 'window_frames', 'uniform_starts', 'draw_starts', 'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #06faf895
 import warnings
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-# %% ../../nbs/1_core/02_clips.ipynb #e6758f14
+# %% ../../nbs/1_core/02_clips.ipynb #6d8829c9
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -43,7 +43,7 @@ def window_frames(
                          "short='drop' means not to use such a video: ask ClipDataset or uniform_starts first")
     return window % num_frames if short == "loop" else np.minimum(window, num_frames - 1)
 
-# %% ../../nbs/1_core/02_clips.ipynb #e781a172
+# %% ../../nbs/1_core/02_clips.ipynb #b8f1c37a
 def uniform_starts(
     num_frames,  # length of the video, in frames
     frames,  # frames in a window
@@ -65,7 +65,7 @@ def uniform_starts(
         return np.array([last // 2], dtype=np.int64)
     return np.arange(clips, dtype=np.int64) * last // (clips - 1)
 
-# %% ../../nbs/1_core/02_clips.ipynb #a1a3fe11
+# %% ../../nbs/1_core/02_clips.ipynb #30cf6664
 def draw_starts(
     rng,  # numpy Generator
     positions,  # the starts allowed are 0 … positions − 1
@@ -95,7 +95,7 @@ def draw_starts(
     starts = np.concatenate([[0], rng.permutation(starts + apart)])
     return (starts + rng.integers(positions)) % positions
 
-# %% ../../nbs/1_core/02_clips.ipynb #5964b70d
+# %% ../../nbs/1_core/02_clips.ipynb #ed2cb3ec
 def _usable(source, span, short):
     "Lengths of all videos, numbers of those that can be used, names of the others."
     lengths = [int(source.num_frames(i)) for i in range(len(source))]
@@ -115,7 +115,7 @@ def _positions(length, span, need, short):
         return length, True
     return max(length - span + 1, 1), False
 
-# %% ../../nbs/1_core/02_clips.ipynb #89efbc9d
+# %% ../../nbs/1_core/02_clips.ipynb #a2d74df9
 class ClipDataset(torch.utils.data.Dataset):
     """Random windows of the videos of a source: `ds[epoch, index]`, the same for any number and order of workers.
 
@@ -156,7 +156,7 @@ class ClipDataset(torch.utils.data.Dataset):
         clips = clips.reshape(self.windows, self.frames, *clips.shape[1:])
         return {"clips": clips, "index": i, "label": int(self.source.labels[i]), "starts": torch.from_numpy(starts)}
 
-# %% ../../nbs/1_core/02_clips.ipynb #63c40407
+# %% ../../nbs/1_core/02_clips.ipynb #7e6e0a53
 _CLIPS, _ORDER = 1, 2
 
 
@@ -169,7 +169,7 @@ def _item(item, indices, seed):
         raise IndexError(f"index {index} of a dataset of {len(indices)} videos")
     return indices[index], np.random.default_rng((_CLIPS, seed, epoch, indices[index]))
 
-# %% ../../nbs/1_core/02_clips.ipynb #1cc85a55
+# %% ../../nbs/1_core/02_clips.ipynb #d1725903
 def epoch_order(
     length,  # number of videos
     seed,  # seed of the run
@@ -178,7 +178,7 @@ def epoch_order(
     "The order of the videos in one epoch: a permutation of `range(length)` drawn from `(seed, epoch)`, as a list."
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(length).tolist()
 
-# %% ../../nbs/1_core/02_clips.ipynb #85480ed2
+# %% ../../nbs/1_core/02_clips.ipynb #eee258d9
 class EpochSampler:
     """Batches of `(epoch, index)` for `DataLoader(ds, batch_sampler=…)`: endless, or `steps` batches.
 
@@ -215,7 +215,7 @@ class EpochSampler:
             position += self.batch_size
             yield batch
 
-# %% ../../nbs/1_core/02_clips.ipynb #c6ad6d18
+# %% ../../nbs/1_core/02_clips.ipynb #71e915b0
 def collate(
     items,  # items of a `ClipDataset`
 ):

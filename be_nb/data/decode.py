@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['VideoError', 'video_frames', 'count_frames', 'decode']
 
-# %% ../../nbs/5_data/02_decode.ipynb #x
+# %% ../../nbs/5_data/02_decode.ipynb #0075b9ce
 import os
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# %% ../../nbs/5_data/02_decode.ipynb #5b56ed88
+# %% ../../nbs/5_data/02_decode.ipynb #e201a2ed
 class VideoError(RuntimeError):
     "A video that cannot be used; the message names the file and says what is wrong with it."
 
-# %% ../../nbs/5_data/02_decode.ipynb #77e4d07f
+# %% ../../nbs/5_data/02_decode.ipynb #885f30a6
 def _matroska_end(head):
     "Where the segment of an .mkv or .webm file ends, in bytes; 0 where its header does not say."
     def number(at):
@@ -31,7 +31,7 @@ def _matroska_end(head):
     at, value, unknown = number(at + 4)
     return 0 if unknown else at + value
 
-# %% ../../nbs/5_data/02_decode.ipynb #2def083d
+# %% ../../nbs/5_data/02_decode.ipynb #0bd85ae5
 def _check_complete(path):
     "Raise if the container promises more bytes than the file has: a download or a copy that stopped half-way."
     size, promised = os.path.getsize(path), 0
@@ -54,7 +54,7 @@ def _check_complete(path):
     if promised > size:
         raise VideoError(f"{path}: truncated: the header promises {promised:,} bytes, the file has {size:,}")
 
-# %% ../../nbs/5_data/02_decode.ipynb #629d3d2d
+# %% ../../nbs/5_data/02_decode.ipynb #ddbe7e88
 def video_frames(
     path,  # a video file that FFmpeg can read
 ):
@@ -86,14 +86,14 @@ def video_frames(
     if done == 0:
         raise VideoError(f"{path}: has no frames")
 
-# %% ../../nbs/5_data/02_decode.ipynb #ad93f80e
+# %% ../../nbs/5_data/02_decode.ipynb #513fec85
 def count_frames(
     path,  # a video file
 ):
     "The true number of frames, found by decoding all of them; headers are often wrong. Raises `VideoError`."
     return sum(1 for _ in video_frames(path))
 
-# %% ../../nbs/5_data/02_decode.ipynb #24651f00
+# %% ../../nbs/5_data/02_decode.ipynb #9e4a52f6
 # PyAV 17 and later would start a thread for every core; older versions use one anyway and do not know the argument.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
@@ -112,7 +112,7 @@ class _ToRGB:
         top, left = (tall - height) // 2, (wide - width) // 2
         return image.to_ndarray()[top:top + height, left:left + width]
 
-# %% ../../nbs/5_data/02_decode.ipynb #5b692081
+# %% ../../nbs/5_data/02_decode.ipynb #ed6fb1a9
 def decode(
     path,  # a video file
     frame_size=None,  # (height, width): scale to cover it, then centre crop; None keeps the size of the file

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'Split', 'TrainTest', 'read_list', 'read_ucf101', 'read_hmdb51', 'read_diving48', 'group_of', 'hold_out']
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #07828066
 import json
 import os
 import re
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/5_data/03_lists.ipynb #1a7a93dc
+# %% ../../nbs/5_data/03_lists.ipynb #ad9947b4
 @dataclass
 class Split:
     """One part of a dataset: which videos, and what they show.
@@ -46,7 +46,7 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
 
-# %% ../../nbs/5_data/03_lists.ipynb #3fffbe82
+# %% ../../nbs/5_data/03_lists.ipynb #4d4d2ceb
 def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
@@ -74,7 +74,7 @@ def _read_classes(path):
     "Class names, one a line; none where there is no such file."
     return [line for _, line in _lines(path)] if Path(path).is_file() else []
 
-# %% ../../nbs/5_data/03_lists.ipynb #5dd5b979
+# %% ../../nbs/5_data/03_lists.ipynb #40066466
 def read_list(
     path,  # text file with one `path label` a line
     labels=True,  # must every line have a label? False: a line without one gets −1
@@ -93,7 +93,7 @@ def read_list(
     paths, numbers, where = zip(*entries)
     return Split(list(paths), numbers, _read_classes(Path(path).parent / "classes.txt"), list(where))
 
-# %% ../../nbs/5_data/03_lists.ipynb #6349da21
+# %% ../../nbs/5_data/03_lists.ipynb #697af5aa
 def read_ucf101(
     folder,  # holds classInd.txt, trainlist01.txt, testlist01.txt, …
     split=1,  # 1, 2 or 3
@@ -116,7 +116,7 @@ def read_ucf101(
         sides.append(Split(paths, labels, classes, origins))
     return TrainTest(*sides)
 
-# %% ../../nbs/5_data/03_lists.ipynb #71b736d3
+# %% ../../nbs/5_data/03_lists.ipynb #4585c555
 def read_hmdb51(
     folder,  # holds CLASS_test_split1.txt, … (or the folder testTrainMulti_7030_splits that does)
     split=1,  # 1, 2 or 3
@@ -144,7 +144,7 @@ def read_hmdb51(
                 column.append(value)
     return TrainTest(*(Split(paths, labels, classes, where) for paths, labels, where in sides.values()))
 
-# %% ../../nbs/5_data/03_lists.ipynb #1440e3ae
+# %% ../../nbs/5_data/03_lists.ipynb #76b05359
 def read_diving48(
     folder,  # holds Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json
 ):
@@ -164,7 +164,7 @@ def read_diving48(
         sides.append(Split([f"{e['vid_name']}.mp4" for e in entries], [e["label"] for e in entries], classes, where))
     return TrainTest(*sides)
 
-# %% ../../nbs/5_data/03_lists.ipynb #d5c2be21
+# %% ../../nbs/5_data/03_lists.ipynb #0352ebea
 GROUPS = (r"^(.*_g\d+)_c\d+\.\w+$",                                   # UCF101: v_Archery_g08_c03.avi
           r"^(.*)_[fuhl]_[cn]m_np\d_(?:fr|ba|le|ri)_(?:bad|med|goo)_\d+\.\w+$")  # HMDB51: film_action_…_goo_2.avi
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_videos', 'build_source', 'build_loader', 'labelled_source', 'open_list', 'few', 'knn_sources']
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #e6830290
 import os
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .videos import VideoFolder
 from ..machine.distributed import RankSampler
 from ..settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
-# %% ../../nbs/5_data/11_sources.ipynb #f9739425
+# %% ../../nbs/5_data/11_sources.ipynb #6a0f7fa5
 def open_videos(
     data,  # folder of videos or of a pack
     split,  # a list file, absolute or in the folder, or a `Split`
@@ -39,7 +39,7 @@ def open_videos(
     source = PackedVideos if is_pack(data) else VideoFolder
     return source(data, split, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/5_data/11_sources.ipynb #8c1ab8f1
+# %% ../../nbs/5_data/11_sources.ipynb #574fe202
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -63,7 +63,7 @@ def build_loader(
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)
     return DataLoader(dataset, batch_sampler=RankSampler(sampler), num_workers=config.workers, pin_memory=pin)
 
-# %% ../../nbs/5_data/11_sources.ipynb #9a08062e
+# %% ../../nbs/5_data/11_sources.ipynb #35cac5ca
 def labelled_source(
     config: EvaluateConfig,  # what to evaluate
     split: str,              # a list of the folder, or a split of SceneBias
@@ -76,7 +76,7 @@ def labelled_source(
 
 
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #e010abd8
 def open_list(
     config: FinetuneConfig,  # the run
     split: str,              # a list of the folder, or a split of SceneBias
@@ -88,7 +88,7 @@ def open_list(
         return SceneBias(split, rho=config.rho, seed=config.data_seed, size=size)
     return open_videos(config.data, split, config.frame_size, cache, config.on_error)
 
-# %% ../../nbs/5_data/11_sources.ipynb #e2365059
+# %% ../../nbs/5_data/11_sources.ipynb #738cf1bd
 def few(
     split: Split,  # a list of videos
     count: int,    # how many are wanted

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FrameIndex', 'VideoFolder', 'Selection']
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #5af521ff
 import hashlib
 import json
 import os
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .decode import count_frames, decode, VideoError
 from .lists import _read_classes, read_list, Split
 
-# %% ../../nbs/5_data/04_videos.ipynb #d9a4af5f
+# %% ../../nbs/5_data/04_videos.ipynb #af878434
 class FrameIndex:
     """True frame counts of the videos below one folder, remembered between runs in a small JSON file.
 
@@ -62,7 +62,7 @@ class FrameIndex:
         except OSError as error:
             warnings.warn(f"frame counts are not remembered: {error}; set BE_NB_CACHE to a folder that can be written")
 
-# %% ../../nbs/5_data/04_videos.ipynb #cc916551
+# %% ../../nbs/5_data/04_videos.ipynb #f124557e
 def _in_threads(function, items, task, stop):
     "`function` of every item, in order, with a progress bar; a `VideoError` is a result too, with `stop` the last one."
     def guarded(item):
@@ -91,7 +91,7 @@ def _count_all(root, paths, stop):
         index.add({path: count for path, count in counted.items() if not isinstance(count, VideoError)})
     return [{**known, **counted}[path] for path in paths]
 
-# %% ../../nbs/5_data/04_videos.ipynb #e8b3460d
+# %% ../../nbs/5_data/04_videos.ipynb #62fed279
 def _header_frames(path):
     "How many frames the header, or else the duration, promises: an estimate."
     try:
@@ -132,7 +132,7 @@ class _FrameStore:
         block, first, length = place
         return self.blocks[block][first:first + length].index_select(0, torch.from_numpy(frames))
 
-# %% ../../nbs/5_data/04_videos.ipynb #1c401034
+# %% ../../nbs/5_data/04_videos.ipynb #2628593b
 def _settle(videos, results):
     "Drop the videos whose result is a `VideoError`, or raise it, as `on_error` says; returns the other results."
     errors = {i: result for i, result in enumerate(results) if isinstance(result, VideoError)}
@@ -151,7 +151,7 @@ def _settle(videos, results):
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/5_data/04_videos.ipynb #6eb6c7bb
+# %% ../../nbs/5_data/04_videos.ipynb #26e00c40
 def _locate(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
@@ -188,7 +188,7 @@ class _VideoList:
     def __len__(self):
         return len(self.names)
 
-# %% ../../nbs/5_data/04_videos.ipynb #663bdd67
+# %% ../../nbs/5_data/04_videos.ipynb #85b75429
 class VideoFolder(_VideoList):
     """A source of frames: the videos of a split; every `read` decodes, or with `cache=True` only the constructor does.
 
@@ -228,7 +228,7 @@ class VideoFolder(_VideoList):
             return self._store.get(self._places[i], np.asarray(frames, dtype=np.int64))
         return torch.from_numpy(decode(self.paths[i], self.frame_size, frames)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../../nbs/5_data/04_videos.ipynb #8611fa9c
+# %% ../../nbs/5_data/04_videos.ipynb #2a0ce61e
 class Selection:
     "Some videos of a source; a source itself."
 

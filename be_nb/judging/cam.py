@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'layer_output', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
-# %% ../../nbs/6_judging/06_cam.ipynb #bcb663bc
+# %% ../../nbs/6_judging/06_cam.ipynb #9bbb8bc3
 import matplotlib
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from ..machine.device import autocast
 from .judges import check_set
 
-# %% ../../nbs/6_judging/06_cam.ipynb #0d1dcc23
+# %% ../../nbs/6_judging/06_cam.ipynb #0cbbb08b
 def probe_weights(
     x, y,            # (n, d) features and (n,) classes 0, 1, …
     c: float = 1.0,  # inverse strength of the L2 penalty (scikit-learn's C)
@@ -40,7 +40,7 @@ def probe_weights(
     weights[known], bias[known] = rows, torch.from_numpy(offsets) - rows @ torch.from_numpy(scaler.mean_)
     return weights, bias
 
-# %% ../../nbs/6_judging/06_cam.ipynb #859c29dc
+# %% ../../nbs/6_judging/06_cam.ipynb #3571ec95
 @torch.inference_mode()
 def feature_maps(
     backbone: torch.nn.Module,  # any of be_nb.backbones, in eval mode
@@ -64,7 +64,7 @@ def class_maps(
         raise ValueError(f"weights for {weights.shape[1]} channels cannot read maps of {maps.shape[1]} channels")
     return torch.einsum("bdthw,bd->bthw", maps, weights)
 
-# %% ../../nbs/6_judging/06_cam.ipynb #0b3a2169
+# %% ../../nbs/6_judging/06_cam.ipynb #2f146f6c
 def layer_output(
     backbone: torch.nn.Module,   # in eval mode
     layer: torch.nn.Module,      # a part of it
@@ -81,7 +81,7 @@ def layer_output(
         raise ValueError(f"the network does not use the layer {type(layer).__name__}")
     return caught[0], pooled
 
-# %% ../../nbs/6_judging/06_cam.ipynb #93cf1209
+# %% ../../nbs/6_judging/06_cam.ipynb #4f88fa2b
 def grad_cam(
     backbone: torch.nn.Module,             # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them
@@ -101,7 +101,7 @@ def grad_cam(
     weights = gradient.mean((2, 3, 4), keepdim=True)
     return (weights * found.detach()).sum(1).relu()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #767f0ee3
+# %% ../../nbs/6_judging/06_cam.ipynb #ceeca8cf
 def enlarge(
     maps: torch.Tensor,  # (b, t', h', w')
     size: tuple,         # (t, h, w) of the clip that the network saw
@@ -123,7 +123,7 @@ def heat(
     cover = strength * cam[:, None].sqrt()  # the root lets weaker places be seen as well
     return (clip.cpu() * (1 - cover) + colour * cover).round().clamp(0, 255).byte()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #48a735fa
+# %% ../../nbs/6_judging/06_cam.ipynb #2f817451
 def mass_inside(
     cam: torch.Tensor,   # (b, t, h, w); only its positive part counts
     mask: torch.Tensor,  # bool (b, t, h, w), where the actor is

@@ -6,7 +6,7 @@
 __all__ = ['uniform_windows', 'VideoClips', 'clip_batches', 'Features', 'evaluating', 'test_views', 'mean_features',
            'extract_features']
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #86bda768
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from ..augment import CenterCrop
 from ..data.clips import uniform_starts, window_frames
 from ..machine.device import autocast, pick_device
 
-# %% ../../nbs/6_judging/01_features.ipynb #1780fdff
+# %% ../../nbs/6_judging/01_features.ipynb #868d0a52
 def uniform_windows(
     num_frames: int,  # length of the video
     frames: int,      # frames a clip
@@ -35,7 +35,7 @@ def uniform_windows(
         return np.empty((0, frames), dtype=np.int64)
     return window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/6_judging/01_features.ipynb #c74bf11c
+# %% ../../nbs/6_judging/01_features.ipynb #3a9da7c3
 class VideoClips(Dataset):
     """Every video of a source as its evenly spread clips: item j is `(j, uint8 (clips, t, c, h, w))`. Not random.
 
@@ -73,7 +73,7 @@ class VideoClips(Dataset):
         window = self.windows[row]
         return row, self.source.read(self.kept[row], window.reshape(-1)).unflatten(0, window.shape)
 
-# %% ../../nbs/6_judging/01_features.ipynb #5fdd0656
+# %% ../../nbs/6_judging/01_features.ipynb #81b4a4c4
 def clip_batches(
     videos,           # yields (row, clips (n, t, c, h, w)), n may differ
     batch_size: int,  # clips a batch
@@ -90,7 +90,7 @@ def clip_batches(
     if held:
         yield torch.tensor(rows), torch.stack(held)
 
-# %% ../../nbs/6_judging/01_features.ipynb #0aeb0fce
+# %% ../../nbs/6_judging/01_features.ipynb #d4c3e0f7
 @dataclass(repr=False)
 class Features:
     "One vector a video, and what it belongs to."
@@ -108,7 +108,7 @@ class Features:
         n, d = self.features.shape
         return f"Features({n} videos × {d} numbers, {len(self.classes)} classes, {len(self.dropped)} dropped)"
 
-# %% ../../nbs/6_judging/01_features.ipynb #5ab684fd
+# %% ../../nbs/6_judging/01_features.ipynb #dbbb6bec
 @contextmanager
 def evaluating(
     backbone: torch.nn.Module,  # lent for the time of the `with` block
@@ -127,7 +127,7 @@ def evaluating(
         for module, mode in modes:
             module.training = mode
 
-# %% ../../nbs/6_judging/01_features.ipynb #2319692f
+# %% ../../nbs/6_judging/01_features.ipynb #f1d7a7df
 def test_views(
     size: int,          # side of what the network sees, pixels
     crops: int = 1,     # 1 (centre) or 3 (left, centre, right)
@@ -149,7 +149,7 @@ def test_views(
 
 test_views.__test__ = False  # not for pytest to collect
 
-# %% ../../nbs/6_judging/01_features.ipynb #5f9c443e
+# %% ../../nbs/6_judging/01_features.ipynb #fb70d297
 def mean_features(
     backbone: torch.nn.Module,  # in eval mode, on `device`
     batches,                    # yields (rows (b,), clips uint8 (b, t, c, h, w)), see `clip_batches`
@@ -173,7 +173,7 @@ def mean_features(
             seen.index_add_(0, rows, torch.ones(len(rows)))
     return total / seen[:, None]
 
-# %% ../../nbs/6_judging/01_features.ipynb #9158b89e
+# %% ../../nbs/6_judging/01_features.ipynb #db0a5f3f
 def extract_features(
     backbone: torch.nn.Module,  # maps clips (b, c, t, h, w) to features (b, d)
     source,                     # SceneBias, VideoFolder, … (see be_nb.data.videos)

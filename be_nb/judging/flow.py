@@ -6,7 +6,7 @@
 __all__ = ['blur', 'pull', 'refine', 'lucas_kanade', 'clip_flow', 'compare_flows', 'moving', 'distract_at', 'distraction_errors',
            'draw_flows']
 
-# %% ../../nbs/6_judging/05_flow.ipynb #d9a60ff5
+# %% ../../nbs/6_judging/05_flow.ipynb #2d8c3a04
 import colorsys
 import math
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..distractor import Draw, VARIANTS
 from ..visualize import Picture
 
-# %% ../../nbs/6_judging/05_flow.ipynb #34f02df5
+# %% ../../nbs/6_judging/05_flow.ipynb #5f84fb9d
 def blur(
     pictures: torch.Tensor,  # (n, c, h, w)
     sigma: float,            # standard deviation, pixels
@@ -41,7 +41,7 @@ def pull(
     grid = torch.stack([(2 * (x + flow[:, 0]) + 1) / w - 1, (2 * (y + flow[:, 1]) + 1) / h - 1], -1)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
-# %% ../../nbs/6_judging/05_flow.ipynb #15f97984
+# %% ../../nbs/6_judging/05_flow.ipynb #82d7a84b
 def refine(
     first: torch.Tensor,   # (n, c, h, w)
     second: torch.Tensor,  # (n, c, h, w)
@@ -60,7 +60,7 @@ def refine(
     step = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / (xx * yy - xy * xy)[:, None]
     return flow + step.clamp(-1, 1)
 
-# %% ../../nbs/6_judging/05_flow.ipynb #85b2bd1a
+# %% ../../nbs/6_judging/05_flow.ipynb #4322657e
 @torch.no_grad()
 def lucas_kanade(
     first: torch.Tensor,      # float (n, c, h, w) in [0, 1]
@@ -98,7 +98,7 @@ def clip_flow(
     found = lucas_kanade(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1), **options)
     return found.unflatten(0, (b, t - 1))
 
-# %% ../../nbs/6_judging/05_flow.ipynb #0e3bc819
+# %% ../../nbs/6_judging/05_flow.ipynb #4be1416d
 def compare_flows(
     flow: torch.Tensor,       # (…, 2, h, w)
     reference: torch.Tensor,  # (…, 2, h, w)
@@ -120,7 +120,7 @@ def moving(
     "Where something moves."
     return flow.norm(dim=-3) >= least
 
-# %% ../../nbs/6_judging/05_flow.ipynb #5240e442
+# %% ../../nbs/6_judging/05_flow.ipynb #a929e609
 def distract_at(
     clips: torch.Tensor,  # float (b, c, t, h, w)
     variant: str,         # a name in be_nb.distractor.VARIANTS
@@ -150,7 +150,7 @@ def distraction_errors(
              **compare_flows(clip_flow(distract_at(clips, variant, lam, seed)), reference, where)}
             for variant in (variants or [name for name in VARIANTS if name != "none"]) for lam in lams]
 
-# %% ../../nbs/6_judging/05_flow.ipynb #eb200e54
+# %% ../../nbs/6_judging/05_flow.ipynb #920c6a6e
 def draw_flows(
     clips: list,           # float (c, t, h, w) in [0, 1], each a row
     flows: list,           # (t − 1, 2, h, w), as many

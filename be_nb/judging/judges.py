@@ -6,7 +6,7 @@
 __all__ = ['SLICE', 'check_set', 'check_pair', 'Classification', 'classification', 'linear_probe', 'largest', 'nearest', 'knn',
            'RetrievalResult', 'chance_recall', 'retrieval']
 
-# %% ../../nbs/1_core/10_judge.ipynb #x
+# %% ../../nbs/1_core/10_judge.ipynb #69f68550
 import math
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-# %% ../../nbs/1_core/10_judge.ipynb #a1370223
+# %% ../../nbs/1_core/10_judge.ipynb #4e949fb8
 def check_set(
     what: str,   # "training set", "queries", …: for the message
     features,    # (n, d), tensor or array
@@ -35,7 +35,7 @@ def check_set(
                          f"{int(bad.nonzero()[0])}. The network has probably diverged.")
     return features, labels.long()
 
-# %% ../../nbs/1_core/10_judge.ipynb #63da4986
+# %% ../../nbs/1_core/10_judge.ipynb #7899b209
 def check_pair(
     first: str, first_x, first_y,     # what it is, features, labels
     second: str, second_x, second_y,  # what is compared with it
@@ -46,7 +46,7 @@ def check_pair(
         raise ValueError(f"The {first} has features of length {first_x.shape[1]}, the {second} of {second_x.shape[1]}.")
     return first_x, first_y, second_x, second_y
 
-# %% ../../nbs/1_core/10_judge.ipynb #df446323
+# %% ../../nbs/1_core/10_judge.ipynb #7ff6624d
 @dataclass(repr=False)
 class Classification:
     "What a classifier on frozen features got right."
@@ -71,7 +71,7 @@ def classification(
     per_class = {int(label): hits[labels == label].mean().item() for label in labels.unique()}
     return Classification(hits.mean().item(), per_class, predictions, len(labels))
 
-# %% ../../nbs/1_core/10_judge.ipynb #8e6c39b8
+# %% ../../nbs/1_core/10_judge.ipynb #2ba3381f
 def linear_probe(
     train_x, train_y,   # (n, d) features and (n,) classes to fit on
     test_x, test_y,     # (m, d) and (m,): every one is scored
@@ -89,7 +89,7 @@ def linear_probe(
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(train_x.numpy()), train_y.numpy())
     return classification(torch.from_numpy(probe.predict(scaler.transform(test_x.numpy()))), test_y)
 
-# %% ../../nbs/1_core/10_judge.ipynb #f60abb48
+# %% ../../nbs/1_core/10_judge.ipynb #534a8e60
 def largest(
     scores: torch.Tensor,  # (m, n)
     k: int,                # how many of each row
@@ -105,7 +105,7 @@ def largest(
         columns[unclear] = scores[unclear].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 
-# %% ../../nbs/1_core/10_judge.ipynb #bfa1a41c
+# %% ../../nbs/1_core/10_judge.ipynb #f9f004b7
 SLICE = 2**23  # similarities held at a time: 64 MiB
 
 
@@ -128,7 +128,7 @@ def nearest(
         similarities.append(scores.gather(1, rows[-1]) / 1e9)
     return torch.cat(similarities), torch.cat(rows)
 
-# %% ../../nbs/1_core/10_judge.ipynb #430da3bb
+# %% ../../nbs/1_core/10_judge.ipynb #27175963
 def knn(
     train_x, train_y,           # (n, d) features and (n,) classes of the voters
     test_x, test_y,             # (m, d) and (m,): every one is scored
@@ -147,7 +147,7 @@ def knn(
     votes.scatter_add_(1, train_y[rows], ((similarity - 1) / temperature).exp())
     return classification(votes.argmax(1), test_y)
 
-# %% ../../nbs/1_core/10_judge.ipynb #002e4698
+# %% ../../nbs/1_core/10_judge.ipynb #089f8a1b
 @dataclass(repr=False)
 class RetrievalResult:
     "R@k, and what it was measured with."
@@ -162,7 +162,7 @@ class RetrievalResult:
         cells = ", ".join(f"R@{k} {value:.1%} (chance {self.chance[k]:.1%})" for k, value in self.recall.items())
         return f"RetrievalResult({self.queries} queries, gallery of {self.gallery}: {cells})"
 
-# %% ../../nbs/1_core/10_judge.ipynb #f268e310
+# %% ../../nbs/1_core/10_judge.ipynb #5659631c
 def chance_recall(
     same: torch.Tensor,  # (m,) how many candidates share each query's class
     candidates: int,     # how many there are
@@ -173,7 +173,7 @@ def chance_recall(
     hits = [1 - math.comb(candidates - int(size), k) / math.comb(candidates, k) for size in sizes]
     return sum(hit * int(count) for hit, count in zip(hits, counts)) / len(same)
 
-# %% ../../nbs/1_core/10_judge.ipynb #188e125d
+# %% ../../nbs/1_core/10_judge.ipynb #1462b2db
 def retrieval(
     gallery, gallery_labels,      # (n, d) features and (n,) classes of the videos that are searched
     queries, query_labels,        # (m, d) and (m,): every query counts, also one whose class the gallery lacks

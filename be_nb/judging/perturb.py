@@ -6,7 +6,7 @@
 __all__ = ['GREY', 'WALL', 'CONDITIONS', 'stop_time', 'shuffle_time', 'reverse_time', 'distract', 'Stage', 'MaskedStage',
            'fit_mask', 'MaskedVideos', 'SceneBiasStage', 'open_stage', 'lam_key', 'shots', 'draw_partners']
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #53d94d33
+# %% ../../nbs/6_judging/07_perturb.ipynb #e9cf9c2f
 import copy
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..data.actors import inpaint_background, read_masks, swap_background
 from ..data.scenebias import film, SceneBias
 from ..distractor import mix_static_frame
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #1c9fd837
+# %% ../../nbs/6_judging/07_perturb.ipynb #49863c6b
 def stop_time(
     clips: torch.Tensor,  # (n, t, c, h, w)
 ) -> torch.Tensor:
@@ -47,7 +47,7 @@ def reverse_time(
     "The last frame first."
     return clips.flip(1)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #8a558be6
+# %% ../../nbs/6_judging/07_perturb.ipynb #21f494c8
 def distract(
     clips: torch.Tensor,  # uint8 (n, t, c, h, w)
     frame: int,           # which frame of each clip is added to all
@@ -58,7 +58,7 @@ def distract(
     mixed = mix_static_frame(x, x[:, :, frame], torch.full((len(x),), float(lam)))
     return mixed.round().byte().transpose(1, 2)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #954acc1b
+# %% ../../nbs/6_judging/07_perturb.ipynb #0f33756c
 GREY = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1)
 
 
@@ -80,7 +80,7 @@ class Stage:
         "The clips as they are."
         return self.source.read(index, windows.reshape(-1)).unflatten(0, windows.shape)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #45d4c82e
+# %% ../../nbs/6_judging/07_perturb.ipynb #6fd79d3b
 class MaskedStage(Stage):
     "Videos with a mask a frame. Subclasses say where the actor is; the rest follows."
 
@@ -104,7 +104,7 @@ class MaskedStage(Stage):
         parts = zip(self.shot(actor, actor_windows), self.mask(actor, actor_windows), self.empty(scene, scene_windows))
         return torch.stack([swap_background(clip, mask, behind) for clip, mask, behind in parts])
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #2ed471f6
+# %% ../../nbs/6_judging/07_perturb.ipynb #65d7e537
 def fit_mask(
     mask: torch.Tensor,  # bool (t, h, w) as in the file
     size: tuple,         # (height, width) of decoded frames
@@ -116,7 +116,7 @@ def fit_mask(
     top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
     return scaled[:, top : top + size[0], left : left + size[1]]
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #158839e3
+# %% ../../nbs/6_judging/07_perturb.ipynb #7e997d7f
 class MaskedVideos(MaskedStage):
     "A `VideoFolder` with an .npz of packed masks (see `be_nb.data.actors.read_masks`), by video name without ending."
 
@@ -147,7 +147,7 @@ class MaskedVideos(MaskedStage):
             raise ValueError(f"{self.source.names[index]}: {len(mask)} masks, but frame {windows.max()} is asked for.")
         return fit_mask(mask[windows.reshape(-1)], self.source.frame_size).unflatten(0, windows.shape)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #e58c62d8
+# %% ../../nbs/6_judging/07_perturb.ipynb #27adcba3
 WALL = ("cycles", "stripe_phase", "coarse", "fine")  # the numbers of a SceneBias clip that belong to its scene
 
 
@@ -180,7 +180,7 @@ class SceneBiasStage(MaskedStage):
     def compose(self, actor, actor_windows, scene, scene_windows):
         return self.film(actor, actor_windows, scene)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #fdbad212
+# %% ../../nbs/6_judging/07_perturb.ipynb #79c2005a
 def open_stage(
     source,      # SceneBias, VideoFolder, …
     masks="",    # .npz of actor masks for a folder of videos; empty: none
@@ -190,7 +190,7 @@ def open_stage(
         return SceneBiasStage(source)
     return MaskedVideos(source, masks) if masks else Stage(source)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #f2f2aac0
+# %% ../../nbs/6_judging/07_perturb.ipynb #91017f38
 # key: what it is called, what it means, does it need masks?
 CONDITIONS = {
     "real": ("real clip", "nothing is changed", False),
@@ -231,7 +231,7 @@ def shots(
     frame = int(rng.integers(real.shape[1]))
     return made | {lam_key(lam): distract(real, frame, lam) for lam in lams}
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #dfeae4bc
+# %% ../../nbs/6_judging/07_perturb.ipynb #64de773a
 def draw_partners(
     labels,        # (n,) class of each video
     scene_labels,  # (n,) class that each video's scene suggests

@@ -8,7 +8,7 @@ __all__ = ['PLACEMENTS', 'ALL_COUNT', 'EVERY_STRIDE', 'RETRIEVES_NOT', 'BE', 'CO
            'embed', 'centre_features', 'without_rest', 'scale', 'survey', 'describe', 'score_retrieval',
            'protocol_table', 'score_probes']
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #x
+# %% ../../nbs/6_judging/02_protocols.ipynb #45398a00
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from ..config import check_choice
 from .features import extract_features, Features
 from .judges import knn, linear_probe, retrieval
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #1f260ab5
+# %% ../../nbs/6_judging/02_protocols.ipynb #d4975d5b
 @dataclass(frozen=True)
 class Protocol:
     """Everything between a video and its feature, as one public code has it; `sources` says where each fact stands.
@@ -59,7 +59,7 @@ class Protocol:
         "Frames of the video that a clip takes, frames × stride."
         return self.frames * self.stride
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #0e4f3862
+# %% ../../nbs/6_judging/02_protocols.ipynb #506a2db2
 def uniform(last: int, span: int, clips: int):
     "From the first possible start to the last one, both included."
     return np.arange(clips) * last // max(clips - 1, 1)
@@ -82,7 +82,7 @@ def dense(last: int, span: int, clips: int):
 
 PLACEMENTS = {"uniform": uniform, "fractions": fractions, "centre": centre, "dense": dense}
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #cbb8fbca
+# %% ../../nbs/6_judging/02_protocols.ipynb #a6be64ef
 def windows_of(
     protocol: Protocol,
     num_frames: int,  # length of a video
@@ -104,12 +104,12 @@ def windows_of(
         return np.maximum(numbers - outside * protocol.stride, 0)
     return np.minimum(numbers, num_frames - 1)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #94ff3c5b
+# %% ../../nbs/6_judging/02_protocols.ipynb #10301452
 ALL_COUNT = "no loader of this code drops a batch in evaluation"
 EVERY_STRIDE = "frames are a stride apart, as the sampler of the same file has it"
 RETRIEVES_NOT = "not stated: this code classifies and does not retrieve; we take "
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #a9605dc5
+# %% ../../nbs/6_judging/02_protocols.ipynb #36abf7c7
 BE = Protocol(
     "be", "Background Erasing, Wang et al., CVPR 2021", frames=64, stride=1, placement="centre", clips=1,
     spacing="stride", short="loop", min_frames=0, frame_size=(256, 342), size=224, crop=0.875, crops=1, pool="avg",
@@ -132,7 +132,7 @@ BE = Protocol(
     }, known=("the start of the one clip is random", "the gallery goes through the training augmentation",
               "feature_extractor.py imports files that were never published"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #4b200c0a
+# %% ../../nbs/6_judging/02_protocols.ipynb #2faefa89
 COCLR = Protocol(
     "coclr", "CoCLR, Han et al., NeurIPS 2020", frames=32, stride=1, placement="dense", clips=0, spacing="stride",
     short="lead", min_frames=18, frame_size=(240, 320), size=128, crop=224 / 240, crops=1, pool="avg", unit=True,
@@ -154,7 +154,7 @@ COCLR = Protocol(
         "drop_last": "TengdaHan/CoCLR: eval/main_classifier.py, test_retrieval: batches of one",
     }, known=("the gallery is one random window of each video", "colour jitter with probability 0.3 in the test"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #d3b71b80
+# %% ../../nbs/6_judging/02_protocols.ipynb #397d4dfd
 VCOP = Protocol(
     "vcop", "video clip order prediction, Xu et al., CVPR 2019", frames=16, stride=1, placement="uniform", clips=10,
     spacing="stride", short="drop", min_frames=0, frame_size=(128, 171), size=112, crop=0.875, crops=1, pool="max",
@@ -176,7 +176,7 @@ VCOP = Protocol(
         "drop_last": "xudejing/video-clip-order-prediction: retrieve_clips.py, batches of 8, drop_last=True",
     }, known=("frames are scaled to 0…1 and not normalised further; here the network's own normalisation stays",))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #ae642b35
+# %% ../../nbs/6_judging/02_protocols.ipynb #4f21cae5
 FAME = Protocol(
     "fame", "FAME, Ding et al., CVPR 2022", frames=16, stride=2, placement="uniform", clips=10, spacing="stride",
     short="drop", min_frames=0, frame_size=(240, 320), size=112, crop=112 / 240, crops=1, pool="avg", unit=True,
@@ -199,7 +199,7 @@ FAME = Protocol(
     }, known=("main_retrieve.py unpacks three values where dataset/ucf101.py returns two",
               "a video without a whole clip disappears without a word"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #47b358d0
+# %% ../../nbs/6_judging/02_protocols.ipynb #a040f34b
 SLOWFAST = Protocol(
     "slowfast", "SlowFast, Feichtenhofer et al., ICCV 2019", frames=8, stride=8, placement="fractions", clips=10,
     spacing="span", short="clamp", min_frames=0, frame_size=(256, 342), size=256, crop=1.0, crops=3, pool="avg",
@@ -224,7 +224,7 @@ SLOWFAST = Protocol(
 
 PROTOCOLS = {p.name: p for p in (BE, COCLR, VCOP, FAME, SLOWFAST)}  # adding one is one entry
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #2eacdf97
+# %% ../../nbs/6_judging/02_protocols.ipynb #e3aeb1e0
 def get_protocol(
     name: str,  # key of PROTOCOLS
 ) -> Protocol:
@@ -240,7 +240,7 @@ def facts(
     besides = [f"\n- not repeated here: {fact}" for fact in protocol.known]
     return "\n".join(["| fact | value | source |", "|---|---|---|", *rows, *besides])
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #37140a12
+# %% ../../nbs/6_judging/02_protocols.ipynb #ed5c57e6
 class ViewFeatures(torch.nn.Module):
     "Clips `(b, c, t, h, w)` → what a protocol keeps of a view, `(b, d)`."
 
@@ -273,7 +273,7 @@ def embed(
                             stride=protocol.stride, size=protocol.size, crop=protocol.crop, short=protocol.short,
                             crops=protocol.crops, windows=partial(windows_of, protocol), **how)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #304344f0
+# %% ../../nbs/6_judging/02_protocols.ipynb #aa16fab9
 def centre_features(
     features: torch.Tensor,  # (n, d)
     protocol: Protocol,
@@ -292,7 +292,7 @@ def without_rest(
     return replace(found, features=found.features[:keep], labels=found.labels[:keep], names=found.names[:keep],
                    dropped=found.dropped + found.names[keep:])
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #102cb129
+# %% ../../nbs/6_judging/02_protocols.ipynb #d78416ea
 def scale(
     protocol: Protocol,
     size: int | None = None,    # side of what the network sees; None: the protocol's
@@ -306,7 +306,7 @@ def scale(
     min_frames = round(protocol.min_frames * frames * stride / protocol.span)
     return replace(protocol, size=size, frames=frames, stride=stride, frame_size=frame_size, min_frames=min_frames)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #1a2250e5
+# %% ../../nbs/6_judging/02_protocols.ipynb #0c4b56c9
 def survey(
     source,              # videos
     protocol: Protocol,
@@ -347,7 +347,7 @@ def score_retrieval(
     return (describe(protocol, *pair, short) | {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
             | {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()})
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #597ead10
+# %% ../../nbs/6_judging/02_protocols.ipynb #006e30bc
 def protocol_table(
     rows: list,  # of `score_retrieval` or `score_probes`
 ) -> str:        # Markdown
@@ -358,7 +358,7 @@ def protocol_table(
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #x
+# %% ../../nbs/6_judging/02_protocols.ipynb #46847f69
 def score_probes(
     backbone: torch.nn.Module,
     train,                       # source of the videos that are fitted on

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['right_answers', 'answered']
 
-# %% ../../nbs/6_judging/04_questions.ipynb #x
+# %% ../../nbs/6_judging/04_questions.ipynb #4681ea6b
 import torch
 
 from ..data.clips import ClipDataset
@@ -16,7 +16,7 @@ from ..methods.pretext import Pretext
 from ..saving.checkpoint import read_checkpoint
 from ..settings import saved_config
 
-# %% ../../nbs/6_judging/04_questions.ipynb #ae118b13
+# %% ../../nbs/6_judging/04_questions.ipynb #d6d0868d
 @torch.no_grad()
 def right_answers(
     method: Pretext,        # what was trained; it is left in evaluation mode
@@ -38,7 +38,7 @@ def right_answers(
             hits.append(method.answer(questions)[0].argmax(1) == target)
     return torch.cat(hits).float().mean().item()
 
-# %% ../../nbs/6_judging/04_questions.ipynb #d2058816
+# %% ../../nbs/6_judging/04_questions.ipynb #7ac21ee7
 def answered(
     path,               # a checkpoint, made on SceneBias
     size: int = 512,    # videos to ask about, of the split `unbiased`

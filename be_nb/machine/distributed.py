@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['own_device', 'process_group', 'on_main', 'gather_objects', 'RankSampler', 'wrap', 'StopRequest']
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #187ec3bf
 import inspect
 import os
 import signal
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .device import is_main, own_rows, pick_device, world_size
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #4e0bfbcd
+# %% ../../nbs/4_machine/04_distributed.ipynb #2c50aefb
 def own_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N, as in a config
 ) -> torch.device:
@@ -56,7 +56,7 @@ def process_group(
             module.reducer = module.logger = None  # they hold the group
         dist.destroy_process_group()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #c4b01729
+# %% ../../nbs/4_machine/04_distributed.ipynb #7b21929c
 def on_main(
     function,    # called on rank 0 only; result or exception must be picklable
     *arguments,  # for it
@@ -86,7 +86,7 @@ def gather_objects(
     dist.all_gather_object(things, thing)
     return things
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #3a3210f9
+# %% ../../nbs/4_machine/04_distributed.ipynb #192f3f03
 class RankSampler:
     "Of each batch of another batch sampler the part of this rank."
 
@@ -102,7 +102,7 @@ class RankSampler:
     def __iter__(self):
         return map(own_rows, self.sampler)
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #75553c23
+# %% ../../nbs/4_machine/04_distributed.ipynb #c7fa33b4
 def wrap(
     method: nn.Module,  # on its device
 ) -> nn.Module:
@@ -115,7 +115,7 @@ def wrap(
     _wrapped.add(wrapped)
     return wrapped
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #1792cc4a
+# %% ../../nbs/4_machine/04_distributed.ipynb #a807645a
 class StopRequest:
     """A `with` block that turns SIGTERM and SIGUSR1 into a note; `agreed` asks whether any rank has one.
 

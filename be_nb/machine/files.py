@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['flush_folder', 'write_atomically', 'remove_leftovers']
 
-# %% ../../nbs/4_machine/02_files.ipynb #x
+# %% ../../nbs/4_machine/02_files.ipynb #2056daa3
 import os
 from pathlib import Path
 
-# %% ../../nbs/4_machine/02_files.ipynb #b3116449
+# %% ../../nbs/4_machine/02_files.ipynb #97adc6cd
 def flush_folder(
     folder,  # whose list of names shall be on the disk
 ):
@@ -39,7 +39,7 @@ def write_atomically(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../../nbs/4_machine/02_files.ipynb #6b4af8b3
+# %% ../../nbs/4_machine/02_files.ipynb #0ffb5c64
 def remove_leftovers(
     folder,  # folder of a run that no other process is writing to
 ):

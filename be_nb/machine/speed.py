@@ -6,7 +6,7 @@
 __all__ = ['prefetch', 'keep_buffers', 'stages', 'recompute', 'compile_training', 'compiled', 'compile_backbone',
            'compile_method']
 
-# %% ../../nbs/4_machine/03_speed.ipynb #d578a96f
+# %% ../../nbs/4_machine/03_speed.ipynb #73051d41
 import functools
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .device import autocast
 
-# %% ../../nbs/4_machine/03_speed.ipynb #ffaee343
+# %% ../../nbs/4_machine/03_speed.ipynb #b2614ebb
 def prefetch(
     loader,                 # gives dicts with uint8 "clips" and other tensors; with `pin_memory=True` for a GPU
     device: torch.device,   # where the step runs
@@ -46,7 +46,7 @@ def _arrived(batch, copied):
     batch["clips"].record_stream(now)
     return batch
 
-# %% ../../nbs/4_machine/03_speed.ipynb #f2808a97
+# %% ../../nbs/4_machine/03_speed.ipynb #37e28407
 @contextmanager
 def keep_buffers(
     module: nn.Module,  # whatever runs inside may change its buffers
@@ -77,7 +77,7 @@ def recompute(
         stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False, context_fn=contexts)
     return backbone
 
-# %% ../../nbs/4_machine/03_speed.ipynb #61bd0182
+# %% ../../nbs/4_machine/03_speed.ipynb #2dd6c195
 def compile_training(
     module: nn.Module,  # changed in place; `del module.forward` brings the old one back
 ):
@@ -90,7 +90,7 @@ def compile_training(
     fast = torch.compile(whole, dynamic=False, fullgraph=True)
     module.forward = lambda x: (fast if module.training else plain)(x)
 
-# %% ../../nbs/4_machine/03_speed.ipynb #d7a60e58
+# %% ../../nbs/4_machine/03_speed.ipynb #d133efcd
 def compiled(
     modules: list,         # `compile_training` is called on each
     attempt,               # runs them; whatever it raises means that they cannot be compiled
@@ -109,7 +109,7 @@ def compiled(
         warnings.warn(f"torch.compile failed for {len(modules)} modules: {reason}", stacklevel=3)
         return False
 
-# %% ../../nbs/4_machine/03_speed.ipynb #a3c9e4e2
+# %% ../../nbs/4_machine/03_speed.ipynb #3a8aa127
 def compile_backbone(
     backbone: nn.Module,     # on its device
     example: torch.Tensor,   # float (b, c, t, h, w), a batch as in training
@@ -129,7 +129,7 @@ def compile_backbone(
             return name
     return "not"
 
-# %% ../../nbs/4_machine/03_speed.ipynb #197a87d9
+# %% ../../nbs/4_machine/03_speed.ipynb #bbc6b4d4
 def compile_method(
     method: nn.Module,      # on its device: every module in it that has `stages` is a backbone
     example: torch.Tensor,  # float (b, c, t, h, w)

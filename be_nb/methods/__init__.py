@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'find_method']
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #x
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #86158e6e
 import importlib
 import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #x
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #27e227e7
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",

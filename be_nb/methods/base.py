@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEGATIVES', 'Windows', 'Batch', 'augmentation', 'Views', 'Method', 'projection', 'build_method']
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #fb161ac0
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from ..distractor import Distractor, draw_distractors
 from ..machine.device import gather, own_rows, rank, world_size
 from . import find_method
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #beadc8df
 class Windows(NamedTuple):
     "What a method asks of each video. Zeros mean: as the config says."
 
@@ -28,7 +28,7 @@ class Windows(NamedTuple):
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #e70a46f1
 @dataclass
 class Batch:
     """What a method gets in a step: this piece of the step's videos, and the only source of randomness.
@@ -74,7 +74,7 @@ class Batch:
                         draw=None if self.draw is None else torch.Generator().manual_seed(self.draw.initial_seed()))
                 for k, (clips, index, starts) in enumerate(pieces)]
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #0bbc25c7
 def augmentation(
     config,     # a `PretrainConfig`
 ) -> Augment:
@@ -82,7 +82,7 @@ def augmentation(
     return Augment(size=config.size, degrees=config.degrees, crop=config.crop, flip=config.flip,
                    brightness=config.brightness, contrast=config.contrast, saturation=config.saturation, hue=config.hue)
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #50ad38db
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -148,7 +148,7 @@ class Views(nn.Module):
                              f"{tuple(batch.clips.shape)}. Use ClipDataset(…, windows=2).")
         return self.clean(batch, batch.clips.shape[1] - 1)
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #9dc37563
 class Method(nn.Module):
     """Base of all methods: what the trainer needs to know, with answers that fit most of them.
 
@@ -200,7 +200,7 @@ class Method(nn.Module):
     def after_step(self, progress: float = 0.0):
         "What moves besides the optimiser, once after each of its steps. `progress` of the training is from 0 to 1."
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #9872ce48
 def projection(
     kind: str,    # linear (MoCo v1, the authors of BE) or mlp (MoCo v2)
     inputs: int,  # length of the backbone's feature
@@ -211,7 +211,7 @@ def projection(
         return nn.Linear(inputs, dim)
     return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(inplace=True), nn.Linear(inputs, dim))
 
-# %% ../../nbs/1_core/07_method.ipynb #x
+# %% ../../nbs/1_core/07_method.ipynb #01380ed5
 def build_method(
     config,        # a `PretrainConfig`
 ) -> nn.Module:

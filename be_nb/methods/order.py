@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['orders', 'arrange', 'shuffle_pieces', 'PairwiseHead', 'ClipOrder']
 
-# %% ../../nbs/2_methods/06_order.ipynb #x
+# %% ../../nbs/2_methods/06_order.ipynb #ec9aef70
 import itertools
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from ..config import Amount
 from .base import Batch, Windows
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/06_order.ipynb #0c26b4e8
+# %% ../../nbs/2_methods/06_order.ipynb #e7bc1478
 def orders(
     count: int,      # pieces, n ≥ 1
 ) -> torch.Tensor:   # int64 (n!, n), in lexicographic order
@@ -25,7 +25,7 @@ def orders(
         raise ValueError(f"There must be at least one piece to order; got {count}.")
     return torch.tensor(list(itertools.permutations(range(count))))
 
-# %% ../../nbs/2_methods/06_order.ipynb #e95eef67
+# %% ../../nbs/2_methods/06_order.ipynb #2ef0f340
 def arrange(
     pieces: torch.Tensor,  # (b, n, …)
     order: torch.Tensor,   # int64 (b, n): which piece comes to each place
@@ -44,7 +44,7 @@ def shuffle_pieces(
     which = batch.rows(lambda n, draw: torch.randint(len(table), (n,), generator=draw), len(pieces))
     return arrange(pieces, table[which]), which.to(pieces.device, non_blocking=True)
 
-# %% ../../nbs/2_methods/06_order.ipynb #381d7ba4
+# %% ../../nbs/2_methods/06_order.ipynb #67438b56
 class PairwiseHead(nn.Module):
     """Features (m, q, d) → logits (m, classes): each pair of clips through one shared layer, then all pairs together.
 
@@ -70,7 +70,7 @@ class PairwiseHead(nn.Module):
         pairs = [torch.cat([features[:, i], features[:, j]], 1) for i, j in self.pairs]
         return self.answer(self.pair(torch.stack(pairs, 1)).relu().flatten(1))
 
-# %% ../../nbs/2_methods/06_order.ipynb #1d8d7ba1
+# %% ../../nbs/2_methods/06_order.ipynb #eacce4a7
 class ClipOrder(Pretext):
     """In which order were these clips filmed? (Xu et al., CVPR 2019: 3 clips of 16 frames, 8 frames apart.)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['consistency', 'Pretext']
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #49031b91
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from ..config import Config, NonNegative
 from ..losses import be_consistency
 from .base import Batch, Method, Views
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #e52f07fe
 def consistency(
     maps: torch.Tensor,        # (n, d, t', h', w') of the clips
     distracted: torch.Tensor,  # those of their distracted copies
@@ -27,7 +27,7 @@ def consistency(
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #edfc315e
+# %% ../../nbs/2_methods/04_pretext.ipynb #2de4076c
 class Pretext(Method):
     """A question whose answer is known, with or without Background Erasing: L = L_p + beta · L_be.
 

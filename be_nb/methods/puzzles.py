@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELLS', 'KINDS', 'JITTER', 'take_cuboids', 'box_size', 'window_frames', 'draw_corners', 'CubicPuzzles']
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #ffa76477
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from .base import Windows
 from .order import arrange, shuffle_pieces
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #51b69553
+# %% ../../nbs/2_methods/07_puzzles.ipynb #c204f214
 def take_cuboids(
     clips: torch.Tensor,    # (b, c, t, h, w)
     corners: torch.Tensor,  # int64 (b, n, 3): first frame, row and column of each box
@@ -32,7 +32,7 @@ def take_cuboids(
                                  columns[:, :, None, None, :]]                            # (b, n, t, h, w, c)
     return boxes.movedim(-1, 2)
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #9caec112
+# %% ../../nbs/2_methods/07_puzzles.ipynb #45d7ef88
 CELLS = torch.tensor([4, 2, 2])                     # of the grid: moments, rows, columns
 KINDS = {"both": 0.5, "space": 1.0, "time": 0.0}    # share of puzzles in space
 JITTER = 0.25                                       # room for a box to move, as a share of its cell
@@ -73,7 +73,7 @@ def draw_corners(
     shift = (u[:, 4:].view(batch, 4, 3) * (cell - size + 1)).long()
     return (moving + fixed[:, None]) * cell + shift
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #73f850bb
+# %% ../../nbs/2_methods/07_puzzles.ipynb #499fc9e2
 class CubicPuzzles(Pretext):
     """In which order do four boxes of a video belong? (Kim et al., AAAI 2019.)
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RotNet3D']
 
-# %% ../../nbs/2_methods/05_rotnet.ipynb #x
+# %% ../../nbs/2_methods/05_rotnet.ipynb #1ad0b640
 import torch
 
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/05_rotnet.ipynb #21ad0dac
+# %% ../../nbs/2_methods/05_rotnet.ipynb #ce268fa8
 class RotNet3D(Pretext):
     "Which way is up? All four quarter turns of a clip, each a question of its own (Jing et al., arXiv 1811.11387)."
 

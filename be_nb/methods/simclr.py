@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nt_xent', 'SimCLR']
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #x
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #b3d66126
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from ..config import Config, Count, Positive
 from ..losses import unit
 from .base import Method, Views, projection
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #d15a5c26
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #67f574d9
 def nt_xent(
     first: torch.Tensor,                  # (b, d), of length 1
     second: torch.Tensor,                 # (b, d): row i is the twin of row i
@@ -32,7 +32,7 @@ def nt_xent(
     twin = torch.arange(len(z), device=z.device).roll(len(first))
     return F.cross_entropy(logits, twin), (logits.detach().argmax(1) == twin).float().mean()
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #96527bc9
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #cc9ccebb
 class SimCLR(Method):
     """SimCLR on clips (Chen et al., ICML 2020): two views of a window are each other's twin among all views of the batch.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SplitBatchNorm3d', 'split_batch_norm', 'split_method']
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #x
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #0fabe90c
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #53bb823d
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #7ac0b98c
 class SplitBatchNorm3d(nn.BatchNorm3d):
     """BatchNorm that in training normalises `groups` parts of the batch each by itself, as on that many devices.
 
@@ -40,7 +40,7 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
         self.num_batches_tracked.add_(1)
         return torch.cat(parts)
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #b3d2eeaf
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #bfc935af
 def split_batch_norm(
     module: nn.Module,  # a network; changed in place
     groups: int,        # parts into which every batch is split
@@ -57,7 +57,7 @@ def split_batch_norm(
             layer.__class__, layer.groups, layer.roles = SplitBatchNorm3d, groups, roles
     return module
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #8b62a17a
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #f3086c47
 def split_method(
     method: nn.Module,    # changed in place
     groups: int,          # BatchNorm groups on this device

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compare', 'Triplet']
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #c99f3fb2
+# %% ../../nbs/2_methods/03_triplet.ipynb #aefc3ab6
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from ..config import Config, Count, Range
 from ..losses import triplet, unit
 from .base import Method, Views, projection
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #12b8d0a9
+# %% ../../nbs/2_methods/03_triplet.ipynb #374810c4
 def compare(
     anchor: torch.Tensor,     # (b, dim), of length 1, like the others
     positive: torch.Tensor,   # (b, dim)
@@ -28,7 +28,7 @@ def compare(
     names = ("positive", *["extra_negative"] * (negatives.shape[1] - 1), "other_video")
     return {"accuracy": (cosine.argmax(1) == 0).float().mean(), **dict(zip(names, cosine.mean(0)))}
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #c4416c33
+# %% ../../nbs/2_methods/03_triplet.ipynb #41320732
 class Triplet(Method):
     """BE triplet: anchor a distracted window, positive another view of it, negatives another window and another video.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['git_commit', 'essential_card', 'full_card', 'export']
 
-# %% ../../nbs/4_machine/07_export.ipynb #x
+# %% ../../nbs/4_machine/07_export.ipynb #9c19bef9
 import json
 import subprocess
 from datetime import datetime, timezone
@@ -18,7 +18,7 @@ import be_nb
 from ..machine.files import write_atomically
 from .weights import CARD, Weights, assemble, card_path, find_weights, fingerprint, publishable, read_report
 
-# %% ../../nbs/4_machine/07_export.ipynb #afdb362c
+# %% ../../nbs/4_machine/07_export.ipynb #75c92577
 def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; None without git or outside a checkout
     "The commit of the code that is running."
     source = Path(be_nb.__file__)
@@ -32,7 +32,7 @@ def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; 
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/4_machine/07_export.ipynb #x
+# %% ../../nbs/4_machine/07_export.ipynb #e23a4996
 def essential_card(
     weights: Weights,              # what is exported
     backbone: torch.nn.Module,     # the same, built
@@ -54,7 +54,7 @@ def full_card(
     return essential | {"data": data, "scores": reports, "commit": git_commit(),
                         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../../nbs/4_machine/07_export.ipynb #x
+# %% ../../nbs/4_machine/07_export.ipynb #84ece493
 def export(
     checkpoint,    # whatever `be_nb.load` reads
     out,           # file to write, ….safetensors

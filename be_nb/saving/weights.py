@@ -8,7 +8,7 @@ __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'check_fit', 'Weights', 'backbone_wei
            'torchvision_shapes', 'recognise', 'torchvision_weights', 'official_name', 'official_file', 'check_official',
            'pick_from', 'find_weights']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #c632dd65
 import functools
 import hashlib
 import json
@@ -27,7 +27,7 @@ from .checkpoint import (CheckpointError, check_state, list_checkpoints, modern_
                                      newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
-# %% ../../nbs/4_machine/06_weights.ipynb #29e657f4
+# %% ../../nbs/4_machine/06_weights.ipynb #32b750c8
 def check_fit(
     backbone: torch.nn.Module,  # the network
     weights: dict,              # name → tensor
@@ -39,7 +39,7 @@ def check_fit(
                 ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #56419450
+# %% ../../nbs/4_machine/06_weights.ipynb #94aa4861
 class Weights(NamedTuple):
     "The weights of a backbone, wherever they come from, and what is known about them."
 
@@ -60,7 +60,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #7e0154fb
+# %% ../../nbs/4_machine/06_weights.ipynb #144ec869
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
 ) -> torch.nn.Module:     # in eval mode
@@ -91,7 +91,7 @@ def load(
     """
     return assemble(find_weights(path))
 
-# %% ../../nbs/4_machine/06_weights.ipynb #ad3b4cb3
+# %% ../../nbs/4_machine/06_weights.ipynb #7203884d
 def fingerprint(
     tensors: dict,   # name → tensor
 ) -> str:            # 64 hexadecimal digits
@@ -102,7 +102,7 @@ def fingerprint(
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #10c33770
 PATHS = {"data", "out", "checkpoint", "started_from"}  # settings and entries of reports that may hold a path
 
 
@@ -128,17 +128,17 @@ def read_report(
         raise ValueError(f"{path} is no report: it holds a {type(report).__name__}, not an object with names.")
     return publishable(report)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #94e45c0c
 CARD = 2  # raised when what a card says changes its meaning
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #6c34453d
 def card_path(
     path,   # a ….safetensors file
 ) -> Path:
     "Where its card stands: beside it, with `.json` behind the name."
     return Path(f"{path}.json")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #5f863673
+# %% ../../nbs/4_machine/06_weights.ipynb #fbe5ff3a
 def check_card(
     path,   # where it was read, for the message
     card,   # from the metadata
@@ -168,7 +168,7 @@ def read_safetensors(
                               "written by `be-nb export` have one.")
     return tensors, check_card(path, card)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #7ef07ac4
+# %% ../../nbs/4_machine/06_weights.ipynb #30ab74e3
 def export_weights(
     path: Path,  # a ….safetensors file
 ) -> Weights:
@@ -187,7 +187,7 @@ def export_weights(
     config = modern_settings(config) if card["card"] == 1 else config
     return Weights(path, card["backbone"], tensors, config, card["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #ffc2b17f
+# %% ../../nbs/4_machine/06_weights.ipynb #675ca0c1
 # torchvision's name → ours; R(2+1)D-18 is layer for layer our own
 TORCHVISION = {"r3d_18": "tv_r3d18", "mc3_18": "tv_mc3_18", "r2plus1d_18": "r2plus1d18", "s3d": "tv_s3d"}
 
@@ -221,7 +221,7 @@ def recognise(
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
                           f"{', '.join(TORCHVISION)}. {problem}".rstrip())
 
-# %% ../../nbs/4_machine/06_weights.ipynb #9b2ef17b
+# %% ../../nbs/4_machine/06_weights.ipynb #f664febc
 def torchvision_weights(
     path: Path,    # where it was read
     state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
@@ -241,7 +241,7 @@ def torchvision_weights(
               "std": tuple(preset.std), "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
     return Weights(path, TORCHVISION[name], backbone.state_dict(), config, None)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #a6ecef79
+# %% ../../nbs/4_machine/06_weights.ipynb #ff94dbe4
 def official_name(
     name: str,   # a key of TORCHVISION
 ) -> str:
@@ -275,7 +275,7 @@ def check_official(
             raise CheckpointError(f"{path} is damaged or was altered: its name promises a SHA-256 that begins with "
                                   f"{expected}, it has {found[:8]}…. Delete it and get it again.")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #23b38df0
+# %% ../../nbs/4_machine/06_weights.ipynb #cfde36e8
 def pick_from(
     folder: Path,   # of a run, or with an export in it
 ) -> Weights:

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'WARM_UP', 'Stopwatch', 'Ceilings', 'fastest', 'ceilings', 'listen', 'watched', 'update_bytes', 'attach',
            'Part', 'time_steps', 'watch_steps', 'measure', 'RandomVideos', 'BenchReport', 'run_of', 'bench']
 
-# %% ../../nbs/8_studies/02_bench.ipynb #3a537038
+# %% ../../nbs/8_studies/02_bench.ipynb #799eff7b
 import json
 import time
 from collections import Counter
@@ -29,7 +29,7 @@ from ..data.sources import build_loader, build_source
 from ..training.run import restore
 from ..training.step import train_step
 
-# %% ../../nbs/8_studies/02_bench.ipynb #2c1fa62a
+# %% ../../nbs/8_studies/02_bench.ipynb #ec9c144b
 class Stopwatch:
     "Divides the time since the first `switch` among named parts: at any moment exactly one of them is on."
 
@@ -51,7 +51,7 @@ class Stopwatch:
             self.seconds[self.on] += now - self.since
         self.on, self.since = name, now
 
-# %% ../../nbs/8_studies/02_bench.ipynb #677b896a
+# %% ../../nbs/8_studies/02_bench.ipynb #0161a92b
 class Ceilings(NamedTuple):
     "The best that was seen of a machine: FLOP a second, and bytes a second."
 
@@ -76,7 +76,7 @@ def fastest(
         found.append(watch.seconds["work"])
     return min(found[1:])
 
-# %% ../../nbs/8_studies/02_bench.ipynb #a9209fdd
+# %% ../../nbs/8_studies/02_bench.ipynb #6f949cfd
 def ceilings(
     device: torch.device,  # where the run computes
     amp: str = "auto",     # auto, bf16 or fp32
@@ -98,7 +98,7 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #73db5e26
+# %% ../../nbs/8_studies/02_bench.ipynb #2c55c5d6
 def listen(
     net: torch.nn.Module,  # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
@@ -133,7 +133,7 @@ def watched(
 
     setattr(module, function, timed)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #e4bb958b
+# %% ../../nbs/8_studies/02_bench.ipynb #2551bbac
 def update_bytes(
     method: torch.nn.Module,           # what is trained
     optimizer: torch.optim.Optimizer,  # after its first step, so that its states are there
@@ -145,7 +145,7 @@ def update_bytes(
     return (sum(3 * p.nbytes for p in learning) + sum(2 * s.nbytes for s in states)
             + sum(3 * p.nbytes for p in following))
 
-# %% ../../nbs/8_studies/02_bench.ipynb #da5e2c5a
+# %% ../../nbs/8_studies/02_bench.ipynb #d45b9bf5
 PARTS = {"loader": "host", "transfer": "link", "augment": "copy", "distractor": "copy", "forward": "matrix",
          "backward": "matrix", "optimiser": "copy"}  # in the order of a step; name → its field of `Ceilings`
 
@@ -165,7 +165,7 @@ def attach(
     method.register_forward_hook(lambda *_: watch.switch("backward"))
     optimizer.register_step_pre_hook(lambda *_: watch.switch("optimiser"))
 
-# %% ../../nbs/8_studies/02_bench.ipynb #393489df
+# %% ../../nbs/8_studies/02_bench.ipynb #71f0172b
 @dataclass(frozen=True)
 class Part:
     "One part of a step."
@@ -186,7 +186,7 @@ class Part:
         "Of the ceiling: 1 is as good as it gets."
         return self.rate / self.ceiling
 
-# %% ../../nbs/8_studies/02_bench.ipynb #a970d8cd
+# %% ../../nbs/8_studies/02_bench.ipynb #72828660
 def time_steps(steps, device, batches, work) -> float:
     "Median seconds from one batch asked for to the next: loading, and `work(step, batch)`."
     watch, found = Stopwatch(device), []
@@ -216,7 +216,7 @@ def watch_steps(steps, watch, tally, batches, work) -> dict:
         found.append(dict(watch.seconds))
     return {name: median(seconds[name] for seconds in found) for name in PARTS if name in found[0]}
 
-# %% ../../nbs/8_studies/02_bench.ipynb #cc761d94
+# %% ../../nbs/8_studies/02_bench.ipynb #88b793c1
 WARM_UP = 2  # steps before anything is measured
 
 
@@ -254,7 +254,7 @@ def measure(
     parts = [Part(name, took, macs[name], bytes_[name], getattr(best, PARTS[name])) for name, took in seconds.items()]
     return parts, whole, best
 
-# %% ../../nbs/8_studies/02_bench.ipynb #5743b9b6
+# %% ../../nbs/8_studies/02_bench.ipynb #a435b9a7
 class RandomVideos:
     "A source of random frames, all videos the same: for measuring without footage. Reading is a look-up in memory."
 
@@ -280,7 +280,7 @@ class RandomVideos:
         "uint8 (len(frames), 3, height, width)."
         return self.pixels[torch.as_tensor(frames)]
 
-# %% ../../nbs/8_studies/02_bench.ipynb #83433f6e
+# %% ../../nbs/8_studies/02_bench.ipynb #70559a4b
 @dataclass(frozen=True)
 class BenchReport:
     "What `bench` found. Shows itself as a table."
@@ -318,7 +318,7 @@ class BenchReport:
             f"ceilings: matrix product {matrix:.0f} GFLOP/s, copy {copy:.1f} GB/s",
             f"bottleneck: {slow.name}, {slow.seconds / total:.0%} of the step, at {slow.share:.1%} of its ceiling"])
 
-# %% ../../nbs/8_studies/02_bench.ipynb #a16a81fe
+# %% ../../nbs/8_studies/02_bench.ipynb #dfcab5d1
 def run_of(
     config: BenchConfig,
 ) -> PretrainConfig:  # the run that is measured

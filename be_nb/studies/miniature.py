@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'Stopped', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'read_history', 'draw', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #8d07d2d5
+# %% ../../nbs/8_studies/01_miniature.ipynb #677778f1
 import json
 import sys
 import time
@@ -31,7 +31,7 @@ from ..recipes import changes
 from ..train import pretrain
 from ..visualize import curves, strip
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #5478b85a
+# %% ../../nbs/8_studies/01_miniature.ipynb #a63871f9
 # The four corners of the claim, and the untrained network above them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
@@ -57,7 +57,7 @@ COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_t
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
            "motion_r1": "motion R@1", "scene_probe": "scene probe"}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #84217748
+# %% ../../nbs/8_studies/01_miniature.ipynb #994e5be6
 def cross_probe(
     features: torch.Tensor,  # (n, d)
     labels: np.ndarray,      # (n,)
@@ -70,7 +70,7 @@ def cross_probe(
         right += result.accuracy * len(test)
     return right / len(labels)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #cab7774b
+# %% ../../nbs/8_studies/01_miniature.ipynb #e91054a7
 class Stopped:
     "A source whose every window shows its middle frame throughout: all the looks of a clip, none of its motion."
 
@@ -91,7 +91,7 @@ class Stopped:
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #7c5a5433
+# %% ../../nbs/8_studies/01_miniature.ipynb #f8e4c9af
 def judge(
     backbone: torch.nn.Module,  # what pretraining left
     rho: float = 0.9,           # correlation of scene and class in the biased sets
@@ -125,7 +125,7 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #3de8ba13
+# %% ../../nbs/8_studies/01_miniature.ipynb #15590c6c
 def run_arm(
     arm: str,               # key of `ARMS`
     seed: int,              # seed of training
@@ -155,7 +155,7 @@ def run_arm(
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #c141ca42
+# %% ../../nbs/8_studies/01_miniature.ipynb #3c180a77
 @dataclass
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."
@@ -171,7 +171,7 @@ class StudyConfig:
         for arm in self.arms:
             check_choice("arm", arm, ARMS)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #ba8e4616
+# %% ../../nbs/8_studies/01_miniature.ipynb #2706254a
 def table(
     rows: list,  # what `run_arm` returned
 ) -> str:
@@ -186,12 +186,12 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #b6cfbecf
+# %% ../../nbs/8_studies/01_miniature.ipynb #e467f6bb
 def read_history(folder: Path) -> list:
     "The rows of a run's history."
     return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf8").splitlines()]
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #75efe6a4
+# %% ../../nbs/8_studies/01_miniature.ipynb #dffe4389
 def draw(
     config: StudyConfig,  # where the runs are
     sets: dict,           # sources by split, for the clips
@@ -208,7 +208,7 @@ def draw(
     figure = strip(clips, n=10, titles=titles)
     write_atomically(out / "clips.png", lambda temporary: figure.savefig(temporary, format="png"))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #365974b7
+# %% ../../nbs/8_studies/01_miniature.ipynb #372adbde
 def study(
     config: StudyConfig | None = None,  # None: one seed of random, MoCo and MoCo + BE
 ) -> list:                              # rows as `run_arm` returns them
@@ -224,7 +224,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #1d087109
+# %% ../../nbs/8_studies/01_miniature.ipynb #819d7d03
 def main():
     "`python -m be_nb.studies.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.studies.miniature")
@@ -246,6 +246,6 @@ def main():
           f"time stopped; `scene`: which scene it is.\n"
           f"Curves, clips and runs: {config.out}")
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #910cd217
+# %% ../../nbs/8_studies/01_miniature.ipynb #fc04cdc6
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is called __main__, too, but has no file
     main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Diverged', 'diagnose', 'reproduce']
 
-# %% ../../nbs/7_training/07_divergence.ipynb #x
+# %% ../../nbs/7_training/07_divergence.ipynb #e3f47826
 import dataclasses
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .run import Run, build, find_start, go_to
 from .step import NotFinite, accumulate_gradient, as_batch, stop_before_damage, train_step
 
-# %% ../../nbs/7_training/07_divergence.ipynb #92424ac2
+# %% ../../nbs/7_training/07_divergence.ipynb #77791a3d
 class Diverged(RuntimeError):
     "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it."
 
@@ -62,7 +62,7 @@ def diagnose(
     raise Diverged(f"Step {run.step} has a loss or gradient that is no number. Last good checkpoint: {last}. "
                    f"be_nb.training.divergence.reproduce({str(path)!r}) repeats the step; its videos: {names}.", path)
 
-# %% ../../nbs/7_training/07_divergence.ipynb #5e85747d
+# %% ../../nbs/7_training/07_divergence.ipynb #52d111b7
 def reproduce(
     path,                      # a diverged-step-….pt
     device: str = "auto",      # auto, cpu, cuda or cuda:N

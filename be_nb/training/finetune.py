@@ -7,7 +7,7 @@ __all__ = ['name_lists', 'check_protocol', 'check_alone', 'check_labels', 'class
            'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle', 'test_all',
            'take_weights', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #x
+# %% ../../nbs/7_training/10_finetune.ipynb #b5c4501e
 import dataclasses
 import json
 import math
@@ -41,7 +41,7 @@ from .run import find_start, History, Meter, run_folder, Stopped
 from .step import build_optimizer, learning_rate, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/10_finetune.ipynb #5ad37dd8
+# %% ../../nbs/7_training/10_finetune.ipynb #dda7c2b6
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -64,7 +64,7 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/10_finetune.ipynb #4a366e26
+# %% ../../nbs/7_training/10_finetune.ipynb #721efd8b
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
@@ -99,7 +99,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../../nbs/7_training/10_finetune.ipynb #x
+# %% ../../nbs/7_training/10_finetune.ipynb #0e557728
 def open_sources(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
@@ -122,7 +122,7 @@ def open_sources(
                          "take the last weights with validation=0.")
     return Selection(train, learn), Selection(train, held), tests, classes
 
-# %% ../../nbs/7_training/10_finetune.ipynb #0743e937
+# %% ../../nbs/7_training/10_finetune.ipynb #9a29d109
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -147,7 +147,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #038bfcbc
+# %% ../../nbs/7_training/10_finetune.ipynb #94f24eca
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -169,7 +169,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #965a0c82
+# %% ../../nbs/7_training/10_finetune.ipynb #2a29042c
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -189,7 +189,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
 
-# %% ../../nbs/7_training/10_finetune.ipynb #19b76922
+# %% ../../nbs/7_training/10_finetune.ipynb #02e7a191
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -202,7 +202,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #15043d89
+# %% ../../nbs/7_training/10_finetune.ipynb #1b81b710
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -239,7 +239,7 @@ def fit(
                 print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
                 raise Stopped(run.step)
 
-# %% ../../nbs/7_training/10_finetune.ipynb #73640992
+# %% ../../nbs/7_training/10_finetune.ipynb #83056b9f
 @dataclass
 class FinetuneResult:
     "What `finetune` returns; the folder of the run also holds it as `best.pt`, `history.jsonl` and `results.json`."
@@ -273,7 +273,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #0a98621e
+# %% ../../nbs/7_training/10_finetune.ipynb #35082563
 def settle(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -302,7 +302,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #0ed403e3
+# %% ../../nbs/7_training/10_finetune.ipynb #94aa8b22
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -322,7 +322,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #c164173a
+# %% ../../nbs/7_training/10_finetune.ipynb #54f448e8
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

@@ -6,7 +6,7 @@
 __all__ = ['MAY_CHANGE', 'Meter', 'History', 'Rows', 'run_folder', 'find_start', 'fingerprint', 'Run', 'Stopped',
            'PretrainResult', 'build', 'go_to', 'restore', 'recognise', 'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #99cb2a88
 import dataclasses
 import hashlib
 import json
@@ -30,7 +30,7 @@ from ..settings import PretrainConfig
 from .step import all_finite, build_optimizer, NotFinite
 from ..methods.splitbn import split_method
 
-# %% ../../nbs/7_training/06_run.ipynb #3fe98a22
+# %% ../../nbs/7_training/06_run.ipynb #19a2b6b3
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -52,7 +52,7 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #dc0939e5
+# %% ../../nbs/7_training/06_run.ipynb #fbb4fc14
 class History:
     "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
@@ -93,7 +93,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../../nbs/7_training/06_run.ipynb #29a0d70e
+# %% ../../nbs/7_training/06_run.ipynb #c3e69a9b
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -107,7 +107,7 @@ class Rows:
     def close(self):
         "Nothing is open."
 
-# %% ../../nbs/7_training/06_run.ipynb #0b6c094a
+# %% ../../nbs/7_training/06_run.ipynb #00ef9ced
 def run_folder(
     config: PretrainConfig,  # the run
 ) -> Path:
@@ -121,7 +121,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #4d2b0805
+# %% ../../nbs/7_training/06_run.ipynb #00652401
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -152,7 +152,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../../nbs/7_training/06_run.ipynb #149e529a
+# %% ../../nbs/7_training/06_run.ipynb #1195e5ea
 def fingerprint(
     dataset: ClipDataset,  # the videos of a run
 ) -> str:                  # 16 hexadecimal digits
@@ -188,7 +188,7 @@ class Run:
         if is_main():
             save_checkpoint(self.folder, state, self.config.keep, best)
 
-# %% ../../nbs/7_training/06_run.ipynb #1a79aa48
+# %% ../../nbs/7_training/06_run.ipynb #156842e6
 class Stopped(SystemExit):
     "A run that was asked to stop by a signal and has left a checkpoint: exit code 0, not an error."
 
@@ -196,7 +196,7 @@ class Stopped(SystemExit):
         super().__init__(0)
         self.step = step  # steps done
 
-# %% ../../nbs/7_training/06_run.ipynb #1daa9acd
+# %% ../../nbs/7_training/06_run.ipynb #b42cc4e0
 @dataclass
 class PretrainResult:
     "What `pretrain` returns."
@@ -205,7 +205,7 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #d073b5bc
 def build(
     config: PretrainConfig,  # the run, from `fit_to_ranks`
 ) -> torch.nn.Module:
@@ -213,7 +213,7 @@ def build(
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #40e75c98
+# %% ../../nbs/7_training/06_run.ipynb #6adb0a3b
 def go_to(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -247,7 +247,7 @@ def restore(
     go_to(run, state)
     return run
 
-# %% ../../nbs/7_training/06_run.ipynb #f4e6f561
+# %% ../../nbs/7_training/06_run.ipynb #a905d02e
 def recognise(
     run: Run,
     dataset: ClipDataset,  # the videos as they are now
@@ -262,7 +262,7 @@ def recognise(
     if len(set(gather_objects(run.videos))) > 1:
         raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
 
-# %% ../../nbs/7_training/06_run.ipynb #b92eb83f
+# %% ../../nbs/7_training/06_run.ipynb #7725a93d
 def fit_to_ranks(
     config: PretrainConfig,
 ) -> PretrainConfig:  # with `bn_groups` as it will be

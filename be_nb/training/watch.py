@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['alignment', 'uniformity', 'spread', 'embedding_health', 'collapse_warning', 'shared_features', 'online_knn']
 
-# %% ../../nbs/7_training/04_watch.ipynb #x
+# %% ../../nbs/7_training/04_watch.ipynb #8db03015
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +18,7 @@ from ..machine.distributed import gather_objects
 from ..machine.device import unwrap
 from ..settings import PretrainConfig
 
-# %% ../../nbs/7_training/04_watch.ipynb #395427db
+# %% ../../nbs/7_training/04_watch.ipynb #8d0bcb08
 def alignment(
     x: torch.Tensor,  # (b, d), of length 1
     y: torch.Tensor,  # (b, d): another view of the same clips
@@ -40,7 +40,7 @@ def spread(
     "Standard deviation of the coordinates over the batch, times √d."
     return x.std(0).mean() * x.shape[1] ** 0.5
 
-# %% ../../nbs/7_training/04_watch.ipynb #e0d4abde
+# %% ../../nbs/7_training/04_watch.ipynb #5afd71e2
 @torch.no_grad()
 def embedding_health(
     method: nn.Module,  # one that keeps `seen`, a pair (b, d) of queries and keys; of others nothing is known
@@ -59,7 +59,7 @@ def embedding_health(
         found |= {"uniformity": uniformity(query).item(), "spread": spread(query).item()}
     return found
 
-# %% ../../nbs/7_training/04_watch.ipynb #9144bec7
+# %% ../../nbs/7_training/04_watch.ipynb #53248f3c
 def collapse_warning(
     row: dict,              # a line of the history
     config: PretrainConfig,
@@ -73,7 +73,7 @@ def collapse_warning(
             "sphere). The network has collapsed, or never left its beginning: try a lower lr, a longer warm-up, or "
             "bn_groups=2.")
 
-# %% ../../nbs/7_training/04_watch.ipynb #1679701d
+# %% ../../nbs/7_training/04_watch.ipynb #967ea48c
 def shared_features(
     backbone: nn.Module,     # on the device of this rank
     source,                  # labelled videos; every rank takes its share, however uneven

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['doctor']
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #x
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #3ef8160d
 import zlib
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..lists import read_list
 from .format import (_load, _report, jpegs_to_frames, load_index, map_frames, PackError, read_pack,
                                     sample_chunks)
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #ee14b152
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -57,7 +57,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #66d394a6
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #fdef7864
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack."
     found = {}
@@ -67,7 +67,7 @@ def _lists_of(root, content):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #773ac41c
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #c529b609
 def doctor(
     root,  # folder of a pack
     progress=True,  # show a progress bar

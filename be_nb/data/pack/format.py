@@ -6,7 +6,7 @@
 __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpegs_to_frames', 'sample_chunks', 'PackError',
            'Contents', 'scan_shard', 'PackReport', 'is_pack', 'parse_pack', 'read_pack', 'load_index', 'map_frames']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #cc6dd079
 import hashlib
 import io
 import json
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg, ImageReadMode
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #5e11d4da
+# %% ../../../nbs/5_data/05_pack_format.ipynb #6aebd762
 CODECS = ("jpeg", "raw")
 
 
@@ -55,7 +55,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #e1e0f8ba
+# %% ../../../nbs/5_data/05_pack_format.ipynb #345ad4c4
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -72,7 +72,7 @@ def _npy_header(shape):
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #69633c05
+# %% ../../../nbs/5_data/05_pack_format.ipynb #6201a3c8
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -100,10 +100,10 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #f7604bb8
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #be3cf639
+# %% ../../../nbs/5_data/05_pack_format.ipynb #f2642016
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -124,7 +124,7 @@ class Contents:
     last_crc32: int  # checksum of that file and what follows it
     last_start: int  # where it begins
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #90e9b3fa
+# %% ../../../nbs/5_data/05_pack_format.ipynb #f22f0ce7
 def scan_shard(
     path,  # a shard
     number=0,  # its number
@@ -154,7 +154,7 @@ def scan_shard(
     except (tarfile.HeaderError, ValueError, KeyError, TypeError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Delete it and pack again.") from error
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #bb43d1e4
+# %% ../../../nbs/5_data/05_pack_format.ipynb #1af7af2d
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -169,7 +169,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #9172cb1b
+# %% ../../../nbs/5_data/05_pack_format.ipynb #e73ae6f3
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -188,7 +188,7 @@ class PackReport:
         reasons = [f"  {name!a}: {reason.replace(f'{name}: ', '', 1)}" for name, reason in self.problems.items()]
         return "\n".join(lines + reasons).encode("utf8", "backslashreplace").decode()  # names may hold odd bytes
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #3434f734
+# %% ../../../nbs/5_data/05_pack_format.ipynb #9a886f94
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -208,10 +208,10 @@ def _seal(content):
     "Checksum over everything else in pack.json."
     return _sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #030f54f9
 FORMAT = 1  # raised when what a pack holds changes its meaning
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #2498a4ed
+# %% ../../../nbs/5_data/05_pack_format.ipynb #d662ee41
 def _report(out, content, problems=None):
     "The `PackReport` that `pack.json` stands for."
     sizes = [os.path.getsize(Path(out) / name) for name in (*content["shards"], *content["files"], "pack.json")
@@ -219,7 +219,7 @@ def _report(out, content, problems=None):
     problems = content["problems"] if problems is None else problems
     return PackReport(Path(out), content["classes"], content["videos"], content["frames"], sum(sizes), problems)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #f372a6bd
+# %% ../../../nbs/5_data/05_pack_format.ipynb #5de5bbf4
 def is_pack(
     root,  # a folder
 ):
@@ -256,7 +256,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(path.read_bytes(), path)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #b5121ae7
+# %% ../../../nbs/5_data/05_pack_format.ipynb #8d364e79
 def _load(root, content, name, check=True):
     "The bytes of a file of the pack, compared with the checksum in `pack.json`."
     path = Path(root) / name

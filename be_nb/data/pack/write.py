@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'encode_video', 'Entry', 'write_shard', 'open_lists', 'plan_entries', 'cut_into_shards', 'run_all', 'pack',
            'write_index']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #713b243c
 import json
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ from .format import (_header, _npy_bytes, _padding, _report, _seal, _sha256, _te
 from ..videos import _locate
 from ...machine.files import remove_leftovers, write_atomically
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #2141fa2f
+# %% ../../../nbs/5_data/06_pack_write.ipynb #30e7b949
 @dataclass(frozen=True)
 class Settings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -55,7 +55,7 @@ class Settings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #9ef09d94
+# %% ../../../nbs/5_data/06_pack_write.ipynb #f63b778b
 def encode_video(
     path,  # a video file
     settings,  # how its frames shall be stored
@@ -69,7 +69,7 @@ def encode_video(
         stored.append(frame_to_bytes(to_rgb(frame), settings.codec, settings.quality))
     return stored, size
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #9f2f23a8
 @dataclass(frozen=True)
 class Entry:
     "A video that a shard shall hold."
@@ -90,7 +90,7 @@ def _promise(entries, settings):
     return {"settings": json.loads(json.dumps(vars(settings))),
             "videos": [[entry.key, entry.name, entry.lists] for entry in entries]}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #756de924
+# %% ../../../nbs/5_data/06_pack_write.ipynb #68824b13
 def write_shard(
     path,  # where the shard shall stand
     entries,  # its videos
@@ -119,7 +119,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #33ed733d
+# %% ../../../nbs/5_data/06_pack_write.ipynb #9bf020d1
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -150,7 +150,7 @@ def open_lists(
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #ed45dd5e
+# %% ../../../nbs/5_data/06_pack_write.ipynb #2a0b5df8
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -178,7 +178,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #048a67e4
+# %% ../../../nbs/5_data/06_pack_write.ipynb #c452db76
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -191,7 +191,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c76e76a3
+# %% ../../../nbs/5_data/06_pack_write.ipynb #a7877dde
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -214,7 +214,7 @@ def run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #50a36b65
+# %% ../../../nbs/5_data/06_pack_write.ipynb #31407a7a
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -238,7 +238,7 @@ def _is_finished(path, entries, settings, on_error):
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a510005b
+# %% ../../../nbs/5_data/06_pack_write.ipynb #d6dcf565
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -278,7 +278,7 @@ def pack(
             bar.update(len(tasks[k][1]))
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #152925b0
 def write_index(
     out,  # folder of the pack
     paths,  # its shards, all whole

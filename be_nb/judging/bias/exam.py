@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_names', 'open_networks', 'open_sources', 'find_masks', 'Exam', 'make_exam', 'versions', 'embed']
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #0c6d7312
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..perturb import draw_partners, open_stage, shots
 from ...saving.weights import load
 from ...settings import BiasConfig
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #72f3be6a
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #6a78f7c5
 def run_names(
     paths,        # checkpoints, as the user gave them
 ) -> list[str]:   # one name each, all different
@@ -47,7 +47,7 @@ def open_networks(
         networks = {"untrained": fresh} | networks
     return networks
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #49b34639
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #e9a4638d
 def open_sources(
     config: BiasConfig,
     frame_size: tuple,  # (height, width) of decoded frames, as in pretraining
@@ -76,7 +76,7 @@ def find_masks(
     beside = os.path.join(config.data, "actor_masks.npz")
     return config.masks or (beside if config.data != "scenebias" and os.path.isfile(beside) else "")
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #51edd767
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #6d006f75
 @dataclass
 class Exam:
     "What one network is tested on. Equal settings make equal exams: same swaps, same shuffles."
@@ -100,7 +100,7 @@ def make_exam(
     partners = draw_partners(labels, scenes, config.seed)
     return Exam(stage, videos, partners, torch.as_tensor(labels), torch.as_tensor(scenes[partners]))
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #e01fa8e4
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #c0652aba
 def versions(
     exam: Exam,
     row: int,            # which video

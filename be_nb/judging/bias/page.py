@@ -6,12 +6,12 @@
 __all__ = ['STYLE', 'POLICY', 'Markup', 'tag', 'picture', 'percent', 'bar', 'plain', 'table', 'section', 'figure', 'page',
            'reaches_out']
 
-# %% ../../../nbs/6_judging/11_page.ipynb #cce56210
+# %% ../../../nbs/6_judging/11_page.ipynb #a1f634c6
 import base64
 import html
 import re
 
-# %% ../../../nbs/6_judging/11_page.ipynb #a6b19a9a
+# %% ../../../nbs/6_judging/11_page.ipynb #5716b522
 class Markup(str):
     "Text that is already HTML. Everything else is escaped by `tag`."
 
@@ -35,7 +35,7 @@ def picture(
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     return Markup(f'<img src="{source}" alt="{html.escape(about)}">')
 
-# %% ../../../nbs/6_judging/11_page.ipynb #f81a9a0b
+# %% ../../../nbs/6_judging/11_page.ipynb #bd9dceba
 def percent(
     value,  # a share, or None where it could not be measured
 ) -> str:
@@ -59,7 +59,7 @@ def bar(
     words = tag("span", tag("b", percent(value)), tag("small", f" {percent(low)} – {percent(high)}"))
     return tag("td", words, tag("div", *marks, class_="bar"), class_="number")
 
-# %% ../../../nbs/6_judging/11_page.ipynb #a5b7c0ab
+# %% ../../../nbs/6_judging/11_page.ipynb #d016ab9a
 def plain(
     triple,           # (value, low, high), or None
     digits: int = 2,  # after the point
@@ -83,7 +83,7 @@ def table(
     body = [tag("tr", tag("th", title, tag("small", about), scope="row"), *cells) for title, about, cells in rows]
     return tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
 
-# %% ../../../nbs/6_judging/11_page.ipynb #22c05add
+# %% ../../../nbs/6_judging/11_page.ipynb #9608ae49
 STYLE = """
 :root{--ink:#1d2733;--soft:#5c6875;--line:#d9dfe6;--paper:#fff;--tint:#f4f6f9;--fill:#a9c1de;
 --dark:#17324d;--red:#b03a2e}
@@ -112,7 +112,7 @@ code{overflow-wrap:anywhere;font-size:.85em}
 .scroll{overflow:visible}@page{margin:16mm}}
 """
 
-# %% ../../../nbs/6_judging/11_page.ipynb #0e04e883
+# %% ../../../nbs/6_judging/11_page.ipynb #450a2030
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -144,7 +144,7 @@ def page(
                    tag("body", tag("header", tag("h1", title), tag("p", subtitle)), *sections), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
 
-# %% ../../../nbs/6_judging/11_page.ipynb #583ab437
+# %% ../../../nbs/6_judging/11_page.ipynb #8804f6c4
 def reaches_out(
     document: str,  # HTML
 ) -> list:          # what was found; empty for a page that stands alone

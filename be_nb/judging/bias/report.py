@@ -6,7 +6,7 @@
 __all__ = ['JUDGES', 'READING', 'title_of', 'draw_scores', 'draw_distraction', 'seen', 'draw_maps', 'verdict_box', 'score_table',
            'feature_table', 'facts', 'render', 'identity', 'examine', 'describe', 'count_up', 'bias', 'show', 'finish']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #ae4320f5
 import hashlib
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ from ...saving.checkpoint import CheckpointError, read_torch
 from ...settings import BiasConfig
 from ...visualize import Picture, strip
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #2a651f60
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #c6ea401a
 def title_of(
     key: str,  # a condition
 ) -> str:
@@ -57,7 +57,7 @@ def draw_scores(
     axes.legend(fontsize=8)
     return picture
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #41311641
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #1b9ddba1
 def draw_distraction(
     report: dict,
     dpi: int = 75,
@@ -76,7 +76,7 @@ def draw_distraction(
     axes.legend(fontsize=8)
     return picture
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #709155b5
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #ed5add1b
 def seen(
     clips: torch.Tensor,  # uint8 (n, t, 3, h, w)
     size: int,            # side of the centre crop
@@ -109,7 +109,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #e2e26220
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #75639cce
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -133,7 +133,7 @@ def score_table(report: dict, judge: str) -> str:
     names = [network["name"] for network in report["networks"]]
     return tag("div", table("version of the clip", names, rows, f"{JUDGES[judge]}: right, in percent"), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #32518a33
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #de347eb1
 def feature_table(report: dict) -> str:
     "What the features do, where the evidence lies, whom the probe follows."
     networks = report["networks"]
@@ -171,7 +171,7 @@ def facts(report: dict) -> str:
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #1fb55831
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #ccfb413d
 def render(
     report: dict,           # from `bias`
     pictures: list = (),    # (title, caption, Picture)
@@ -189,7 +189,7 @@ def render(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", facts(report)))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #9fb29f88
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #696d2030
 def identity(net, source, exam, settings, config) -> str:
     "A digest of what `judge` depends on, but for the pixels of the videos."
     elsewhere = ("checkpoint", "out", "pictures", "untrained")
@@ -228,7 +228,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #d6c3a084
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #b332903d
 def describe(name, checkpoint, backbone, settings) -> dict:
     "What the report says of a network before any number."
     past = backbone.pretrain_config
@@ -258,7 +258,7 @@ def count_up(config, fitted, exam) -> dict:
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
             "conditions": conditions, "left_out": left_out, "machine": machine()}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #4025e42d
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #5e354ec6
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
@@ -294,7 +294,7 @@ def bias(
         print(f"\nreport: {Path(config.out) / 'report.html'}")
     return report
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #67d8647b
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #2c5ec3c5
 def show(networks, exams, weights, settings, config) -> list:
     "The pictures of clips for the page, or none."
     if not config.pictures:

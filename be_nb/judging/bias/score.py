@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bootstrap', 'predict', 'drifts', 'look', 'judge', 'compare']
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #x
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #fc83176b
 import itertools
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..features import evaluating
 from ..judges import knn, nearest
 from ...settings import BiasConfig
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #a6c927c2
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #655a50ac
 class Bootstrap:
     "Means and quotients of means over the same videos, with 95 % intervals from the same draws."
 
@@ -47,7 +47,7 @@ class Bootstrap:
         means = (self.counts @ over)[below != 0] / below[below != 0]
         return [round(float(v), 4) for v in (over.sum() / under.sum(), *np.quantile(means, (0.025, 0.975)))]
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #e91a2d76
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #8f4528f1
 def predict(
     train,            # Features of the training list
     made: dict,       # condition → (n, d)
@@ -63,7 +63,7 @@ def predict(
     split = lambda answers: dict(zip(made, answers.unflatten(0, (len(made), -1))))
     return {judge: split(answers) for judge, answers in said.items()}, weights
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #944666f7
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #c10b9bfd
 def drifts(
     train,               # Features of the training list
     made: dict,          # condition → (n, d)
@@ -96,7 +96,7 @@ def look(
             mass.append(found[0]), area.append(found[1])
     return torch.cat(mass), torch.cat(area)
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #9a394edd
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #0c9323c6
 def judge(
     backbone: torch.nn.Module,
     train,                # Features of the training list
@@ -124,7 +124,7 @@ def judge(
         part["maps"] = {"on_actor": boot(mass), "area": boot(area), "lift": boot(mass, area.where(~mass.isnan(), mass))}
     return part, hits, weights
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #x
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #9fb69b96
 def compare(
     all_hits: dict,       # network → judge → condition → (n,)
     config: BiasConfig,

@@ -6,10 +6,10 @@
 __all__ = ['say', 'side', 'sentences', 'background_sentence', 'conflict_sentence', 'motion_sentence', 'preference_sentence',
            'map_sentence', 'compare_sentences']
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #x
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #c850e31a
 from ..perturb import CONDITIONS
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #5601be2c
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #7423b2d0
 def say(
     triple: list,  # value, low, high of a share
 ) -> str:
@@ -24,7 +24,7 @@ def side(
     "On which side of a border an interval lies."
     return int(triple[1] > border) - int(triple[2] < border)
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #1eaea4cd
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #8405abc8
 def sentences(
     part: dict,      # what `judge` returned
     chance: float,   # share of the largest class
@@ -45,7 +45,7 @@ def sentences(
         told += [preference_sentence(part["preference"]), map_sentence(part["maps"]["lift"])]
     return told
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #4e3f6fbc
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #a17c0385
 def background_sentence(scores, lost, chance) -> str:
     "What swapping the background costs."
     after = ("above", "at or below")[side(scores["swapped"], chance) <= 0]
@@ -64,7 +64,7 @@ def conflict_sentence(conflict) -> str:
     return (f"When actor and scene disagree, {follows[side(share, 0.5)]}: of its answers that agree with one of them, "
             f"{say(share)} agree with the actor.")
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #c56b834c
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #825b98ad
 def motion_sentence(lost) -> str:
     "What stopping and shuffling time costs."
     cost = {1: "costs it", 0: "costs it nothing measurable:", -1: "helps it: it loses"}
@@ -87,7 +87,7 @@ def map_sentence(lift) -> str:
     return (f"Its evidence is {words[side(lift, 1)]}: the map is {lift[0]:.2f} ({lift[1]:.2f}–{lift[2]:.2f}) times as "
             "dense there as on average.")
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #x
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #bf6c6fb3
 def compare_sentences(comparisons: list) -> list[str]:
     "The verdict on each pair: real clips, and the hardest version that there is."
     told = []
