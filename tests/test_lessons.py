@@ -85,6 +85,13 @@ def test_lesson_opens_in_colab(path):
     assert [c.source for c in again.cells] == [c.source for c in nb.cells], "run: python tests/notebooks.py badge"
 
 
+def test_index_lists_the_lessons():
+    index = notebooks.read(ROOT / "nbs/index.ipynb")
+    before = [c.source for c in index.cells]
+    assert any(notebooks.COURSE.search(source) for source in before)
+    assert [c.source for c in notebooks.list_lessons(index).cells] == before, "run: make export"
+
+
 def test_readme_is_the_index():
     text, pictures = notebooks.readme(notebooks.read(ROOT / "nbs/index.ipynb"))
     assert (ROOT / "README.md").read_text(encoding="utf8") == text, "run: make export"
