@@ -25,7 +25,7 @@ import be_nb.data.pack.write as module
 from be_nb import cli
 from be_nb.settings import EvaluateConfig, PretrainConfig
 from be_nb.data.pack.format import CODECS, is_pack, PackError, scan_shard
-from be_nb.data.pack.read import fit, PackedVideos
+from be_nb.data.pack.read import cover, PackedVideos
 from be_nb.data.pack.doctor import doctor
 from be_nb.data.sources import open_videos
 from be_nb.data.pack.write import pack
@@ -157,7 +157,7 @@ def test_portrait_videos_and_fit(tmp_path):
     with pytest.warns(UserWarning, match="larger than 1 of 1 videos.*short_side=48"):
         PackedVideos(tmp_path / "p", "a.txt", (48, 64))
     clip = torch.arange(24 * 40).reshape(1, 1, 24, 40).expand(2, 3, -1, -1).to(torch.uint8)
-    assert torch.equal(fit(clip, (24, 32)), clip[..., 4:36]) and fit(clip, (12, 12)).shape == (2, 3, 12, 12)
+    assert torch.equal(cover(clip, (24, 32)), clip[..., 4:36]) and cover(clip, (12, 12)).shape == (2, 3, 12, 12)
 
 
 def test_names_that_are_not_utf8(tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'MOST_FILES', 'MOST_GROWTH', 'FREE_BYTES', 'ArchiveError', 'safe_name', 'Member', 'members', 'Extracted',
-           'extract']
+           'read_record', 'extract']
 
 # %% ../../nbs/5_data/12_archives.ipynb #e2c19f68
 import gzip
@@ -160,7 +160,7 @@ def _stamp(path):
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_record(record, archive):
+def read_record(record, archive):
     "The record of this very archive: `None` if there is none, `{}` if extraction was begun, else name → bytes."
     try:
         content = json.loads(record.read_text())
@@ -228,7 +228,7 @@ def extract(
     """
     archive, out = Path(archive), Path(out)
     record = out / RECORDS / f"{archive.name}.json"
-    known = _read_record(record, archive)
+    known = read_record(record, archive)
     if known and _all_there(out, known):
         return Extracted(len(known), sum(known.values()), 0)
     for leftover in out.rglob(".*.tmp") if known is not None else ():

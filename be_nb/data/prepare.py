@@ -23,7 +23,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from ..config import Config, Count, Range
-from .archives import _read_record, extract, RECORDS, safe_name
+from .archives import read_record, extract, RECORDS, safe_name
 from .lists import Split
 from .pack.doctor import doctor
 from .pack.format import read_pack
@@ -218,7 +218,7 @@ def space_needed(
 def _done(found, extracted):
     "Have all archives of a part been extracted?"
     place = Path(extracted) / found.part.into / ("archives" if found.part.nested else "")
-    return all(_read_record(place / RECORDS / f"{a.name}.json", a) for a in found.archives)
+    return all(read_record(place / RECORDS / f"{a.name}.json", a) for a in found.archives)
 
 
 def describe_plan(

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..lists import read_list
-from .format import (_load, _report, jpegs_to_frames, load_index, map_frames, PackError, read_pack,
+from .format import (read_checked, make_report, jpegs_to_frames, load_index, map_frames, PackError, read_pack,
                                     sample_chunks)
 
 # %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
@@ -82,11 +82,11 @@ def doctor(
     broken = {}
     for name in content["files"]:
         try:
-            _load(root, content, name)
+            read_checked(root, content, name)
         except PackError as error:
             broken[name] = str(error)
     if broken:  # without them the shards cannot be judged
-        return _report(root, content, {**broken, **problems})
+        return make_report(root, content, {**broken, **problems})
     (names, rows), frames = load_index(root, content), map_frames(root, content["frames"])
     lists = _lists_of(root, content)
     for number, (name, info) in enumerate(tqdm(content["shards"].items(), desc="checking", unit="shard",
@@ -94,4 +94,4 @@ def doctor(
         mine = np.flatnonzero(rows["shard"] == number)
         problems |= _check_shard(Path(root) / name, info, [names[i] for i in mine], lists, rows[mine], frames,
                                  content["settings"]["codec"])
-    return _report(root, content, problems)
+    return make_report(root, content, problems)

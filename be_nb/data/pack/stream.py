@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..clips import _check_window, _CLIPS, _positions, draw_starts, epoch_order, window_frames
+from ..clips import check_window, _CLIPS, _positions, draw_starts, epoch_order, window_frames
 from ..decode import VideoError
-from .format import _npy_header, jpegs_to_frames, PackError, parse_pack, read_pack
-from .read import fit
+from .format import npy_header, jpegs_to_frames, PackError, parse_pack, read_pack
+from .read import cover
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #dd137fbe
 def sample_frames(
@@ -32,7 +32,7 @@ def sample_frames(
     stored = []
     for k in frames.tolist():
         if about["codec"] == "raw":
-            start = len(_npy_header((count, 3, height, width))) + k * 3 * height * width
+            start = len(npy_header((count, 3, height, width))) + k * 3 * height * width
             stored.append(memoryview(sample.get("npy", b""))[start:start + 3 * height * width])
         else:
             stored.append(sample.get(f"{k:05d}.jpg", b""))
@@ -100,7 +100,7 @@ class _ToClips:
         starts = draw_starts(rng, positions[0], self.windows, self.min_offset, positions[1])
         wanted = window_frames(about["frames"], self.frames, self.stride, starts, self.short).reshape(-1)
         clips = sample_frames(sample, wanted, about)
-        clips = fit(clips, self.frame_size) if self.frame_size else clips
+        clips = cover(clips, self.frame_size) if self.frame_size else clips
         return {"clips": clips.reshape(self.windows, self.frames, *clips.shape[1:]), "index": index, "label": label,
                 "starts": torch.from_numpy(starts)}
 
@@ -142,7 +142,7 @@ def stream(
     worker gets its own shards. Raises `ValueError`, `FileNotFoundError`, `PackError` or `VideoError`.
     """
     from webdataset import DataPipeline, filters, tarfile_to_samples
-    _check_window(frames, stride, short)
+    check_window(frames, stride, short)
     if windows < 1 or min(min_offset, seed, epoch, buffer) < 0:
         raise ValueError(f"bad stream({windows=}, {min_offset=}, {seed=}, {epoch=}, {buffer=})")
     counts = _shard_urls(pack, split)
