@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VideoError', 'video_frames', 'count_frames', 'ToRGB', 'decode', 'write_video']
 
-# %% ../../nbs/5_data/02_decode.ipynb #c3
+# %% ../../nbs/5_data/02_decode.ipynb #aa5357ea
 import os
 
 import av
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-# %% ../../nbs/5_data/02_decode.ipynb #c14
+# %% ../../nbs/5_data/02_decode.ipynb #e201a2ed
 class VideoError(RuntimeError):
     "A video that cannot be used; the message names the file and says what is wrong with it."
 
-# %% ../../nbs/5_data/02_decode.ipynb #c16
+# %% ../../nbs/5_data/02_decode.ipynb #885f30a6
 def _matroska_end(head):
     "Where the segment of an .mkv or .webm file ends, in bytes; 0 where its header does not say."
     def number(at):
@@ -32,7 +32,7 @@ def _matroska_end(head):
     at, value, unknown = number(at + 4)
     return 0 if unknown else at + value
 
-# %% ../../nbs/5_data/02_decode.ipynb #c18
+# %% ../../nbs/5_data/02_decode.ipynb #0bd85ae5
 def _check_complete(path):
     "Raise if the container promises more bytes than the file has: a download or a copy that stopped half-way."
     size, promised = os.path.getsize(path), 0
@@ -55,7 +55,7 @@ def _check_complete(path):
     if promised > size:
         raise VideoError(f"{path}: truncated: the header promises {promised:,} bytes, the file has {size:,}")
 
-# %% ../../nbs/5_data/02_decode.ipynb #c21
+# %% ../../nbs/5_data/02_decode.ipynb #ddbe7e88
 def video_frames(
     path,  # a video file that FFmpeg can read
 ):
@@ -87,14 +87,14 @@ def video_frames(
     if done == 0:
         raise VideoError(f"{path}: has no frames")
 
-# %% ../../nbs/5_data/02_decode.ipynb #c23
+# %% ../../nbs/5_data/02_decode.ipynb #513fec85
 def count_frames(
     path,  # a video file
 ):
     "The true number of frames, found by decoding all of them; headers are often wrong. Raises `VideoError`."
     return sum(1 for _ in video_frames(path))
 
-# %% ../../nbs/5_data/02_decode.ipynb #c26
+# %% ../../nbs/5_data/02_decode.ipynb #250c9be9
 # PyAV 17 and later would start a thread for every core; older versions use one anyway and do not know the argument.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
@@ -113,7 +113,7 @@ class ToRGB:
         top, left = (tall - height) // 2, (wide - width) // 2
         return image.to_ndarray()[top:top + height, left:left + width]
 
-# %% ../../nbs/5_data/02_decode.ipynb #c28
+# %% ../../nbs/5_data/02_decode.ipynb #02199c8e
 def decode(
     path,  # a video file
     frame_size=None,  # (height, width): scale to cover it, then centre crop; None keeps the size of the file
@@ -141,7 +141,7 @@ def decode(
             return np.stack(images)[place.reshape(-1)]
     raise IndexError(f"{path}: frame {last} asked for, but it has only the frames 0 to {k}")
 
-# %% ../../nbs/5_data/02_decode.ipynb #c36
+# %% ../../nbs/5_data/02_decode.ipynb #6bf0e8c3
 def write_video(
     path,                # an .mp4 file
     clip: torch.Tensor,  # uint8 (t, 3, h, w)
