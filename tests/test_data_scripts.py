@@ -19,7 +19,7 @@ from test_archives import tar_bytes, zip_bytes
 from be_nb.data.actors import PERSON, write_video
 from be_nb.data.prepare import main, prepare, PrepareConfig
 from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_videos
+from be_nb.data.sources import open_source
 from be_nb.data.decode import decode
 from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101
 
@@ -126,7 +126,7 @@ def test_from_archives_to_a_pack_and_again(name, tmp_path, video, capsys):
     assert json.loads((out / "report.json").read_text())["videos"] == made.videos
     assert set(doctor(out / "pack", progress=False).problems) == set(gone)
     first = next(iter(made.lists))
-    videos = open_videos(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
+    videos = open_source(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
     assert len(videos) == made.lists[first] - len(gone) and videos.read(0, [0, 5]).shape == (2, 3, 24, 32)
     done = files(tmp_path)
     prepare(dataset(name), config)

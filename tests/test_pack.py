@@ -27,7 +27,7 @@ from be_nb.settings import EvaluateConfig, PretrainConfig
 from be_nb.data.pack.format import CODECS, is_pack, PackError, scan_shard
 from be_nb.data.pack.read import cover, PackedVideos
 from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_videos
+from be_nb.data.sources import open_source
 from be_nb.data.pack.write import pack
 from be_nb.data.pack.stream import stream
 from be_nb.data.clips import ClipDataset, EpochSampler
@@ -209,7 +209,7 @@ def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
     assert list(out.glob(".*.tmp")) and not (out / "pack.json").exists()
     for scan in out.glob("shard-*.tar"):
         scan_shard(scan)  # a shard that has its name is whole
-    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_videos(out, "train.txt"), lambda: doctor(out)):
+    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_source(out, "train.txt"), lambda: doctor(out)):
         with pytest.raises(PackError, match="not finished"):
             broken()
     finished, calls = content(out).keys() & content(packs["jpeg"]).keys(), []
@@ -402,11 +402,11 @@ def test_one_place_chooses_the_source(root, packs, tmp_path):
     assert is_pack(packs["raw"]) and not is_pack(root)
     for data, kind in ((str(root), VideoFolder), (str(packs["raw"]), PackedVideos)):
         config = PretrainConfig(data=data, frame_size=(24, 32))
-        found = [open_videos(data, "val.txt", (24, 32)), build_source(config),
+        found = [open_source(data, "val.txt", frame_size=(24, 32)), build_source(config),
                  labelled_source(EvaluateConfig("runs/a", data), "val.txt", {"frame_size": (24, 32)}),
                  open_list(FinetuneConfig(data=data, frame_size=(24, 32)), "val.txt", 0)]
         assert all(type(source) is kind for source in found)
-        assert torch.equal(found[0].read(1, [2]), open_videos(root, "val.txt", (24, 32)).read(1, [2]))
+        assert torch.equal(found[0].read(1, [2]), open_source(root, "val.txt", frame_size=(24, 32)).read(1, [2]))
 
 
 def test_command_line_packs(root, tmp_path, capsys):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['doctor']
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #c3
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #264d4e2f
 import zlib
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..lists import read_list
 from .format import (jpegs_to_frames, load_index, map_frames, PackError, PackReport, read_checked,
                                     read_pack, sample_chunks)
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #c8
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -57,7 +57,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #c10
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #fdef7864
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack."
     found = {}
@@ -67,7 +67,7 @@ def _lists_of(root, content):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #c12
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #12e08050
 def doctor(
     root,  # folder of a pack
     progress=True,  # show a progress bar

@@ -7,7 +7,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'last_member', 'PackError', 'Contents', 'scan_shard', 'sha256', 'seal_of', 'is_pack', 'parse_pack',
            'read_pack', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c3
+# %% ../../../nbs/5_data/05_pack_format.ipynb #cc6dd079
 import hashlib
 import io
 import json
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg, ImageReadMode
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c10
+# %% ../../../nbs/5_data/05_pack_format.ipynb #955edbb7
 CODECS = ("jpeg", "raw")
 
 
@@ -56,7 +56,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c16
+# %% ../../../nbs/5_data/05_pack_format.ipynb #4f04039b
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -67,7 +67,7 @@ def _header(name, size):
 def _padding(size):
     return bytes(-size % 512)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c17
+# %% ../../../nbs/5_data/05_pack_format.ipynb #92c5de38
 def npy_header(
     shape,  # of a uint8 array
 ):
@@ -76,7 +76,7 @@ def npy_header(
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c19
+# %% ../../../nbs/5_data/05_pack_format.ipynb #1ead6f03
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -104,7 +104,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c23
+# %% ../../../nbs/5_data/05_pack_format.ipynb #eb6bc097
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -115,7 +115,7 @@ def last_member(
     about = json.dumps(record).encode()
     return _header(LAST, len(about)) + about + _padding(len(about)) + bytes(1024)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c25
+# %% ../../../nbs/5_data/05_pack_format.ipynb #f2642016
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -136,7 +136,7 @@ class Contents:
     last_crc32: int  # checksum of that file and what follows it
     last_start: int  # where it begins
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c27
+# %% ../../../nbs/5_data/05_pack_format.ipynb #f22f0ce7
 def scan_shard(
     path,  # a shard
     number=0,  # its number
@@ -166,7 +166,7 @@ def scan_shard(
     except (tarfile.HeaderError, ValueError, KeyError, TypeError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Delete it and pack again.") from error
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c29
+# %% ../../../nbs/5_data/05_pack_format.ipynb #37b605fa
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -181,7 +181,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c33
+# %% ../../../nbs/5_data/05_pack_format.ipynb #5ec5fe72
 FORMAT = 1  # raised when what a pack holds changes its meaning
 
 
@@ -194,7 +194,7 @@ def seal_of(content):
     "Checksum over everything else in pack.json."
     return sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c35
+# %% ../../../nbs/5_data/05_pack_format.ipynb #07dd3ef4
 def is_pack(
     root,  # a folder
 ):
@@ -231,7 +231,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(path.read_bytes(), path)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c39
+# %% ../../../nbs/5_data/05_pack_format.ipynb #086ef5d3
 def read_checked(
     root,  # folder of a pack
     content,  # its pack.json
@@ -270,7 +270,7 @@ def map_frames(
         raise PackError(f"{path}: damaged: {rows.shape} {rows.dtype}. Pack again: whole shards are kept.")
     return rows
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c41
+# %% ../../../nbs/5_data/05_pack_format.ipynb #8f2da892
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_frames', 'stream']
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c3
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #a80cbcc3
 import functools
 import itertools
 import json
@@ -21,7 +21,7 @@ from ..decode import VideoError
 from .format import jpegs_to_frames, npy_header, PackError, parse_pack, read_pack
 from .read import cover
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c8
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #5308857d
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
@@ -43,7 +43,7 @@ def sample_frames(
         return torch.from_numpy(clip.copy())
     return jpegs_to_frames(stored, height, width)
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c10
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #5e58d091
 def _shard_urls(pack, split):
     "Addresses of the shards that hold videos of a list, and how many videos each must give (None: not known)."
     from webdataset.gopen import gopen
@@ -64,7 +64,7 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c12
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #44acf6c5
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
@@ -74,7 +74,7 @@ def _whole_shards(samples, counts):
         if counts[url] not in (None, seen):
             raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c14
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #c26e5c2b
 @dataclass(frozen=True)
 class _ToClips:
     "Turns a streamed video into an item like those of `ClipDataset`, with the same windows; None: not wanted."
@@ -102,7 +102,7 @@ class _ToClips:
         return {"clips": clips.reshape(self.windows, self.frames, *clips.shape[1:]), "index": index, "label": label,
                 "starts": torch.from_numpy(starts)}
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c16
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #ef2c1035
 def _clips(samples, to_clips):
     for sample in samples:
         item = to_clips(sample)
@@ -119,7 +119,7 @@ def _shards_of_worker(urls):
                          "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #c18
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #ec32bb82
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c3
+# %% ../../../nbs/5_data/06_pack_write.ipynb #a1a53540
 import io
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ from .format import (CODECS, FORMAT, frame_to_bytes, last_member, PackReport, re
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c8
+# %% ../../../nbs/5_data/06_pack_write.ipynb #228129ee
 @dataclass(frozen=True)
 class PackSettings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -55,7 +55,7 @@ class PackSettings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c11
+# %% ../../../nbs/5_data/06_pack_write.ipynb #1d839fcd
 def encode_video(
     path,  # a video file
     settings,  # how its frames are stored
@@ -69,7 +69,7 @@ def encode_video(
         stored.append(frame_to_bytes(to_rgb(frame), settings.codec, settings.quality))
     return stored, size
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c13
+# %% ../../../nbs/5_data/06_pack_write.ipynb #264eff0e
 @dataclass(frozen=True)
 class Entry:
     "A video that a shard is to hold."
@@ -90,7 +90,7 @@ def _promise(entries, settings):
     return {"settings": json.loads(json.dumps(vars(settings))),
             "videos": [[entry.key, entry.name, entry.lists] for entry in entries]}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c15
+# %% ../../../nbs/5_data/06_pack_write.ipynb #47a99936
 def write_shard(
     path,  # where the shard will stand
     entries,  # its videos
@@ -118,7 +118,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c18
+# %% ../../../nbs/5_data/06_pack_write.ipynb #65c557d8
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -149,7 +149,7 @@ def open_lists(
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c20
+# %% ../../../nbs/5_data/06_pack_write.ipynb #856d172c
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -177,7 +177,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c22
+# %% ../../../nbs/5_data/06_pack_write.ipynb #81fbf2e7
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -190,7 +190,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c24
+# %% ../../../nbs/5_data/06_pack_write.ipynb #a7877dde
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -213,7 +213,7 @@ def run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c26
+# %% ../../../nbs/5_data/06_pack_write.ipynb #31407a7a
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -237,7 +237,7 @@ def _is_finished(path, entries, settings, on_error):
     same = last["sources"] == [entry.source_bytes() for entry in entries]
     return same and not (on_error == "raise" and last["problems"])
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c28
+# %% ../../../nbs/5_data/06_pack_write.ipynb #a2fd1688
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -277,7 +277,7 @@ def pack(
             bar.update(len(tasks[k][1]))
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c30
+# %% ../../../nbs/5_data/06_pack_write.ipynb #7aa1a7d4
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -288,7 +288,7 @@ def _npy_bytes(array):
     np.save(file, array)
     return file.getvalue()
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c31
+# %% ../../../nbs/5_data/06_pack_write.ipynb #ab46c854
 def write_index(
     out,  # folder of the pack
     paths,  # its shards, all whole
