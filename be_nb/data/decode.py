@@ -145,7 +145,7 @@ def decode(
 def write_video(
     path,                # an .mp4 file
     clip: torch.Tensor,  # uint8 (t, 3, h, w)
-    rate: int = 25,      # frames a second
+    rate: int = 25,      # frames per second
 ):
     "Write a clip as H.264 in red, green and blue, nearly without loss, under exactly this name, whatever its ending."
     with av.open(str(path), "w", format="mp4") as container:

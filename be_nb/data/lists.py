@@ -67,17 +67,17 @@ def _path_and_label(where, line):
     match = re.fullmatch(r"(.*\S)[ \t]+(-?[0-9]+)", line)
     if not match:
         raise ValueError(f"{where}: expected `path label` with a whole number as label, got {line!r}. Number the "
-                         "classes from 0; their names may stand in classes.txt, one a line")
+                         "classes from 0; their names may stand in classes.txt, one per line")
     return match[1], int(match[2])
 
 
 def read_classes(path):
-    "Class names, one a line; none where there is no such file."
+    "Class names, one per line; none where there is no such file."
     return [line for _, line in _lines(path)] if Path(path).is_file() else []
 
 # %% ../../nbs/5_data/03_lists.ipynb #fedf3676
 def read_list(
-    path,  # text file with one `path label` a line
+    path,  # text file with one `path label` per line
     labels=True,  # must every line have a label? False: a line without one gets −1
 ):
     """Read a list of videos into a `Split`; class names come from a `classes.txt` beside the list, if there is one.

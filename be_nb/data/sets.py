@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DATA', 'VideoSet', 'where', 'set_of', 'script', 'how_to_get']
 
-# %% ../../nbs/5_data/10_sets.ipynb #c3
+# %% ../../nbs/5_data/10_sets.ipynb #cb5a4859
 from typing import NamedTuple
 
-# %% ../../nbs/5_data/10_sets.ipynb #c6
+# %% ../../nbs/5_data/10_sets.ipynb #f8d21eac
 class VideoSet(NamedTuple):
     "A set of videos that recipes ask for."
 
@@ -33,7 +33,7 @@ DATA = {
                             "the videos, and the lists train.csv and val.csv", ("train.txt", "val.txt")),
 }
 
-# %% ../../nbs/5_data/10_sets.ipynb #c10
+# %% ../../nbs/5_data/10_sets.ipynb #8860721e
 def where(
     name: str,  # key of DATA
 ) -> str:

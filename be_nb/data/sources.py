@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_source', 'usual_lists', 'build_source', 'labelled_source', 'open_list', 'knn_sources', 'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #c3
+# %% ../../nbs/5_data/11_sources.ipynb #e6830290
 import os
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from .videos import VideoFolder
 from ..machine.distributed import RankSampler
 from ..settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
-# %% ../../nbs/5_data/11_sources.ipynb #c10
+# %% ../../nbs/5_data/11_sources.ipynb #91b2ef46
 def _few(split, count):
     "At most `count` videos of a `Split`, evenly spread over it."
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return Split([split.paths[i] for i in rows], split.labels[rows], split.classes, [split.where[i] for i in rows])
 
-# %% ../../nbs/5_data/11_sources.ipynb #c11
+# %% ../../nbs/5_data/11_sources.ipynb #9dafe466
 def open_source(
     data,  # "scenebias", or the folder of videos or of a pack
     split,  # of SceneBias its name; else a list file, absolute or in the folder, or a `Split`
@@ -59,14 +59,14 @@ def open_source(
     listed = listed if most is None else _few(listed, most)
     return source(data, listed, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/5_data/11_sources.ipynb #c17
+# %% ../../nbs/5_data/11_sources.ipynb #fbd48d6a
 def usual_lists(
     data,  # as in `open_source`
 ) -> tuple:  # a list to learn from, then those to test on
     "The labelled lists that a command takes where none are named."
     return ("probe", "test", "swapped") if data == "scenebias" else ("train.txt", "val.txt")
 
-# %% ../../nbs/5_data/11_sources.ipynb #c20
+# %% ../../nbs/5_data/11_sources.ipynb #f1203268
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -96,7 +96,7 @@ def open_list(
     return open_source(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error,
                        rho=config.rho, data_seed=config.data_seed, size=size)
 
-# %% ../../nbs/5_data/11_sources.ipynb #c22
+# %% ../../nbs/5_data/11_sources.ipynb #e87b8f75
 def knn_sources(
     config: PretrainConfig,
 ) -> tuple:         # voters and tested videos, or nothing where `knn_every` is 0
@@ -108,7 +108,7 @@ def knn_sources(
                              data_seed=config.data_seed, most=config.knn_videos, labelled=True)
                  for split in (config.knn_train or train, config.knn_test or test))
 
-# %% ../../nbs/5_data/11_sources.ipynb #c25
+# %% ../../nbs/5_data/11_sources.ipynb #aee9c462
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cover', 'PackReader', 'PackedVideos']
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c3
+# %% ../../../nbs/5_data/07_pack_read.ipynb #cc21af1a
 import os
 import warnings
 import zlib
@@ -19,7 +19,7 @@ from ..decode import VideoError
 from .format import jpegs_to_frames, load_index, map_frames, PackError, read_pack
 from ..videos import VideoList
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c8
+# %% ../../../nbs/5_data/07_pack_read.ipynb #20649933
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -49,7 +49,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c10
+# %% ../../../nbs/5_data/07_pack_read.ipynb #2b0dc84f
 def cover(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -63,7 +63,7 @@ def cover(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c12
+# %% ../../../nbs/5_data/07_pack_read.ipynb #23246b9b
 class PackReader:
     """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
 
@@ -103,7 +103,7 @@ class PackReader:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
         return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c13
+# %% ../../../nbs/5_data/07_pack_read.ipynb #52dca010
 def _read_raw(file, offset, size, frames):
     "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
@@ -123,7 +123,7 @@ def _read_jpeg(file, rows, size, frames):
             raise ValueError(f"frame {k} is damaged in the pack")
     return jpegs_to_frames(stored, *size)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c15
+# %% ../../../nbs/5_data/07_pack_read.ipynb #0f43b6dc
 def _find_row(rows, problems, path, where):
     "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
     reason = problems.get(path, "it was in no list when the pack was made")
@@ -150,7 +150,7 @@ def _warn_of_enlarging(rows, frame_size, root):
         warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
                       f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #c16
+# %% ../../../nbs/5_data/07_pack_read.ipynb #1e883a54
 class PackedVideos(VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 
