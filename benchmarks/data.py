@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from be_nb.data.clips import ClipDataset, EpochSampler
+from be_nb.data.decode import count_frames, decode, ToRGB, video_frames
+from be_nb.data.lists import Split
 from be_nb.data.pack.read import PackedVideos
 from be_nb.data.pack.write import encode_video, pack, PackSettings
-from be_nb.data.clips import ClipDataset, EpochSampler
-from be_nb.data.lists import Split
 from be_nb.data.videos import VideoFolder
-from be_nb.data.decode import ToRGB, count_frames, decode, video_frames
 from be_nb.machine.device import machine
 
 FRAMES, SIZE = 16, (128, 171)

@@ -16,12 +16,12 @@ from conftest import ROOT
 from rar import rar4, rar5
 from test_archives import tar_bytes, zip_bytes
 
-from be_nb.data.actors import PERSON, write_video
-from be_nb.data.prepare import prepare, prepare_cli, PrepareConfig
-from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_source
-from be_nb.data.decode import decode
+from be_nb.data.actors import PERSON
+from be_nb.data.decode import decode, write_video
 from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.prepare import prepare, prepare_cli, PrepareConfig
+from be_nb.data.sources import open_source
 
 SCRIPTS = ROOT / "data_scripts"
 
@@ -210,7 +210,7 @@ def test_a_killed_script_goes_on(tmp_path, video):
     fake_diving48(tmp_path, video)
     program = textwrap.dedent("""
         import os, signal, sys
-        from be_nb.data import pack
+        from be_nb.data.pack import write as pack
         encode = pack.encode_video
         def dying(path, settings):
             if "-x2" in str(path):

@@ -7,7 +7,7 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
            'find_people']
 
-# %% ../../nbs/5_data/14_actors.ipynb #9c69720a
+# %% ../../nbs/5_data/14_actors.ipynb #28a1cc02
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +163,7 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #c53092ad
+# %% ../../nbs/5_data/14_actors.ipynb #4d57c583
 def boxes_to_mask(
     boxes,                    # one array of boxes per frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames

@@ -6,7 +6,7 @@
 __all__ = ['RECORDS', 'MOST_FILES', 'MOST_GROWTH', 'FREE_BYTES', 'ArchiveError', 'safe_name', 'Member', 'members', 'Extracted',
            'read_record', 'extract']
 
-# %% ../../nbs/5_data/12_archives.ipynb #c3
+# %% ../../nbs/5_data/12_archives.ipynb #e2c19f68
 import gzip
 import json
 import os
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/12_archives.ipynb #c10
+# %% ../../nbs/5_data/12_archives.ipynb #7df72569
 RECORDS = ".archives"  # folder below the extracted files that holds one record per archive
 
 
@@ -43,7 +43,7 @@ def safe_name(
         raise ValueError(f"the name {name!a} leads out of the folder, or is none")
     return "/".join(parts)
 
-# %% ../../nbs/5_data/12_archives.ipynb #c13
+# %% ../../nbs/5_data/12_archives.ipynb #8e691d1c
 class Member(NamedTuple):
     "One instruction of an archive."
 
@@ -76,7 +76,7 @@ def _tar_members(path):
         while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
             pass
 
-# %% ../../nbs/5_data/12_archives.ipynb #c15
+# %% ../../nbs/5_data/12_archives.ipynb #a06a7593
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
@@ -109,7 +109,7 @@ def _rar_members(path):
             blocks = entry.get_blocks(1 << 20) if kind == "file" else iter(())
             yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC, lambda n: next(blocks, b""))
 
-# %% ../../nbs/5_data/12_archives.ipynb #c17
+# %% ../../nbs/5_data/12_archives.ipynb #49ab30ea
 def _damage():
     "Exceptions that mean: these bytes are no whole archive."
     kinds = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, RuntimeError, ValueError)
@@ -145,7 +145,7 @@ def members(
     except _damage() as error:
         raise _complaint(path, error) from error.__cause__ or error.__context__
 
-# %% ../../nbs/5_data/12_archives.ipynb #c19
+# %% ../../nbs/5_data/12_archives.ipynb #2034edf7
 @dataclass(frozen=True)
 class Extracted:
     "What `extract` did."
@@ -178,7 +178,7 @@ def _all_there(out, files):
     return bool(files) and all((out / name).is_file() and (out / name).stat().st_size == size
                                for name, size in files.items())
 
-# %% ../../nbs/5_data/12_archives.ipynb #c21
+# %% ../../nbs/5_data/12_archives.ipynb #0e8708b0
 MOST_FILES, MOST_GROWTH, FREE_BYTES = 1_000_000, 50, 64 << 20
 
 
@@ -215,7 +215,7 @@ def _extract_member(member, out, known, files, limit):
     write_atomically(out / name, lambda temporary: _copy(member, temporary))
     return 1
 
-# %% ../../nbs/5_data/12_archives.ipynb #c23
+# %% ../../nbs/5_data/12_archives.ipynb #648949ef
 def extract(
     archive,          # zip, tar, tar.gz or rar
     out,              # folder for its content

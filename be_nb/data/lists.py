@@ -52,7 +52,7 @@ def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()}). It holds a line `path label` a "
+        raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()}). It holds a line `path label` per "
                                 "video, such as `jumps/first take.mp4 0`; paths begin at its folder")
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # odd bytes come back when a file is opened
     lines = [(f"{path}, line {n}", line.strip(" \t\r")) for n, line in enumerate(text.split("\n"), 1)]

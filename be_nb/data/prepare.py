@@ -7,7 +7,7 @@ __all__ = ['Part', 'Found', 'locate_parts', 'extract_part', 'find_folder', 'chec
            'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists', 'prepare',
            'prepare_cli']
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c3
+# %% ../../nbs/5_data/13_prepare.ipynb #b183aa77
 import csv
 import json
 import os
@@ -31,7 +31,7 @@ from .pack.format import read_pack
 from .pack.write import pack
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c7
+# %% ../../nbs/5_data/13_prepare.ipynb #e5b5636f
 @dataclass(frozen=True)
 class Part:
     "One part of a dataset as users have it: archives, or what was in them."
@@ -64,7 +64,7 @@ def _find(folder, pattern):
     place = Path(folder) / inner
     return sorted(place / name for name in os.listdir(place) if fnmatch(name, last)) if place.is_dir() else []
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c8
+# %% ../../nbs/5_data/13_prepare.ipynb #e861f1b2
 def locate_parts(
     name: str,                  # of the dataset, for the message
     parts: tuple[Part, ...],
@@ -88,7 +88,7 @@ def locate_parts(
                                 "\nPut them there, or name another folder with --archives, and run it again.")
     return found
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c11
+# %% ../../nbs/5_data/13_prepare.ipynb #e8e96401
 def extract_part(
     found: Found,
     workers: int = 1,   # archives extracted at the same time
@@ -106,7 +106,7 @@ def extract_part(
                 written += done.written
     return written
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c13
+# %% ../../nbs/5_data/13_prepare.ipynb #1397502e
 def find_folder(
     content,                # folder in which to look, and below it
     names: list[str],       # relative paths that should exist
@@ -139,7 +139,7 @@ def check_counts(
         raise ValueError("these are not the official lists: " + "; ".join(wrong) +
                          ". Get them again, or use --no-check-counts if that is what you want.")
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c16
+# %% ../../nbs/5_data/13_prepare.ipynb #51e467ae
 def read_kinetics(
     table,                              # CSV with the columns label, youtube_id, time_start, time_end
     files: dict[str, str],              # name of a file → its path below the folder of the videos
@@ -175,7 +175,7 @@ def video_files(
                   if name.endswith(".mp4") and not name.startswith(".")}
     return found
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c18
+# %% ../../nbs/5_data/13_prepare.ipynb #49deaf5d
 @dataclass(frozen=True)
 class PrepareConfig(Config):
     "What every script of `data_scripts/` takes."
@@ -201,7 +201,7 @@ class Dataset:
     official: dict[str, int]    # list name → number of videos
     classes: int
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c20
+# %% ../../nbs/5_data/13_prepare.ipynb #6a52d0ca
 def _size(content):
     "Bytes of all files below a folder."
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(content) for name in names)
@@ -242,7 +242,7 @@ def describe_plan(
         f"  space: about {todo / 1e9:,.2f} GB to extract and {packed / 1e9:,.2f} GB for the pack, "
         f"{shutil.disk_usage(place).free / 1e9:,.2f} GB free in {place}"])
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c21
+# %% ../../nbs/5_data/13_prepare.ipynb #21941279
 @dataclass(frozen=True)
 class Prepared:
     "The final report of a script."
@@ -278,7 +278,7 @@ def _verified_seal(path):
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c23
+# %% ../../nbs/5_data/13_prepare.ipynb #36519599
 def write_lists(
     splits: dict[str, Split],
     out: Path,  # folder for them
@@ -298,7 +298,7 @@ def _check_space(found, out):
     if need > free:
         raise OSError(f"{out}: extracting needs about {need / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free")
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c25
+# %% ../../nbs/5_data/13_prepare.ipynb #1317a255
 def prepare(
     dataset: Dataset,
     config: PrepareConfig,
@@ -336,7 +336,7 @@ def prepare(
     _write_report(out / "report.json", prepared)
     return prepared
 
-# %% ../../nbs/5_data/13_prepare.ipynb #c27
+# %% ../../nbs/5_data/13_prepare.ipynb #ef9e420b
 def prepare_cli(
     dataset: Dataset,
     about: str,                     # text for --help

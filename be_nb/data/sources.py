@@ -52,10 +52,10 @@ def open_source(
         return SceneBias(split, rho=rho, seed=data_seed, size=size, damping=damping)
     if not os.path.isdir(data):
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
+    source = PackedVideos if is_pack(data) else VideoFolder  # a pack that is not finished is an error
     listed = split if isinstance(split, Split) else read_list(Path(data) / split)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
-    source = PackedVideos if is_pack(data) else VideoFolder
     listed = listed if most is None else _few(listed, most)
     return source(data, listed, frame_size=frame_size, cache=cache, on_error=on_error)
 
