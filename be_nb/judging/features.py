@@ -20,7 +20,7 @@ from ..augment import CenterCrop
 from ..data.clips import uniform_starts, window_frames
 from ..machine.device import autocast, pick_device
 
-# %% ../../nbs/6_judging/01_features.ipynb #868d0a52
+# %% ../../nbs/6_judging/01_features.ipynb #31d776b1
 def uniform_windows(
     num_frames: int,  # length of the video
     frames: int,      # frames per clip
@@ -34,7 +34,7 @@ def uniform_windows(
         return np.empty((0, frames), dtype=np.int64)
     return window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/6_judging/01_features.ipynb #3a9da7c3
+# %% ../../nbs/6_judging/01_features.ipynb #14ab13ba
 class VideoClips(Dataset):
     """Every video of a source as its evenly spread clips: item j is `(j, uint8 (clips, t, c, h, w))`. Not random.
 
@@ -72,7 +72,7 @@ class VideoClips(Dataset):
         window = self.windows[row]
         return row, self.source.read(self.kept[row], window.reshape(-1)).unflatten(0, window.shape)
 
-# %% ../../nbs/6_judging/01_features.ipynb #81b4a4c4
+# %% ../../nbs/6_judging/01_features.ipynb #25ca728e
 def clip_batches(
     videos,           # yields (row, clips (n, t, c, h, w)), n may differ
     batch_size: int,  # clips per batch
@@ -89,7 +89,7 @@ def clip_batches(
     if held:
         yield torch.tensor(rows), torch.stack(held)
 
-# %% ../../nbs/6_judging/01_features.ipynb #d4c3e0f7
+# %% ../../nbs/6_judging/01_features.ipynb #1c3de2be
 @dataclass(repr=False)
 class Features:
     "One vector per video, and what it belongs to."
@@ -148,7 +148,7 @@ def test_views(
 
 test_views.__test__ = False  # not for pytest to collect
 
-# %% ../../nbs/6_judging/01_features.ipynb #fb70d297
+# %% ../../nbs/6_judging/01_features.ipynb #86db839b
 def mean_features(
     backbone: torch.nn.Module,  # in eval mode, on `device`
     batches,                    # yields (rows (b,), clips uint8 (b, t, c, h, w)), see `clip_batches`
@@ -172,7 +172,7 @@ def mean_features(
             seen.index_add_(0, rows, torch.ones(len(rows)))
     return total / seen[:, None]
 
-# %% ../../nbs/6_judging/01_features.ipynb #db0a5f3f
+# %% ../../nbs/6_judging/01_features.ipynb #89601559
 def extract_features(
     backbone: torch.nn.Module,  # maps clips (b, c, t, h, w) to features (b, d)
     source,                     # SceneBias, VideoFolder, … (see be_nb.data.videos)

@@ -6,7 +6,7 @@
 __all__ = ['check_set', 'Classification', 'linear_probe', 'nearest_neighbours', 'knn', 'RetrievalResult', 'chance_recall',
            'retrieval']
 
-# %% ../../nbs/1_core/10_judge.ipynb #888e2a47
+# %% ../../nbs/1_core/10_judge.ipynb #69f68550
 import math
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ def check_set(
                          f"{int(bad.nonzero()[0])}. The network has probably diverged.")
     return features, labels.long()
 
-# %% ../../nbs/1_core/10_judge.ipynb #7899b209
+# %% ../../nbs/1_core/10_judge.ipynb #ef6b6f48
 def check_pair(
     first: str, first_x, first_y,     # what it is, features, labels
     second: str, second_x, second_y,  # what is compared with it
@@ -46,7 +46,7 @@ def check_pair(
         raise ValueError(f"The {first} has features of length {first_x.shape[1]}, the {second} of {second_x.shape[1]}.")
     return first_x, first_y, second_x, second_y
 
-# %% ../../nbs/1_core/10_judge.ipynb #83a1466a
+# %% ../../nbs/1_core/10_judge.ipynb #4e705e6f
 @dataclass(repr=False)
 class Classification:
     "What a classifier on frozen features got right."
@@ -61,7 +61,7 @@ class Classification:
         return (f"Classification({self.accuracy:.1%} of {self.tested} videos; "
                 f"worst class {worst}: {self.per_class[worst]:.1%})")
 
-# %% ../../nbs/1_core/10_judge.ipynb #e7c19a83
+# %% ../../nbs/1_core/10_judge.ipynb #253dd3a3
 def classification(
     predictions: torch.Tensor,  # (n,) int64
     labels: torch.Tensor,       # (n,) int64
@@ -89,7 +89,7 @@ def linear_probe(
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(train_x.numpy()), train_y.numpy())
     return classification(torch.from_numpy(probe.predict(scaler.transform(test_x.numpy()))), test_y)
 
-# %% ../../nbs/1_core/10_judge.ipynb #534a8e60
+# %% ../../nbs/1_core/10_judge.ipynb #8980fb6b
 def largest(
     scores: torch.Tensor,  # (m, n)
     k: int,                # how many of each row
@@ -105,7 +105,7 @@ def largest(
         columns[unclear] = scores[unclear].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 
-# %% ../../nbs/1_core/10_judge.ipynb #666a48a1
+# %% ../../nbs/1_core/10_judge.ipynb #ba6d734f
 _SLICE = 2**23  # similarities held at a time: 64 MiB
 
 
@@ -128,7 +128,7 @@ def nearest_neighbours(
         similarities.append(scores.gather(1, rows[-1]) / 1e9)
     return torch.cat(similarities), torch.cat(rows)
 
-# %% ../../nbs/1_core/10_judge.ipynb #27175963
+# %% ../../nbs/1_core/10_judge.ipynb #e0f53ba6
 def knn(
     train_x, train_y,           # (n, d) features and (n,) classes of the voters
     test_x, test_y,             # (m, d) and (m,): every one is scored
@@ -173,7 +173,7 @@ def chance_recall(
     hits = [1 - math.comb(candidates - int(size), k) / math.comb(candidates, k) for size in sizes]
     return sum(hit * int(count) for hit, count in zip(hits, counts)) / len(same)
 
-# %% ../../nbs/1_core/10_judge.ipynb #1462b2db
+# %% ../../nbs/1_core/10_judge.ipynb #c94827e3
 def retrieval(
     gallery, gallery_labels,      # (n, d) features and (n,) classes of the videos that are searched
     queries, query_labels,        # (m, d) and (m,): every query counts, also one whose class the gallery lacks
