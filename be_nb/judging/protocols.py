@@ -18,7 +18,7 @@ from ..config import check_choice
 from .features import extract_features, Features
 from .judges import knn, linear_probe, retrieval
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #d4975d5b
+# %% ../../nbs/6_judging/02_protocols.ipynb #6f15a3b9
 @dataclass(frozen=True)
 class Protocol:
     """Everything between a video and its feature, as one public code has it; `sources` says where each fact stands.
@@ -57,7 +57,7 @@ class Protocol:
         "Frames of the video that a clip takes, frames × stride."
         return self.frames * self.stride
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #506a2db2
+# %% ../../nbs/6_judging/02_protocols.ipynb #11dfd9a0
 def uniform(last: int, span: int, clips: int):
     "From the first possible start to the last one, both included."
     return np.arange(clips) * last // max(clips - 1, 1)
@@ -102,12 +102,12 @@ def windows_of(
         return np.maximum(numbers - outside * protocol.stride, 0)
     return np.minimum(numbers, num_frames - 1)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #10301452
+# %% ../../nbs/6_judging/02_protocols.ipynb #66eef0af
 ALL_COUNT = "no loader of this code drops a batch in evaluation"
 EVERY_STRIDE = "frames are a stride apart, as the sampler of the same file has it"
 RETRIEVES_NOT = "not stated: this code classifies and does not retrieve; we take "
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #36abf7c7
+# %% ../../nbs/6_judging/02_protocols.ipynb #1cff2e82
 BE = Protocol(
     "be", "Background Erasing, Wang et al., CVPR 2021", frames=64, stride=1, placement="centre", clips=1,
     spacing="stride", short="loop", min_frames=0, frame_size=(256, 342), size=224, crop=0.875, crops=1, pool="avg",
@@ -130,7 +130,7 @@ BE = Protocol(
     }, known=("the start of the one clip is random", "the gallery goes through the training augmentation",
               "feature_extractor.py imports files that were never published"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #2faefa89
+# %% ../../nbs/6_judging/02_protocols.ipynb #c15c45fa
 COCLR = Protocol(
     "coclr", "CoCLR, Han et al., NeurIPS 2020", frames=32, stride=1, placement="dense", clips=0, spacing="stride",
     short="lead", min_frames=18, frame_size=(240, 320), size=128, crop=224 / 240, crops=1, pool="avg", unit=True,
@@ -152,7 +152,7 @@ COCLR = Protocol(
         "drop_last": "TengdaHan/CoCLR: eval/main_classifier.py, test_retrieval: batches of one",
     }, known=("the gallery is one random window of each video", "colour jitter with probability 0.3 in the test"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #397d4dfd
+# %% ../../nbs/6_judging/02_protocols.ipynb #6d5ebf9d
 VCOP = Protocol(
     "vcop", "video clip order prediction, Xu et al., CVPR 2019", frames=16, stride=1, placement="uniform", clips=10,
     spacing="stride", short="drop", min_frames=0, frame_size=(128, 171), size=112, crop=0.875, crops=1, pool="max",
@@ -174,7 +174,7 @@ VCOP = Protocol(
         "drop_last": "xudejing/video-clip-order-prediction: retrieve_clips.py, batches of 8, drop_last=True",
     }, known=("frames are scaled to 0…1 and not normalised further; here the network's own normalisation stays",))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #4f21cae5
+# %% ../../nbs/6_judging/02_protocols.ipynb #f76ae339
 FAME = Protocol(
     "fame", "FAME, Ding et al., CVPR 2022", frames=16, stride=2, placement="uniform", clips=10, spacing="stride",
     short="drop", min_frames=0, frame_size=(240, 320), size=112, crop=112 / 240, crops=1, pool="avg", unit=True,
@@ -197,7 +197,7 @@ FAME = Protocol(
     }, known=("main_retrieve.py unpacks three values where dataset/ucf101.py returns two",
               "a video without a whole clip disappears without a word"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #186e17af
+# %% ../../nbs/6_judging/02_protocols.ipynb #efed3eda
 SLOWFAST = Protocol(
     "slowfast", "SlowFast, Feichtenhofer et al., ICCV 2019", frames=8, stride=8, placement="fractions", clips=10,
     spacing="span", short="clamp", min_frames=0, frame_size=(256, 342), size=256, crop=1.0, crops=3, pool="avg",
@@ -220,7 +220,7 @@ SLOWFAST = Protocol(
     }, known=("videos are first brought to 30 frames per second; here they keep their own rate",
               "a video that cannot be decoded is replaced by a random other one"))
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #2a1f4e8d
+# %% ../../nbs/6_judging/02_protocols.ipynb #458d839b
 PROTOCOLS = {p.name: p for p in (BE, COCLR, VCOP, FAME, SLOWFAST)}  # adding one is one entry
 
 
@@ -239,7 +239,7 @@ def provenance(
     besides = [f"\n- not repeated here: {fact}" for fact in protocol.known]
     return "\n".join(["| fact | value | source |", "|---|---|---|", *rows, *besides])
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #50cb9711
+# %% ../../nbs/6_judging/02_protocols.ipynb #74f564fa
 class ViewFeatures(torch.nn.Module):
     "Clips `(b, c, t, h, w)` → what a protocol keeps of a view, `(b, d)`."
 
@@ -260,7 +260,7 @@ class ViewFeatures(torch.nn.Module):
             found = self.backbone(clips)
         return F.normalize(found.float(), dim=1) if self.unit else found
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #ebbb12d0
+# %% ../../nbs/6_judging/02_protocols.ipynb #2178a8a9
 def protocol_features(
     backbone: torch.nn.Module,
     source,              # SceneBias, VideoFolder, …: frames as the protocol's `frame_size` has them
@@ -272,7 +272,7 @@ def protocol_features(
                             stride=protocol.stride, size=protocol.size, crop=protocol.crop, short=protocol.short,
                             crops=protocol.crops, windows=partial(windows_of, protocol), **how)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #aa16fab9
+# %% ../../nbs/6_judging/02_protocols.ipynb #3a7e12e8
 def centre_features(
     features: torch.Tensor,  # (n, d)
     protocol: Protocol,
@@ -291,7 +291,7 @@ def without_rest(
     return replace(found, features=found.features[:keep], labels=found.labels[:keep], names=found.names[:keep],
                    dropped=found.dropped + found.names[keep:])
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #d78416ea
+# %% ../../nbs/6_judging/02_protocols.ipynb #e12eab87
 def scale(
     protocol: Protocol,
     size: int | None = None,    # side of what the network sees; None: the protocol's
@@ -305,7 +305,7 @@ def scale(
     min_frames = round(protocol.min_frames * frames * stride / protocol.span)
     return replace(protocol, size=size, frames=frames, stride=stride, frame_size=frame_size, min_frames=min_frames)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #a91d5b5d
+# %% ../../nbs/6_judging/02_protocols.ipynb #864f4947
 def survey(
     source,              # videos
     protocol: Protocol,
@@ -315,7 +315,7 @@ def survey(
     kept = [length for length in lengths if len(windows_of(protocol, length))]
     return {"kept": len(kept), "short": sum(length < protocol.span for length in kept)}
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #c8baf56c
+# %% ../../nbs/6_judging/02_protocols.ipynb #228c0b78
 def row_head(
     protocol: Protocol,
     gallery: Features,
@@ -327,7 +327,7 @@ def row_head(
             "views": f"{protocol.clips or 'all'} × {protocol.crops}", "gallery": len(gallery), "scored": len(queries),
             "dropped": len(queries.dropped), "short": short}
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #2bbfa094
+# %% ../../nbs/6_judging/02_protocols.ipynb #5ded6392
 def score_retrieval(
     backbone: torch.nn.Module,
     gallery,                     # source of the videos that are searched
@@ -347,7 +347,7 @@ def score_retrieval(
     return (row_head(protocol, *pair, short) | {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
             | {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()})
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #0f35b212
+# %% ../../nbs/6_judging/02_protocols.ipynb #90f9bfb7
 def protocol_table(
     rows: list,  # of `score_retrieval` or `score_probes`
 ) -> str:        # Markdown
@@ -359,7 +359,7 @@ def protocol_table(
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #46847f69
+# %% ../../nbs/6_judging/02_protocols.ipynb #dd66deb5
 def score_probes(
     backbone: torch.nn.Module,
     train,                       # source of the videos that are fitted on
