@@ -6,7 +6,7 @@
 __all__ = ['CONDITIONS', 'stop_time', 'shuffle_time', 'reverse_time', 'distract', 'PlainStage', 'MaskedStage', 'MaskedVideos',
            'open_stage', 'lam_key', 'condition_titles', 'shots', 'draw_partners']
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #847dc0be
+# %% ../../nbs/6_judging/07_perturb.ipynb #83239903
 import copy
 from pathlib import Path
 
@@ -59,10 +59,10 @@ def distract(
     mixed = mix_static_frame(x, x[:, :, frame], torch.full((len(x),), float(lam)))
     return mixed.round().byte().transpose(1, 2)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #7b7b3d72
+# %% ../../nbs/6_judging/07_perturb.ipynb #4dbe6fcd
 GREY = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #e62d21d8
+# %% ../../nbs/6_judging/07_perturb.ipynb #7f573951
 class PlainStage:
     """Videos of which nothing is known but the pictures. `scene_labels[i]` is the class that scene i suggests.
 
@@ -81,7 +81,7 @@ class PlainStage:
         "The clips as they are."
         return self.source.read(index, windows.reshape(-1)).unflatten(0, windows.shape)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #6fd79d3b
+# %% ../../nbs/6_judging/07_perturb.ipynb #21bd140b
 class MaskedStage(PlainStage):
     "Videos with a mask per frame. Subclasses say where the actor is; the rest follows."
 
@@ -105,7 +105,7 @@ class MaskedStage(PlainStage):
         parts = zip(self.shot(actor, actor_windows), self.mask(actor, actor_windows), self.empty(scene, scene_windows))
         return torch.stack([swap_background(clip, mask, behind) for clip, mask, behind in parts])
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #65d7e537
+# %% ../../nbs/6_judging/07_perturb.ipynb #532a4a2c
 def fit_mask(
     mask: torch.Tensor,  # bool (t, h, w) as in the file
     size: tuple,         # (height, width) of decoded frames
@@ -117,7 +117,7 @@ def fit_mask(
     top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
     return scaled[:, top : top + size[0], left : left + size[1]]
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #4f740a6b
+# %% ../../nbs/6_judging/07_perturb.ipynb #b7aa2219
 class MaskedVideos(MaskedStage):
     "A `VideoFolder` with an .npz of packed masks (see `be_nb.data.actors.read_masks`), by video name without ending."
 
@@ -151,7 +151,7 @@ class MaskedVideos(MaskedStage):
             raise ValueError(f"{self.source.names[index]}: {len(mask)} masks, but frame {windows.max()} is asked for.")
         return fit_mask(mask[windows.reshape(-1)], self.source.frame_size).unflatten(0, windows.shape)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #27adcba3
+# %% ../../nbs/6_judging/07_perturb.ipynb #4c84e5aa
 WALL = ("cycles", "stripe_phase", "coarse", "fine")  # the numbers of a SceneBias clip that belong to its scene
 
 
@@ -184,7 +184,7 @@ class SceneBiasStage(MaskedStage):
     def compose(self, actor, actor_windows, scene, scene_windows):
         return self.film(actor, actor_windows, scene)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #79c2005a
+# %% ../../nbs/6_judging/07_perturb.ipynb #da548375
 def open_stage(
     source,      # SceneBias, VideoFolder, …
     masks="",    # .npz of actor masks for a folder of videos; empty: none
@@ -194,7 +194,7 @@ def open_stage(
         return SceneBiasStage(source)
     return MaskedVideos(source, masks) if masks else PlainStage(source)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #e5537cd0
+# %% ../../nbs/6_judging/07_perturb.ipynb #6fda0e44
 # key: what it is called, what it means, does it need masks?
 CONDITIONS = {
     "real": ("real clip", "nothing is changed", False),
@@ -222,7 +222,7 @@ def condition_titles(
     return ({key: title for key, (title, _, _) in CONDITIONS.items()}
             | {lam_key(lam): f"distracted, λ = {lam:g}" for lam in lams})
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #d8856892
+# %% ../../nbs/6_judging/07_perturb.ipynb #7990fa39
 def shots(
     stage: PlainStage,               # see `open_stage`
     index: int,                 # which video

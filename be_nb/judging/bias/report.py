@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #ac92328c
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #25635378
 import hashlib
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ from ...saving.checkpoint import CheckpointError, read_torch
 from ...settings import BiasConfig
 from ...visualize import Picture, strip
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #951def84
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #6fbb498a
 def draw_scores(
     report: dict,         # from `bias`
     judge: str = "probe",  # probe, knn or r1
@@ -50,7 +50,7 @@ def draw_scores(
     axes.legend(fontsize=8)
     return picture
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #c196f346
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #3b1cf2d0
 def draw_distraction(
     report: dict,
     dpi: int = 75,
@@ -68,7 +68,7 @@ def draw_distraction(
     axes.legend(fontsize=8)
     return picture
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #ed5add1b
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #94dc0156
 def as_seen(
     clips: torch.Tensor,  # uint8 (n, t, 3, h, w)
     size: int,            # side of the centre crop
@@ -101,7 +101,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #c0bbb332
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #cd11d8b5
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -127,7 +127,7 @@ def score_table(report: dict, judge: str) -> str:
     caption = f"{JUDGES[judge]}: right, in percent"
     return tag("div", html_table("version of the clip", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #344655cd
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #703a19a0
 def feature_table(report: dict) -> str:
     "What the features do, where the evidence lies, whom the probe follows."
     networks, titles = report["networks"], condition_titles(report["settings"]["lams"])
@@ -149,7 +149,7 @@ def feature_table(report: dict) -> str:
     caption = "Dotted lines: no preference; area of the actor"
     return tag("div", html_table("features and maps", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #3126fdc9
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #77abd5e8
 def how_made(report: dict) -> str:
     "How the numbers were made."
     test, train = report["test"], report["train"]
@@ -165,7 +165,7 @@ def how_made(report: dict) -> str:
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #ccfb413d
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #fbd519d3
 def report_page(
     report: dict,           # from `bias`
     pictures: list = (),    # (title, caption, Picture)
@@ -183,7 +183,7 @@ def report_page(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", how_made(report)))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #696d2030
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #a21fa44f
 def judged_digest(net, source, exam, settings, config) -> str:
     "A digest of what `score_network` depends on, but for the pixels of the videos."
     elsewhere = ("checkpoint", "out", "pictures", "untrained")
@@ -222,7 +222,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #d7338d39
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #4ca96b68
 def training_of(
     past: dict,  # `pretrain_config` of a network: of whatever `be_nb.load` reads
 ) -> str:
@@ -250,7 +250,7 @@ def network_facts(
     return {"name": name, "checkpoint": checkpoint, "backbone": past["backbone"],
             "pretraining": training_of(past) if checkpoint else "nothing", **settings, "map_size": map_size}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #f317cfd9
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #c952509c
 def report_head(config, fitted, exam) -> dict:
     "The head of a report: which data, how many, what was left out."
     labels, source = exam.labels, exam.stage.source
@@ -269,7 +269,7 @@ def report_head(config, fitted, exam) -> dict:
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
             "conditions": conditions, "left_out": left_out, "machine": machine()}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #5795eaa2
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #09afe604
 def page_pictures(networks, exams, weights, settings, config) -> list:
     "The pictures of clips for the page, or none."
     if not config.pictures:
@@ -277,7 +277,8 @@ def page_pictures(networks, exams, weights, settings, config) -> list:
     name, exam = next(iter(exams.items()))
     made = {key: as_seen(clips, settings[name]["size"])[0]
             for key, clips in clip_versions(exam, len(exam.videos) // 2, config).items()}
-    examples = strip(list(made.values()), n=10, titles=[title_of(key) for key in made], dpi=100)
+    titles = condition_titles(config.lams)
+    examples = strip(list(made.values()), n=10, titles=[titles[key] for key in made], dpi=100)
     drawn = [("One clip in all versions", "The same moment of one tested video, as the networks see it.", examples)]
     if exam.stage.has_masks:
         maps = draw_maps(networks, exams, weights, settings, config)
@@ -292,7 +293,7 @@ def write_files(report: dict, pictures: list, out: str):
     for name, content in (("report.json", text), ("report.html", report_page(report, pictures))):
         write_atomically(Path(out) / name, lambda temporary: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #0000d242
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #6acf4212
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
