@@ -16,6 +16,7 @@ from torch import nn
 
 from be_nb import evaluate
 from be_nb.augment import CenterCrop
+from be_nb.data import sources
 from be_nb.evaluate import fitting_ks
 from be_nb.judging import judges
 from be_nb.judging.features import clip_batches, evaluating, extract_features, VideoClips
@@ -453,7 +454,8 @@ def test_an_order_run_is_shown_its_own_clips(age, tmp_path, monkeypatch):
         state = torch.load(path, weights_only=True)
         assert state["config"]["frames"] == 4
         torch.save(state | {"format": 1, "config": state["config"] | {"frames": 16}}, path)
-    seen = set()
+    seen, real = set(), sources.SceneBias
+    monkeypatch.setattr(sources, "SceneBias", lambda split, *a, **k: real(split, *a[:2], **k | {"size": 30}))
 
     def watched(path):
         backbone = load(path)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ..machine.device import autocast
 from .judges import check_set
+from ..machine.device import autocast
 
 # %% ../../nbs/6_judging/06_cam.ipynb #0cbbb08b
 def probe_weights(
@@ -85,7 +85,7 @@ def layer_output(
 def grad_cam(
     backbone: torch.nn.Module,             # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them
-    score,                                 # pooled features (b, d) → one number a clip (b,)
+    score,                                 # pooled features (b, d) → one number per clip (b,)
     layer: torch.nn.Module | None = None,  # where to look; None: the last stage
 ) -> torch.Tensor:                         # (b, t', h', w') ≥ 0
     """Grad-CAM (Selvaraju et al., 2017): channels of a layer weighted by their mean gradient, negative sums cut off.

@@ -228,7 +228,7 @@ def training_of(
 ) -> str:
     "What a network has learned from, in words."
     if "weights" in past:  # somebody else's
-        return f"labels of {past['data']} ({past['weights']})"
+        return f"{past['weights']}, {past['method']}, data: {past['data']}"
     if "method" not in past:  # a run of fine-tuning
         start = run_names([past["checkpoint"]])[0] if past["checkpoint"] else "random weights"
         what = "the classifier alone" if past["freeze"] else "all weights"

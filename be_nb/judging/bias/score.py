@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bootstrap', 'score_network', 'compare_networks']
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #6f2d45ee
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #1a423572
 import itertools
 
 import numpy as np
@@ -47,7 +47,7 @@ class Bootstrap:
         means = (self.counts @ over)[below != 0] / below[below != 0]
         return [round(float(v), 4) for v in (over.sum() / under.sum(), *np.quantile(means, (0.025, 0.975)))]
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #8f4528f1
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #a6a1ffb5
 def predict_versions(
     train,            # Features of the training list
     made: dict,       # condition → (n, d)
@@ -63,7 +63,7 @@ def predict_versions(
     split = lambda answers: dict(zip(made, answers.unflatten(0, (len(made), -1))))
     return {judge: split(answers) for judge, answers in said.items()}, weights
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #40be5dc2
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #cb3ee378
 def drifts(
     train,               # Features of the training list
     made: dict,          # condition → (n, d)
@@ -75,7 +75,7 @@ def drifts(
     far = {key: 1 - (F.normalize(x - centre, dim=1).double() * real).sum(1) for key, x in made.items()}
     return far, 1 - (real[torch.from_numpy(partners)] * real).sum(1)
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #74333573
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #a88d26e8
 def map_shares(
     backbone: torch.nn.Module,
     exam: Exam,
@@ -96,7 +96,7 @@ def map_shares(
             mass.append(found[0]), area.append(found[1])
     return torch.cat(mass), torch.cat(area)
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #0c9323c6
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #fcf9f483
 def score_network(
     backbone: torch.nn.Module,
     train,                # Features of the training list
@@ -124,7 +124,7 @@ def score_network(
         part["maps"] = {"on_actor": boot(mass), "area": boot(area), "lift": boot(mass, area.where(~mass.isnan(), mass))}
     return part, hits, weights
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #9fb69b96
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #861b78f2
 def compare_networks(
     all_hits: dict,       # network → judge → condition → (n,)
     config: BiasConfig,

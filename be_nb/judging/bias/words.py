@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['sentences', 'compare_sentences']
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #e2ccade3
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #c850e31a
 from ..perturb import CONDITIONS
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #3947373a
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #964556df
 def share_text(
     triple: list,  # value, low, high of a share
 ) -> str:
@@ -23,7 +23,7 @@ def side(
     "On which side of a border an interval lies."
     return int(triple[1] > border) - int(triple[2] < border)
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #8405abc8
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #73c93053
 def sentences(
     part: dict,      # what `score_network` returned
     chance: float,   # share of the largest class
@@ -44,7 +44,7 @@ def sentences(
         told += [preference_sentence(part["preference"]), map_sentence(part["maps"]["lift"])]
     return told
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #a17c0385
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #9ae7784b
 def background_sentence(scores, lost, chance) -> str:
     "What swapping the background costs."
     after = ("above", "at or below")[side(scores["swapped"], chance) <= 0]
@@ -63,7 +63,7 @@ def conflict_sentence(conflict) -> str:
     return (f"When actor and scene disagree, {follows[side(share, 0.5)]}: of its answers that agree with one of them, "
             f"{share_text(share)} agree with the actor.")
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #825b98ad
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #84959225
 def motion_sentence(lost) -> str:
     "What stopping and shuffling time costs."
     cost = {1: "costs it", 0: "costs it nothing measurable:", -1: "helps it: it loses"}
