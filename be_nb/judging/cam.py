@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
-# %% ../../nbs/6_judging/06_cam.ipynb #9bbb8bc3
+# %% ../../nbs/6_judging/06_cam.ipynb #5624e880
 import matplotlib
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def class_maps(
         raise ValueError(f"weights for {weights.shape[1]} channels cannot read maps of {maps.shape[1]} channels")
     return torch.einsum("bdthw,bd->bthw", maps, weights)
 
-# %% ../../nbs/6_judging/06_cam.ipynb #2f146f6c
+# %% ../../nbs/6_judging/06_cam.ipynb #74a4584b
 def layer_output(
     backbone: torch.nn.Module,   # in eval mode
     layer: torch.nn.Module,      # a part of it
@@ -81,7 +81,7 @@ def layer_output(
         raise ValueError(f"the network does not use the layer {type(layer).__name__}")
     return caught[0], pooled
 
-# %% ../../nbs/6_judging/06_cam.ipynb #4f88fa2b
+# %% ../../nbs/6_judging/06_cam.ipynb #178e2a1a
 def grad_cam(
     backbone: torch.nn.Module,             # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ..distractor import Draw, VARIANTS
 from ..visualize import Picture
 
-# %% ../../nbs/6_judging/05_flow.ipynb #5f84fb9d
+# %% ../../nbs/6_judging/05_flow.ipynb #e13bd38f
 def blur(
     pictures: torch.Tensor,  # (n, c, h, w)
     sigma: float,            # standard deviation, pixels
@@ -40,7 +40,7 @@ def pull(
     grid = torch.stack([(2 * (x + flow[:, 0]) + 1) / w - 1, (2 * (y + flow[:, 1]) + 1) / h - 1], -1)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
-# %% ../../nbs/6_judging/05_flow.ipynb #82d7a84b
+# %% ../../nbs/6_judging/05_flow.ipynb #cf22d162
 def refine(
     first: torch.Tensor,   # (n, c, h, w)
     second: torch.Tensor,  # (n, c, h, w)
@@ -59,7 +59,7 @@ def refine(
     step = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / (xx * yy - xy * xy)[:, None]
     return flow + step.clamp(-1, 1)
 
-# %% ../../nbs/6_judging/05_flow.ipynb #4322657e
+# %% ../../nbs/6_judging/05_flow.ipynb #ac11c338
 @torch.no_grad()
 def lucas_kanade(
     first: torch.Tensor,      # float (n, c, h, w) in [0, 1]
@@ -97,7 +97,7 @@ def clip_flow(
     found = lucas_kanade(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1), **options)
     return found.unflatten(0, (b, t - 1))
 
-# %% ../../nbs/6_judging/05_flow.ipynb #4be1416d
+# %% ../../nbs/6_judging/05_flow.ipynb #58c8540e
 def compare_flows(
     flow: torch.Tensor,       # (…, 2, h, w)
     reference: torch.Tensor,  # (…, 2, h, w)
@@ -149,7 +149,7 @@ def distraction_errors(
              **compare_flows(clip_flow(distract_at(clips, variant, lam, seed)), reference, where)}
             for variant in (variants or [name for name in VARIANTS if name != "none"]) for lam in lams]
 
-# %% ../../nbs/6_judging/05_flow.ipynb #920c6a6e
+# %% ../../nbs/6_judging/05_flow.ipynb #2e1cb356
 def draw_flows(
     clips: list,           # float (c, t, h, w) in [0, 1], each a row
     flows: list,           # (t − 1, 2, h, w), as many

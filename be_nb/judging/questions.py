@@ -16,7 +16,7 @@ from ..methods.pretext import Pretext
 from ..saving.checkpoint import read_checkpoint
 from ..settings import saved_config
 
-# %% ../../nbs/6_judging/04_questions.ipynb #66f436c4
+# %% ../../nbs/6_judging/04_questions.ipynb #07c014a6
 @torch.no_grad()
 def right_answers(
     method: Pretext,        # what was trained; it is left in evaluation mode

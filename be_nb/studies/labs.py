@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['distractor_lab', 'augmentation_lab', 'queue_lab', 'retrieval_browser', 'cam_scrubber']
 
-# %% ../../nbs/8_studies/03_labs.ipynb #c17cb541
+# %% ../../nbs/8_studies/03_labs.ipynb #127156a6
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ def queue_lab(
 
     return explore(draw, step=(0, steps - 1), batch=[4, 8, 5], momentum=[.9, 0., .5, .99])
 
-# %% ../../nbs/8_studies/03_labs.ipynb #e1dad437
+# %% ../../nbs/8_studies/03_labs.ipynb #5c431d82
 def retrieval_browser(
     features: torch.Tensor,  # (b, d), one row per clip
     clips: torch.Tensor,     # uint8 (b, t, 3, h, w)

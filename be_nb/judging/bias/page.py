@@ -59,7 +59,7 @@ def bar(
     words = tag("span", tag("b", percent(value)), tag("small", f" {percent(low)} – {percent(high)}"))
     return tag("td", words, tag("div", *marks, class_="bar"), class_="number")
 
-# %% ../../../nbs/6_judging/11_page.ipynb #d016ab9a
+# %% ../../../nbs/6_judging/11_page.ipynb #0aceb3ea
 def plain(
     triple,           # (value, low, high), or None
     digits: int = 2,  # after the point
@@ -83,7 +83,7 @@ def html_table(
     body = [tag("tr", tag("th", title, tag("small", about), scope="row"), *cells) for title, about, cells in rows]
     return tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
 
-# %% ../../../nbs/6_judging/11_page.ipynb #9608ae49
+# %% ../../../nbs/6_judging/11_page.ipynb #2c057e69
 STYLE = """
 :root{--ink:#1d2733;--soft:#5c6875;--line:#d9dfe6;--paper:#fff;--tint:#f4f6f9;--fill:#a9c1de;
 --dark:#17324d;--red:#b03a2e}

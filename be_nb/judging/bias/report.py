@@ -222,7 +222,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #4ca96b68
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #b7d90e91
 def training_of(
     past: dict,  # `pretrain_config` of a network: of whatever `be_nb.load` reads
 ) -> str:
