@@ -26,7 +26,7 @@ from .recipes import recipe
 from .saving.checkpoint import list_checkpoints
 from .settings import PretrainConfig
 from .training.preflight import preflight
-from .training.run import (find_start, fit_to_ranks, History, PretrainResult, recognise, restore, Rows, Run,
+from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows, Run,
                                 run_folder, Stopped)
 from .training.step import learning_rate, NotFinite, train_step
 from .training.watch import collapse_warning, embedding_health, online_knn
@@ -122,7 +122,7 @@ def get_ready(
     config, method = run.config, run.method
     device, source = next(method.parameters()).device, build_source(config)
     loader = build_loader(config, method.windows(config), source, run.step, device.type == "cuda")
-    recognise(run, loader.dataset, state)
+    check_same_videos(run, loader.dataset, state)
     sets = knn_sources(config)
     if config.checks:
         for line in preflight(method, run.optimizer, loader.dataset, run.folder, config):

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from sklearn.model_selection import StratifiedKFold
 
 from ..saving.weights import load
 from ..machine.files import write_atomically
@@ -64,6 +63,7 @@ def cross_probe(
     folds: int = 4,          # parts; each is tested once by a probe trained on the others
 ) -> float:                  # accuracy over all n
     "Linear-probe accuracy by cross-validation, so that every clip is scored by a probe that has not seen it."
+    from sklearn.model_selection import StratifiedKFold  # not above: it takes a second
     right = 0
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
         result = linear_probe(features[train], labels[train], features[test], labels[test])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['name_lists', 'check_protocol', 'check_alone', 'check_labels', 'class_names', 'open_sources', 'finetune_step',
-           'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'settle', 'test_all',
+           'Progress', 'restore', 'validate', 'fit', 'FinetuneResult', 'write_result', 'resolve_config', 'test_all',
            'take_weights', 'finetune']
 
 # %% ../../nbs/7_training/10_finetune.ipynb #b5c4501e
@@ -274,7 +274,7 @@ def write_result(
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
 # %% ../../nbs/7_training/10_finetune.ipynb #35082563
-def settle(
+def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
     clips: ClipDataset,      # what is learned from
@@ -343,7 +343,7 @@ def finetune(
     name, backbone = starting_backbone(config)
     train, held_out, tests, classes = open_sources(config)
     clips = ClipDataset(train, config.frames, config.stride, 1, 0, config.short, config.seed)
-    config = settle(config, name, clips)
+    config = resolve_config(config, name, clips)
     folder = run_folder(PretrainConfig(name=config.name, out=config.out))
     run = restore(config, folder, backbone, len(classes), device)
     remove_leftovers(folder)
