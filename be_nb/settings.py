@@ -15,7 +15,7 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .config import (Amount, annotations, Config, Count, Fraction, NonNegative, Positive, Range, Share)
+from .config import (Amount, annotations, Config, conform, Count, Fraction, NonNegative, Positive, Range, Share)
 from .methods import find_method
 
 # %% ../nbs/7_training/02_settings.ipynb #b7ff587b
@@ -156,12 +156,12 @@ class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationS
     """
 
     def __new__(cls, **settings):
-        return super().__new__(pretrain_config(settings.get("method", "moco")) if cls is PretrainConfig else cls)
+        return super().__new__(cls.like(settings) if cls is PretrainConfig else cls)
 
     @classmethod
     def like(cls, changes):
         "The class for another method, if `changes` name one."
-        return pretrain_config(changes.get("method", cls.method))
+        return pretrain_config(conform("method", changes.get("method", cls.method), str))
 
     def __reduce__(self):
         return _rebuild, (dataclasses.asdict(self),)  # the class of a method has no name that pickle could find
@@ -201,7 +201,7 @@ def saved_config(
     saved: dict,         # settings as a checkpoint holds them
 ) -> PretrainConfig:     # settings that it does not know have their defaults; those that are no more are left out
     "The config of a run, from its checkpoint."
-    known = annotations(pretrain_config(saved.get("method", "moco")))
+    known = annotations(PretrainConfig.like(saved))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
 # %% ../nbs/7_training/02_settings.ipynb #e7df1230
