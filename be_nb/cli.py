@@ -12,16 +12,13 @@ import os
 import re
 import sys
 import warnings
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, get_args, get_origin, Literal
 
 import tyro
 
-from . import __version__
-from .settings import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, PackConfig,
-                            PretrainConfig, RetrieveConfig)
-from .config import check_choice, nearest, override, settings
-from .recipes import recipe
-from .recipes import describe_recipe, describe_recipes
+from .config import annotations, check_choice, nearest, override, settings
+from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
+                            PackConfig, PretrainConfig, RetrieveConfig)
 
 # %% ../nbs/7_training/11_cli.ipynb #8919bd6c
 def metavar(
@@ -90,11 +87,13 @@ def parse_recipe(
     about: str,          # one sentence for the help
 ):                       # a config
     "The config of a recipe, or the defaults, with the flags that were given."
+    from be_nb.recipes import recipe
+
     named = bool(args) and not args[0].startswith("-")
     default = recipe(args[0], config_class) if named else config_class()
-    method = re.search(r"(?:^|\0)--method[=\0]([^\0]+)", "\0".join(args))
-    if method and hasattr(default, "method"):  # its own settings are flags, too
-        default = override(default, method=method[1])
+    methods = re.findall(r"(?:^|\0)--method[=\0]([^\0]+)", "\0".join(args))
+    if methods and hasattr(default, "method"):  # its own settings are flags, too; of several the last one counts
+        default = override(default, method=methods[-1])
     return parse(f"{command} [RECIPE]", type(default), args[named:], f"{about} RECIPE is a name from `be-nb recipes`; "
                  "every flag overrides one of its settings.", default)
 
@@ -110,7 +109,7 @@ def pretrain(args: list[str]):
 
 
 def finetune(args: list[str]):
-    "be-nb finetune [RECIPE] [--flag value …]    train on with labels, and test by ten clips a video"
+    "be-nb finetune [RECIPE] [--flag value …]    train on with labels, and test by ten clips per video"
     config = parse_recipe("finetune", FinetuneConfig, args, "Train a classifier on a pretrained network, and test it.")
     from be_nb.train import finetune as run
 
@@ -137,6 +136,8 @@ def recipes(args: list[str]):
     "be-nb recipes [NAME]    list the recipes, or show one in full"
     if len(args) > 1 or any(word.startswith("-") for word in args):
         raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
+    from be_nb.recipes import describe_recipe, describe_recipes
+
     print(describe_recipe(args[0]) if args else describe_recipes())
 
 # %% ../nbs/7_training/11_cli.ipynb #2ee4e63b
@@ -173,10 +174,10 @@ def export(args: list[str]):
 # %% ../nbs/7_training/11_cli.ipynb #36b9ebba
 def bias(args: list[str]):
     "be-nb bias --checkpoint PATH … --data DIR    report how much networks lean on the background"
-    from be_nb.settings import BiasConfig
+    config = parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it.")
     from be_nb.judging.bias.report import bias as run
 
-    run(parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it."))
+    run(config)
 
 # %% ../nbs/7_training/11_cli.ipynb #6c7652b5
 def bench(args: list[str]):
@@ -215,7 +216,8 @@ def as_flags(
     text: str,  # a message of the library: "… with resume=True"
 ) -> str:       # the same for a shell: "… with --resume"
     "Settings in a message as they are typed after `be-nb`; other words with an equals sign stay as they are."
-    names = {s.name for config in CONFIGS for s in settings(config)}
+    known = (*CONFIGS, *PretrainConfig.__subclasses__())  # the methods that this process has heard of
+    names = {name for config in known for name in annotations(config)}
 
     def flag(found):
         name, value = found[1], found[2]
@@ -255,6 +257,8 @@ def main(
     if not args or args[0] in ("-h", "--help"):
         return print(usage())
     if args[0] == "--version":
+        from be_nb import __version__
+
         return print(f"be_nb {__version__}")
     try:
         check_choice("command", args[0], COMMANDS)

@@ -73,11 +73,11 @@ class AugmentationSettings(Config):
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
 
-    method: str = "moco"            # name in be_nb.methods.METHODS, or module:Class of your own
+    method: str = "moco"            # a name in be_nb.methods.METHODS, or your module:Class
     backbone: str = "tiny"          # network: a name in be_nb.backbones.list_backbones()
-    distractor: str = "intra_frame"  # first half of BE: a name in be_nb.distractor.VARIANTS
-    gamma: Share = 0.3              # largest weight of the added frame: λ ~ U(0, gamma), one per clip
-    negative: Negative = "intra_video"  # second half of BE: intra_video, other_video or none
+    distractor: str = "intra_frame"  # first half of BE: one of be_nb.distractor.VARIANTS
+    gamma: Share = 0.3              # weight of the added frame: λ ~ U(0, gamma), one per clip
+    negative: Negative = "intra_video"  # second half: intra_video, other_video or none
     negative_offset: Amount = 4     # least frames between a window and the intra-video negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
@@ -86,13 +86,13 @@ class MethodSettings(Config):
 class OptimisationSettings(Config):
     "How the weights move."
 
-    steps: Amount = 1000            # updates: epochs × videos ÷ batch_size; 0: untrained network
+    steps: Amount = 1000            # epochs × videos ÷ batch_size; 0: untrained network
     batch_size: Count = 64          # videos per step
     optimizer: Literal["adamw", "sgd"] = "adamw"  # how a gradient moves the weights: adamw or sgd
     lr: Positive = 2e-3             # peak learning rate
     weight_decay: NonNegative = 1e-4  # pull of the weights towards zero
     sgd_momentum: Share = 0.9       # optimizer=sgd: momentum of the update
-    schedule: Literal["cosine", "step", "constant"] = "cosine"  # learning rate after the warm-up: cosine, step or constant
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # fall of the lr: cosine, step or constant
     warmup_steps: Amount = 50       # steps of linear warm-up before the schedule
     milestones: tuple[Share, ...] = (0.6, 0.8)  # schedule=step: lr drops at these fractions
     lr_drop: Fraction = 0.1         # schedule=step: factor of each drop
@@ -105,7 +105,7 @@ class OptimisationSettings(Config):
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # order of tensors: channels_last, default, or auto: the faster one
+    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # layout of tensors: auto, channels_last or default
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
     activations: Literal["keep", "recompute"] = "keep"  # keep for backward, or recompute: less memory, slower
     accumulate: Count = 1           # parts of a batch, computed one after the other: less memory
@@ -211,8 +211,8 @@ class FinetuneSettings(Config):
 
     checkpoint: str = ""           # start: whatever be_nb.load reads; empty: random weights
     backbone: str = ""             # network; empty: that of the checkpoint, or tiny if there is none
-    freeze: bool = False           # train the classifier only; weights and statistics of the backbone stay
-    dropout: Share = 0.5           # share of the features that are dropped before the classifier
+    freeze: bool = False           # train the classifier only; the backbone stays as it is
+    dropout: Share = 0.5           # share of the features dropped before the classifier
     label_smoothing: Share = 0.0   # share of the target that is spread evenly over all classes
     classes: Amount = 0            # number of classes; 0: as many as the training list has
     epochs: NonNegative = 0.0      # passes over the training videos; 0: `steps` says how long
@@ -222,7 +222,7 @@ class FinetuneSettings(Config):
     crops: Count = 1               # test: 1 crop per clip (centre) or 3 (left, centre, right)
     test_crop: Fraction = 1.0      # test: side of a crop ÷ short side of the frame
     protocol: str = ""             # test: views as in be_nb.judging.protocols; empty: as set here
-    test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
+    test_splits: tuple[str, ...] = ()  # test lists; empty: val.txt, SceneBias: test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
 # %% ../nbs/7_training/02_settings.ipynb #521dc86d

@@ -65,8 +65,8 @@ def collapse_warning(
     config: PretrainConfig,
 ) -> str:                   # empty if all is well
     "What to say about a run whose embeddings are still in one point long after the warm-up."
-    twice = 2 * getattr(config, "queue_size", 0) / config.batch_size  # a queue that has been filled twice
-    late = row["step"] > config.warmup_steps + max(twice, 50)
+    twice = 2 * config.queue_size / config.batch_size if hasattr(config, "queue_size") else 50  # filled twice; no queue
+    late = row["step"] > config.warmup_steps + twice
     if not late or row.get("spread", 1.0) > 0.05:
         return ""
     return (f"step {row['step']}: all embeddings lie in one point (spread {row['spread']:.3f}, where 1 is all over the "
