@@ -21,7 +21,7 @@ $(READY): settings.ini setup.py constraints.txt
 	@touch $@
 
 pretrain: $(READY)  ## the main job: pretrain MoCo and MoCo+BE on the built-in set, judge both, print one table
-	$(BIN)/python -m be_nb.miniature
+	$(BIN)/python -m be_nb.studies.miniature
 
 test: $(READY)  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12 tests
@@ -34,7 +34,7 @@ export: $(READY)  ## write be_nb/ and README.md from the notebooks
 	$(BIN)/python tests/notebooks.py readme
 
 notebooks: $(READY)  ## run all notebooks and store their outputs
-	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py run nbs/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py run nbs/*.ipynb nbs/*/*.ipynb
 
 clean:  ## delete the environment, runs and build products (not your notebooks)
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/1_core/10_judge.ipynb #4e949fb8
 def check_set(
@@ -85,6 +83,9 @@ def linear_probe(
     train_x, train_y, test_x, test_y = check_pair("training set", train_x, train_y, "test set", test_x, test_y)
     if train_y.min() == train_y.max():
         raise ValueError(f"The training set holds class {int(train_y[0])} only; a probe needs at least two.")
+    from sklearn.linear_model import LogisticRegression  # not above: it takes a second, and training needs `knn` alone
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(train_x.numpy())
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(train_x.numpy()), train_y.numpy())
     return classification(torch.from_numpy(probe.predict(scaler.transform(test_x.numpy()))), test_y)
