@@ -439,7 +439,8 @@ def test_reports_of_a_checkpoint(tmp_path, capsys):
 
 
 def test_the_roof_names_the_judges():
-    from be_nb.evaluate import extract_features as features, knn as vote, linear_probe as probe, retrieval as search
+    from be_nb.judging.features import extract_features as features
+    from be_nb.judging.judges import knn as vote, linear_probe as probe, retrieval as search
 
     assert (features, vote, probe, search) == (extract_features, knn, linear_probe, retrieval)
     assert {"evaluate", "retrieve", "extract_features", "linear_probe", "knn", "retrieval"} <= set(evaluate.__all__)

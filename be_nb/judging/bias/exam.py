@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 from ...augment import CenterCrop
 from ...backbones import create_backbone
 from ...data.pack.format import is_pack
-from ...data.scenebias import SceneBias
-from ...data.sources import open_videos
+from ...data.sources import open_source
 from ..features import clip_batches, evaluating, mean_features, VideoClips
 from ..perturb import draw_partners, open_stage, shots
 from ...saving.weights import load
@@ -64,10 +63,8 @@ def exam_sources(
 ) -> tuple:             # source to fit on, source to test
     "Both lists. Raises `ValueError` for unknown labels, one class only, and tested classes that cannot be learned."
     names = list_names(config)
-    if config.data == "scenebias":
-        train, test = (SceneBias(name, config.rho, config.data_seed, config.data_size or None) for name in names)
-    else:
-        train, test = (open_videos(config.data, name, frame_size, on_error=config.on_error) for name in names)
+    train, test = (open_source(config.data, name, frame_size=frame_size, on_error=config.on_error, rho=config.rho,
+                               data_seed=config.data_seed, size=config.data_size or None) for name in names)
     known = set(np.asarray(train.labels).tolist())
     if min(known) < 0 or min(test.labels) < 0:
         raise ValueError("a report needs the class of every video; some have no label.")
