@@ -141,7 +141,7 @@ def decode(
             return np.stack(images)[place.reshape(-1)]
     raise IndexError(f"{path}: frame {last} asked for, but it has only the frames 0 to {k}")
 
-# %% ../../nbs/5_data/02_decode.ipynb #6bf0e8c3
+# %% ../../nbs/5_data/02_decode.ipynb #4cd2610d
 def write_video(
     path,                # an .mp4 file
     clip: torch.Tensor,  # uint8 (t, 3, h, w)

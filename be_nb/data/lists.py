@@ -47,7 +47,7 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
 
-# %% ../../nbs/5_data/03_lists.ipynb #d53dfe3c
+# %% ../../nbs/5_data/03_lists.ipynb #2397915f
 def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
@@ -75,7 +75,7 @@ def read_classes(path):
     "Class names, one per line; none where there is no such file."
     return [line for _, line in _lines(path)] if Path(path).is_file() else []
 
-# %% ../../nbs/5_data/03_lists.ipynb #fedf3676
+# %% ../../nbs/5_data/03_lists.ipynb #e50890f7
 def read_list(
     path,  # text file with one `path label` per line
     labels=True,  # must every line have a label? False: a line without one gets −1

@@ -22,7 +22,7 @@ SHAPES = ("disc", "square", "triangle", "cross", "half disc")
 SPLITS = {"pretrain": (0, 2048), "probe": (1, 1024), "test": (2, 512), "swapped": (2, 512), "unbiased": (3, 1024)}
 UNBIASED_SPLITS = ("swapped", "unbiased")
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #a9163613
+# %% ../../nbs/5_data/01_scenebias.ipynb #c2002d8b
 # The uniform numbers of one clip, in the order in which they are drawn; "t" stands for one per frame.
 FIELDS = {"phase": 1, "period": 1, "amplitude": 1, "angle": 1, "place": 2, "half": 1, "shape": 1, "bright": 1,
           "texture": 48, "cycles": 1, "stripe_phase": 1, "coarse": 27, "fine": 147, "grain": 1,
@@ -47,7 +47,7 @@ def to_normal(
     "Turn uniform numbers into normal ones through the inverse of the normal distribution function."
     return torch.erfinv((2 * u - 1).clamp(-0.9999, 0.9999)) * math.sqrt(2)
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #3f6086a8
+# %% ../../nbs/5_data/01_scenebias.ipynb #4d8c97c7
 def choose_scenes(
     labels: torch.Tensor,  # (n,) int64 motion class
     split: str,            # name of the split
@@ -60,7 +60,7 @@ def choose_scenes(
     rho = 0.0 if split in UNBIASED_SPLITS else rho
     return torch.where(agree < rho, labels, (other * len(SCENES)).long())
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #2e6c60a9
+# %% ../../nbs/5_data/01_scenebias.ipynb #d8354092
 def smooth(
     x: torch.Tensor,  # (n, t) white noise
     width: int = 7,   # frames averaged, an odd number
@@ -70,7 +70,7 @@ def smooth(
     ring = x[:, torch.arange(-(width // 2), frames + width // 2) % frames]
     return F.avg_pool1d(ring[:, None], width, 1)[:, 0] * math.sqrt(width)
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #ed328d24
+# %% ../../nbs/5_data/01_scenebias.ipynb #30020ed4
 def run_down(
     frames: int,     # of a clip, t
     damping: float,  # at least 0
@@ -78,7 +78,7 @@ def run_down(
     "How fast the motion is in each frame: the speed of a wheel that friction slows down. All 1 for damping 0."
     return torch.exp(damping * (0.5 - torch.arange(frames) / max(frames - 1, 1)))
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #336ce052
+# %% ../../nbs/5_data/01_scenebias.ipynb #245716fc
 def poses(
     labels: torch.Tensor,  # (n,) motion class
     u: dict,               # uniform numbers by name, see `FIELDS`
@@ -102,7 +102,7 @@ def poses(
     scale = 1 + zooming * 0.45 * wave
     return {"x": x, "y": y, "angle": angle.expand(-1, frames), "scale": scale.expand(-1, frames)}
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #a004a7aa
+# %% ../../nbs/5_data/01_scenebias.ipynb #5a9d8ab7
 # Two colours a scene family, red/green/blue in [0, 1].
 PALETTE = torch.tensor([
     [[0.85, 0.30, 0.25], [0.25, 0.10, 0.30]], [[0.90, 0.75, 0.25], [0.35, 0.25, 0.05]],
@@ -130,7 +130,7 @@ def backgrounds(
     noise = 0.5 + 1.8 * (noise - 0.5)
     return (0.12 + 0.76 * (0.55 * stripes + 0.45 * noise)).clamp(0, 1)
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #b1edd3f0
+# %% ../../nbs/5_data/01_scenebias.ipynb #6f8fe4c4
 TILE = 32  # side of the canvas on which an actor is drawn; the shape fills three quarters of it
 
 
@@ -152,7 +152,7 @@ def actors(
     colour = bright * (0.70 + 0.30 * texture) + (1 - bright) * (0.02 + 0.28 * texture)
     return torch.cat([colour.clamp(0, 1), alpha[:, None]], 1)
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #7acaeff2
+# %% ../../nbs/5_data/01_scenebias.ipynb #21352e04
 @torch.autocast("cpu", enabled=False)  # a product in bfloat16 would shift the actor
 def pixel_to_actor(
     pose: dict,           # x, y, angle, scale: each (n, t)
@@ -165,7 +165,7 @@ def pixel_to_actor(
     shift = -(linear @ torch.stack([pose["x"], pose["y"]], -1)[..., None])
     return torch.cat([linear, shift], -1)
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #52e2a545
+# %% ../../nbs/5_data/01_scenebias.ipynb #bf291ca1
 def scene_points(
     camera: torch.Tensor,  # (n, t, 2) shift of the whole picture in pixels, x then y
     side: int,             # frame side in pixels
@@ -184,7 +184,7 @@ def look_up(
     seen = F.grid_sample(pictures, points.flatten(1, 2)[:, None], align_corners=False)  # all frames in one row
     return seen[:, :, 0].unflatten(-1, points.shape[1:3])
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #203e3c48
+# %% ../../nbs/5_data/01_scenebias.ipynb #29934782
 @torch.autocast("cpu", enabled=False)
 def look_up_actor(
     actor: torch.Tensor,    # (n, 4, TILE, TILE)
@@ -210,7 +210,7 @@ def render(
     clips = drawn[:, :3].sub_(behind).mul_(drawn[:, 3:]).add_(behind)
     return clips.transpose(1, 2).unflatten(-1, (side, side))
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #c43d9f8f
+# %% ../../nbs/5_data/01_scenebias.ipynb #9a025423
 @torch.autocast("cpu", enabled=False)
 def actor_flow(
     inverse: torch.Tensor,  # (t, 2, 3) pixels → actor, of one clip
@@ -224,7 +224,7 @@ def actor_flow(
     landed = torch.linalg.solve(then[..., :2], place - then[..., 2:]) + camera[1:, :, None]
     return (landed - pixels).unflatten(-1, (side, side))
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #ec7c06fa
+# %% ../../nbs/5_data/01_scenebias.ipynb #be2758f9
 def check_plan(
     split: str,    # name of the split
     rho: float,    # correlation
@@ -245,7 +245,7 @@ def check_plan(
         raise ValueError("size and frames must be at least 1, side at least 8 and seed at least 0; "
                          f"got size={size}, frames={frames}, side={side}, seed={seed}.")
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #d84df5f3
+# %% ../../nbs/5_data/01_scenebias.ipynb #9af6504e
 class ClipPlan:
     """What happens in the clips of a split, without a single picture: labels, scenes, and the numbers behind the rest.
 

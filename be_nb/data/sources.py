@@ -28,7 +28,7 @@ def _few(split, count):
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return Split([split.paths[i] for i in rows], split.labels[rows], split.classes, [split.where[i] for i in rows])
 
-# %% ../../nbs/5_data/11_sources.ipynb #9dafe466
+# %% ../../nbs/5_data/11_sources.ipynb #c5db5845
 def open_source(
     data,  # "scenebias", or the folder of videos or of a pack
     split,  # of SceneBias its name; else a list file, absolute or in the folder, or a `Split`
@@ -43,7 +43,7 @@ def open_source(
     most=None,  # no more videos than this; None: all
     labelled=False,  # must each have a label?
 ):
-    """The videos that `data` and `split` mean: `SceneBias`, `PackedVideos` or `VideoFolder`. The one place that decides.
+    """The videos that `data` and `split` mean: `SceneBias`, `PackedVideos` or `VideoFolder`. One place that decides.
 
     A missing folder is a `FileNotFoundError` that says where its videos come from; a missing label is a `ValueError`.
     """
