@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
-from be_nb.augment import affine_matrix, IMAGENET_MEAN, IMAGENET_STD
+from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD
 from be_nb.studies.bench import ceilings, RandomVideos
 from be_nb.settings import PretrainConfig
 from be_nb.config import check_choice, override
