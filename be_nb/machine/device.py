@@ -6,7 +6,7 @@
 __all__ = ['bf16_is_safe', 'bf16_is_fast', 'autocast', 'pick_device', 'lay_out', 'world_size', 'rank', 'is_main', 'gather',
            'own_rows', 'average_', 'unwrap', 'machine']
 
-# %% ../../nbs/4_machine/01_device.ipynb #x3
+# %% ../../nbs/4_machine/01_device.ipynb #07191a46
 import os
 import platform
 import re
@@ -18,7 +18,7 @@ from torch.nn.utils import convert_conv3d_weight_memory_format
 
 from ..config import check_choice
 
-# %% ../../nbs/4_machine/01_device.ipynb #x20
+# %% ../../nbs/4_machine/01_device.ipynb #56ab0b70
 def _cpu_has(unit):
     "Whether the CPU has it; PyTorch has no public name for these, and if they should ever go, the answer is no."
     return getattr(torch.cpu, f"_is_{unit}_supported", bool)()
@@ -39,7 +39,7 @@ def bf16_is_fast(
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and _cpu_has("amx_tile")
 
-# %% ../../nbs/4_machine/01_device.ipynb #x21
+# %% ../../nbs/4_machine/01_device.ipynb #c88cc91b
 def autocast(
     device: torch.device,  # where the network runs
     amp: str = "auto",     # auto, bf16 or fp32
@@ -55,7 +55,7 @@ def autocast(
     enabled = amp == "bf16" or (amp == "auto" and bf16_is_fast(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
-# %% ../../nbs/4_machine/01_device.ipynb #x24
+# %% ../../nbs/4_machine/01_device.ipynb #656e8b2b
 def pick_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N
 ) -> torch.device:
@@ -73,7 +73,7 @@ def pick_device(
         warn_about_cudnn()
     return device
 
-# %% ../../nbs/4_machine/01_device.ipynb #x26
+# %% ../../nbs/4_machine/01_device.ipynb #dc3a0ace
 def warn_about_cudnn():
     "Warn if PyTorch will avoid cuDNN for 3D convolutions in bfloat16: they work, but slowly and in much more memory."
     version = torch.backends.cudnn.version() or 0  # 0: no cuDNN, as on AMD GPUs
@@ -82,7 +82,7 @@ def warn_about_cudnn():
                       "convolutions in bfloat16, which then are slow and need a multiple of the memory. Install a "
                       "newer one (pip install -U nvidia-cudnn-cu13, or -cu12) or use amp='fp32'.", stacklevel=3)
 
-# %% ../../nbs/4_machine/01_device.ipynb #x31
+# %% ../../nbs/4_machine/01_device.ipynb #5c8337e9
 MANY_WEIGHTS = 2**20  # of one convolution
 
 
@@ -97,7 +97,7 @@ def goes_channels_last(
         return order != "default"
     return all(m.weight.numel() < MANY_WEIGHTS for m in module.modules() if isinstance(m, torch.nn.Conv3d))
 
-# %% ../../nbs/4_machine/01_device.ipynb #x32
+# %% ../../nbs/4_machine/01_device.ipynb #728df593
 def lay_out(
     module: torch.nn.Module,  # a network; changed in place
     device: torch.device,     # where it runs
@@ -107,7 +107,7 @@ def lay_out(
     last = goes_channels_last(module, device, order)
     return convert_conv3d_weight_memory_format(module, torch.channels_last_3d if last else torch.contiguous_format)
 
-# %% ../../nbs/4_machine/01_device.ipynb #x35
+# %% ../../nbs/4_machine/01_device.ipynb #6b0b8030
 def world_size() -> int:
     "How many processes train together; 1 without a process group."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -122,7 +122,7 @@ def is_main() -> bool:
     "Whether this is the process that writes files and talks to the user."
     return rank() == 0
 
-# %% ../../nbs/4_machine/01_device.ipynb #x38
+# %% ../../nbs/4_machine/01_device.ipynb #d14a94a8
 @torch.no_grad()
 def gather(
     part: torch.Tensor,  # (b, …), of the same shape on every rank
@@ -142,7 +142,7 @@ def own_rows(
     size = len(whole) // world_size()
     return whole[rank() * size : (rank() + 1) * size]
 
-# %% ../../nbs/4_machine/01_device.ipynb #x40
+# %% ../../nbs/4_machine/01_device.ipynb #55aed855
 @torch.no_grad()
 def average_(
     tensors: list,  # float tensors, of the same shapes on every rank; changed in place
@@ -156,14 +156,14 @@ def average_(
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
         tensor.copy_(mean.view_as(tensor))
 
-# %% ../../nbs/4_machine/01_device.ipynb #x45
+# %% ../../nbs/4_machine/01_device.ipynb #122c977f
 def unwrap(
     method: torch.nn.Module,  # perhaps from `be_nb.machine.distributed.wrap`
 ) -> torch.nn.Module:
     "The method itself: its weights, buffers and `after_step`."
     return method.module if isinstance(method, torch.nn.parallel.DistributedDataParallel) else method
 
-# %% ../../nbs/4_machine/01_device.ipynb #x48
+# %% ../../nbs/4_machine/01_device.ipynb #c6f09b9e
 def machine(
     device: torch.device | str | None = None,  # None: the one that `auto` picks
 ) -> str:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['write_atomically', 'remove_leftovers']
 
-# %% ../../nbs/4_machine/02_files.ipynb #x3
+# %% ../../nbs/4_machine/02_files.ipynb #2056daa3
 import os
 from pathlib import Path
 
-# %% ../../nbs/4_machine/02_files.ipynb #x12
+# %% ../../nbs/4_machine/02_files.ipynb #e21ba792
 def flush_folder(
     folder,  # whose list of names must be on the disk
 ):
@@ -21,7 +21,7 @@ def flush_folder(
         finally:
             os.close(handle)
 
-# %% ../../nbs/4_machine/02_files.ipynb #x13
+# %% ../../nbs/4_machine/02_files.ipynb #a936cc4c
 def write_atomically(
     path,    # where the file will stand
     write,   # called with the path of a temporary file beside it
@@ -42,7 +42,7 @@ def write_atomically(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../../nbs/4_machine/02_files.ipynb #x17
+# %% ../../nbs/4_machine/02_files.ipynb #0ffb5c64
 def remove_leftovers(
     folder,  # folder of a run that no other process is writing to
 ):

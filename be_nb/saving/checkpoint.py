@@ -163,12 +163,12 @@ def check_state(
         raise CheckpointError(f"{path} is no checkpoint of this version of be_nb: no step, config and "
                               f"`format: {FORMAT}` in it.")
     if state["format"] == 1:
-        then, now = state["config"], modern_settings(state["config"])
-        state |= {"format": FORMAT, "config": now}
-        if then.get("method") == "puzzles" and old_puzzle(then.get("frames", 8))[1] != then.get("frames", 8):
-            state["cannot_resume"] = (f"it was trained on puzzles of {then.get('frames', 8)} frames, and today those with "
-                                      f"boxes of {now['frames']} frames have {old_puzzle(then.get('frames', 8))[1]}. It can "
-                                      "be loaded and evaluated; to train, start a new run.")
+        method, window = state["config"].get("method"), state["config"].get("frames", 8)
+        state |= {"format": FORMAT, "config": modern_settings(state["config"])}
+        if method == "puzzles" and old_puzzle(window)[1] != window:
+            box, now = old_puzzle(window)
+            state["cannot_resume"] = (f"it was trained on puzzles of {window} frames, and today those with boxes of {box} "
+                                      f"frames have {now}. It can be loaded and evaluated; to train, start a new run.")
     return state
 
 
