@@ -142,6 +142,8 @@ def find_start(
     if state is None:
         raise CheckpointError(f"None of the {len(found)} checkpoints in {folder} can be read (see the warnings). To "
                               "start anew, move the folder away or choose another name.")
+    if "cannot_resume" in state:
+        raise ValueError(f"{path} is of an older version of be_nb and cannot be continued: {state['cannot_resume']}")
     then = dataclasses.asdict(type(config)()) | state["config"]  # a setting newer than the checkpoint had its default
     changed = [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
                if k not in MAY_CHANGE and then[k] != v]
