@@ -156,9 +156,11 @@ def find(
 def changes(
     name: str,  # of a recipe
 ) -> dict:      # setting → value
-    "The settings in which a recipe differs from the defaults."
+    "The settings in which a recipe differs from the defaults: with them `PretrainConfig(…)` makes it again."
     config = find(name).config
-    default = asdict(type(config)())
+    default = asdict(type(config)())  # the class of a method has its defaults
+    if isinstance(config, PretrainConfig):
+        default["method"] = PretrainConfig().method
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
 # %% ../nbs/7_training/03_recipes.ipynb #1ecb9c70

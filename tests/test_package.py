@@ -1,4 +1,5 @@
 """The library as others get it: exported from the notebooks, importable piece by piece, installable as a wheel."""
+import configparser
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+import be_nb
 
 MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
                  for p in (ROOT / "be_nb").rglob("*.py") if p.name != "_modidx.py")
@@ -44,6 +47,30 @@ def run(*command, **settings):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
 def test_every_module_imports_alone():
     run(sys.executable, "-c", IMPORT_ALONE, json.dumps(MODULES), cwd=ROOT)
+
+
+LATE = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    heavy = {"tensorboard", "sklearn", "matplotlib", "webdataset", "ipywidgets", "IPython"} & set(sys.modules)
+    assert not heavy, (name, heavy)
+"""
+
+
+def test_training_imports_nothing_heavy_before_it_is_used():
+    modules = [m for m in MODULES if m.startswith("be_nb.training")]
+    assert "be_nb.training.finetune" in modules
+    run(sys.executable, "-c", LATE, "be_nb.visualize", *modules, "be_nb.train", cwd=ROOT)
+
+
+def test_the_version_is_that_of_the_package():
+    "Said once, in settings.ini; a source tree that was never installed says so."
+    bare = [sys.executable, "-S", "-c", "import be_nb, sys; assert 'torch' not in sys.modules; print(be_nb.__version__)"]
+    assert run(*bare, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}).strip() == "0+not.installed"
+    assert "__version__ =" not in (ROOT / "be_nb/__init__.py").read_text()
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        be_nb.lod
 
 
 def test_export_is_in_sync(tmp_path):
@@ -87,3 +114,8 @@ def test_wheel_works_outside_the_tree(tmp_path):
     where = run(sys.executable, "-c", IMPORT_ALONE, json.dumps(MODULES), cwd=elsewhere, env=env)
     assert where.strip().endswith(str(tmp_path / "site" / "be_nb"))
     assert "pretrain" in run(str(tmp_path / "site" / "bin" / "be-nb"), "--help", cwd=elsewhere, env=env)
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini", encoding="utf8")
+    version = settings["DEFAULT"]["version"]
+    assert run(str(tmp_path / "site" / "bin" / "be-nb"), "--version", cwd=elsewhere, env=env).strip() == f"be_nb {version}"
+    assert f"## {version} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf8"), "the changelog has no such version"

@@ -50,7 +50,7 @@ TITLES = {"random": "random initialisation", "moco": "MoCo", "distractor": "+ di
 OTHERS = {"rotnet": "3D RotNet", "rotnet-be": "3D RotNet + BE", "puzzles": "cubic puzzles",
           "puzzles-be": "cubic puzzles + BE", "order": "clip order", "order-be": "clip order + BE",
           "triplet": "BE triplet"}
-ARMS |= {arm: changes(f"scenebias-{arm}") for arm in OTHERS}
+ARMS |= {arm: changes("scenebias-triplet-be" if arm == "triplet" else f"scenebias-{arm}") for arm in OTHERS}
 TITLES |= OTHERS
 COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_test": "R@1, test",
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
@@ -64,6 +64,7 @@ def cross_probe(
 ) -> float:                  # accuracy over all n
     "Linear-probe accuracy by cross-validation, so that every clip is scored by a probe that has not seen it."
     from sklearn.model_selection import StratifiedKFold  # not above: it takes a second
+
     right = 0
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
         result = linear_probe(features[train], labels[train], features[test], labels[test])
