@@ -78,10 +78,10 @@ def test_reference_loss_is_that_of_a_network_whose_features_are_constant(name, e
 
 @each_arm
 def test_the_first_loss_is_finite_and_near_the_reference(name, erasing):
-    """Logits of a fresh head differ by a few tenths, and cosines of fresh embeddings by some hundredths.
+    """A fresh network says hardly anything: logits of a new classifier differ by some tenths, cosines by hundredths.
 
-    A hundredth of a cosine is 0.14 of a logit at T = 0.07, so a contrastive loss may lie up to one unit away (and more
-    as long as the queue is random: those keys are easy).
+    Noise of standard deviation s on equal logits costs about s² / 2, and a hundredth of a cosine is 0.14 of a logit at
+    T = 0.07. Only after two batches: keys of a queue that still holds its random start are easy to tell apart.
     """
     config = small(name, erasing)
     method = build_method(config).train()
@@ -89,8 +89,7 @@ def test_the_first_loss_is_finite_and_near_the_reference(name, erasing):
         loss, metrics = loss_of(method, config, step)
         assert all(value.detach().isfinite() for value in (loss, *metrics.values()))
         method.after_step()
-    print("FIRST", name, erasing, round(loss.item(), 3), round(method.reference_loss(config.batch_size), 3))
-    assert abs(loss.item() - method.reference_loss(config.batch_size)) < 1
+    assert abs(loss.item() - method.reference_loss(config.batch_size)) < 0.4
 
 
 @each_method
@@ -153,7 +152,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(name, erasing, tmp_path
 
 
 def one_step(name, erasing, parts):
-    "Loss, gradients and state after a step whose batch is cut into parts."
+    """Loss, gradients and state after a step whose batch is cut into parts.
+
+    Running statistics are left out: two parts move them twice, two ranks once.
+    """
     config = small(name, erasing, accumulate=parts, optimizer="sgd", lr=0.1)
     method, found = build_method(config).train(), loaded(config)
     if isinstance(method, EncoderPair):  # two ranks shuffle the keys; so must one, and clips must not hear of neighbours
@@ -163,7 +165,9 @@ def one_step(name, erasing, parts):
                 layer.eval()
     loss = train_step(wrap(method), found, build_optimizer(config, method), 3, config)["loss"]
     gradients = {key: p.grad.numpy() for key, p in learning(unwrap(method)).items()}
-    return loss.item(), gradients, {key: value.numpy() for key, value in method.state_dict().items()}
+    return loss.item(), gradients, {
+        key: value.numpy() for key, value in method.state_dict().items()
+        if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
 
 
 def test_one_rank_with_two_parts_is_two_ranks(tmp_path):
@@ -176,7 +180,7 @@ def test_one_rank_with_two_parts_is_two_ranks(tmp_path):
             loss, gradients, state = one_step(*arm, 2)
             assert found[arm][0] == pytest.approx(loss, rel=1e-5), (rank, arm)
             for ours, theirs in ((gradients, found[arm][1]), (state, found[arm][2])):
-                assert ours.keys() == theirs.keys()
+                assert ours and ours.keys() == theirs.keys()
                 for key, value in ours.items():
                     assert torch.allclose(torch.tensor(value), torch.tensor(theirs[key]), atol=1e-5), (rank, arm, key)
 
