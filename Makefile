@@ -25,8 +25,6 @@ $(READY): settings.ini setup.py constraints.txt
 
 pretrain: $(READY)  ## the main job: pretrain MoCo and MoCo+BE on the built-in set, judge both, print one table
 	$(BIN)/python -m be_nb.studies.miniature
-<<<<<<< HEAD
-=======
 
 check: $(READY)  ## before every commit, a minute: lint, types, floors, fast tests
 	@$(MAKE) --no-print-directory -j 2 types lint fast
@@ -39,7 +37,6 @@ types: $(READY)  ## rules in pyrightconfig.json
 
 fast: $(READY)  ## the tests that pytest.ini calls fast, the floors among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fast --timeout 300 tests
->>>>>>> habits
 
 test: $(READY)  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12 tests
@@ -52,9 +49,6 @@ export: $(READY)  ## write be_nb/ and README.md from the notebooks
 	$(BIN)/python tests/notebooks.py readme
 
 notebooks: $(READY)  ## run all notebooks and store their outputs
-<<<<<<< HEAD
-	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py run nbs/*.ipynb nbs/*/*.ipynb
-=======
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py run nbs/*/*.ipynb nbs/index.ipynb
 
 $(SITE_READY): $(READY) Makefile
@@ -66,7 +60,6 @@ $(SITE_READY): $(READY) Makefile
 site: $(SITE_READY)  ## build the course and the API reference as pages in _site/, and check their links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python site/check.py _site
->>>>>>> habits
 
 clean:  ## delete the environment, runs and build products (not your notebooks)
 	rm -rf $(VENV) _site runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -24,21 +24,14 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
-<<<<<<< HEAD
-from be_nb.augment import affine_matrix, IMAGENET_MEAN, IMAGENET_STD
-=======
 from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD
->>>>>>> machine
 from be_nb.config import check_choice, override
 from be_nb.data.sources import build_loader, build_source
 from be_nb.distractor import draw_distractors
 from be_nb.machine.device import bf16_is_fast, bf16_is_safe, machine, pick_device
 from be_nb.machine.speed import compile_method
 from be_nb.methods.base import build_method
-<<<<<<< HEAD
-=======
 from be_nb.pixels import affine_matrix
->>>>>>> machine
 from be_nb.settings import PretrainConfig
 from be_nb.studies.bench import ceilings, RandomVideos
 from be_nb.training.run import restore
@@ -166,7 +159,7 @@ def parse_case(text):
     network, shape = text.split(":")
     videos, frames, side = (int(n) for n in shape.replace("×", "x").split("x"))
     return PretrainConfig(backbone=network, batch_size=videos, frames=frames, size=side, data_size=max(64, 2 * videos),
-                          frame_size=(side * 8 // 7, side * 8 // 7 * 4 // 3))
+                     frame_size=(side * 8 // 7, side * 8 // 7 * 4 // 3))
 
 
 def compare(config, device, repeats, skip=()):

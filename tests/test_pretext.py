@@ -318,17 +318,6 @@ def test_questions_have_the_frames_that_the_config_names(name, frames, size, own
 # Pace
 
 
-<<<<<<< HEAD
-def test_any_object_with_these_names_is_a_task():
-    class First:
-        classes = 2
-        cut = staticmethod(lambda window: window[:, None])
-        make = staticmethod(lambda views, generator=None: (views, torch.zeros(len(views), dtype=torch.long)))
-        head = staticmethod(lambda feature_dim: nn.Sequential(nn.Flatten(), nn.Linear(feature_dim, 2)))
-        loss = staticmethod(lambda logits, target: logits.pow(2).mean())
-
-    loss, metrics = Pretext(First(), Small(), Augment(12))(videos(4), generator())
-=======
 @quickly
 @given(paces=st.integers(2, 5), frames=st.integers(1, 6), batch=st.integers(1, 6), seed=st.integers(0, 10**6))
 def test_paces_are_frames_counted_by_hand(paces, frames, batch, seed):
@@ -371,7 +360,6 @@ class First(Pretext):
 
 def test_a_task_needs_a_question_and_its_classes():
     loss, metrics = First(Small(), views=Views(Augment(12)))(Batch(videos(4), generator()))
->>>>>>> methods
     assert loss > 0 and 0 <= metrics["accuracy"] <= 1
 
 
