@@ -28,7 +28,7 @@ def _few(split, count):
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return Split([split.paths[i] for i in rows], split.labels[rows], split.classes, [split.where[i] for i in rows])
 
-# %% ../../nbs/5_data/11_sources.ipynb #9bcd9359
+# %% ../../nbs/5_data/11_sources.ipynb #c5db5845
 def open_source(
     data,  # "scenebias", or the folder of videos or of a pack
     split,  # of SceneBias its name; else a list file, absolute or in the folder, or a `Split`

@@ -48,6 +48,13 @@ class Batch:
     def __len__(self):
         return len(self.clips)
 
+    def window(self, number: int = 0) -> torch.Tensor:
+        "One window of each video: uint8 (b, t, c, h, w). Raises `ValueError` for clips that have no such window."
+        if self.clips.ndim != 6 or not number < self.clips.shape[1]:
+            raise ValueError(f"Window {number} of clips (b, windows, t, c, h, w) is asked for; got "
+                             f"{tuple(self.clips.shape)}. Use ClipDataset(…, windows={number + 1}) and `collate`.")
+        return self.clips[:, number]
+
     def place(self) -> tuple:
         "Number of this piece of the step's batch, and number of pieces."
         return rank() * self.parts + self.part, world_size() * self.parts
@@ -129,7 +136,7 @@ class Views(nn.Module):
 
     def clean(self, batch: Batch, window: int = 0) -> torch.Tensor:
         "A window of each video, augmented: float (b, c, t, h, w)."
-        return self.view(batch.clips[:, window], batch)
+        return self.view(batch.window(window), batch)
 
     def erased(self, batch: Batch, window: int = 0) -> torch.Tensor:
         "A window of each video, augmented, then distracted: the first half of Background Erasing."
@@ -142,11 +149,8 @@ class Views(nn.Module):
         if self.kind == "other_video":
             if len(batch) * world_size() < 2:
                 raise ValueError("negative='other_video' takes the next video of the batch: it needs two or more.")
-            return self.view(own_rows(gather(batch.clips[:, 0]).roll(1, 0)), batch)
-        if batch.clips.ndim != 6 or batch.clips.shape[1] < 2:
-            raise ValueError(f"negative='intra_video' needs clips (b, windows, t, c, h, w), windows ≥ 2; got "
-                             f"{tuple(batch.clips.shape)}. Use ClipDataset(…, windows=2).")
-        return self.clean(batch, batch.clips.shape[1] - 1)
+            return self.view(own_rows(gather(batch.window()).roll(1, 0)), batch)
+        return self.clean(batch, max(1, batch.clips.shape[1] - 1))
 
 # %% ../../nbs/1_core/07_method.ipynb #9dc37563
 class Method(nn.Module):

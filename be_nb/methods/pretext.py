@@ -92,7 +92,7 @@ class Pretext(Method):
 
     def ask(self, batch: Batch) -> tuple:
         "Batch → questions float (m, q, c, t', h', w'), answers int64 (m,)."
-        parts = self.cut(batch.clips[:, 0])
+        parts = self.cut(batch.window())
         views = self.views.view(parts.flatten(0, 1), batch)
         return self.question(views.unflatten(0, parts.shape[:2]), batch)
 
