@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 # %% ../../nbs/1_core/02_clips.ipynb #3df355a1
 SHORT = ("loop", "clamp", "drop")

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..config import override
 from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
-from ..data.sources import open_list
+from ..data.sources import open_list, usual_lists
 from ..data.videos import Selection
 from ..judging.protocols import get_protocol, scale, windows_of
 from ..machine.device import autocast, lay_out, machine, pick_device
@@ -44,8 +44,8 @@ def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
     "Where no lists are given, the usual ones: train.txt and val.txt, or SceneBias' probe, test and swapped."
-    train, tests = ("probe", ("test", "swapped")) if config.data == "scenebias" else ("train.txt", ("val.txt",))
-    return override(config, split=config.split or train, test_splits=config.test_splits or tests)
+    train, *tests = usual_lists(config.data)
+    return override(config, split=config.split or train, test_splits=config.test_splits or tuple(tests))
 
 
 def check_protocol(

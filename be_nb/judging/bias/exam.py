@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ...augment import CenterCrop
 from ...backbones import create_backbone
 from ...data.pack.format import is_pack
-from ...data.sources import open_source
+from ...data.sources import open_source, usual_lists
 from ..features import clip_batches, evaluating, mean_features, VideoClips
 from ..perturb import draw_partners, open_stage, shots
 from ...saving.weights import load
@@ -53,7 +53,7 @@ def list_names(
     config: BiasConfig,
 ) -> tuple:  # list to fit on, list to test
     "The lists that were named, or the usual ones."
-    train, test = ("probe", "test") if config.data == "scenebias" else ("train.txt", "val.txt")
+    train, test = usual_lists(config.data)[:2]
     return config.train_split or train, config.test_split or test
 
 
