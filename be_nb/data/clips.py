@@ -6,7 +6,7 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #97291cc5
+# %% ../../nbs/1_core/02_clips.ipynb #8021d79b
 import warnings
 
 import numpy as np

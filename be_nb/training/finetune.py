@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #b5c4501e
+# %% ../../nbs/7_training/10_finetune.ipynb #1d684d64
 import dataclasses
 import json
 import math
@@ -39,7 +39,7 @@ from .run import find_start, History, Meter, run_folder, Stopped
 from .step import build_optimizer, learning_rate, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/10_finetune.ipynb #dda7c2b6
+# %% ../../nbs/7_training/10_finetune.ipynb #c925e909
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -62,7 +62,7 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/10_finetune.ipynb #721efd8b
+# %% ../../nbs/7_training/10_finetune.ipynb #d5c2a5e7
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
@@ -97,7 +97,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../../nbs/7_training/10_finetune.ipynb #0e557728
+# %% ../../nbs/7_training/10_finetune.ipynb #9a500521
 def open_sources(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
@@ -145,7 +145,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #94f24eca
+# %% ../../nbs/7_training/10_finetune.ipynb #59f129cc
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -167,7 +167,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2a29042c
+# %% ../../nbs/7_training/10_finetune.ipynb #a84f3016
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -187,7 +187,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
 
-# %% ../../nbs/7_training/10_finetune.ipynb #02e7a191
+# %% ../../nbs/7_training/10_finetune.ipynb #21f11d92
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -200,7 +200,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #1b81b710
+# %% ../../nbs/7_training/10_finetune.ipynb #2f166c8f
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -271,7 +271,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #35082563
+# %% ../../nbs/7_training/10_finetune.ipynb #2c86052c
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -300,7 +300,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #94aa8b22
+# %% ../../nbs/7_training/10_finetune.ipynb #4d6a2a4b
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -320,7 +320,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #54f448e8
+# %% ../../nbs/7_training/10_finetune.ipynb #3a54d7d7
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
