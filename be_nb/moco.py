@@ -20,7 +20,7 @@ from .losses import info_nce_logits, unit
 from .machine.device import gather, own_rows, world_size
 from .methods.base import Batch, Method, MethodCard, projection, Views
 
-# %% ../nbs/1_core/08_moco.ipynb #dae2ccdb
+# %% ../nbs/1_core/08_moco.ipynb #5faa7b62
 class Queue(nn.Module):
     """The last `size` keys, newest overwriting oldest. Content and pointer are buffers: a checkpoint has them both.
 
@@ -40,10 +40,7 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def enqueue(
-        self,
-        keys: torch.Tensor,  # (b, dim); any b, also one that does not divide the size, also b > size
-    ):
+    def enqueue(self, keys: torch.Tensor):  # (b, dim); any b, also one that does not divide the size, also b > size
         "Write the keys after the newest one, wrapping around; of more than `size` keys only the last `size` stay."
         size = len(self.keys)
         if keys.ndim != 2 or keys.shape[1] != self.keys.shape[1]:
