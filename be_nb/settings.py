@@ -15,7 +15,7 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .config import (Amount, Config, Count, Fraction, NonNegative, Positive, Range, Share, annotations)
+from .config import (Amount, annotations, Config, conform, Count, Fraction, NonNegative, Positive, Range, Share)
 from .methods import find_method
 
 # %% ../nbs/7_training/02_settings.ipynb #b7ff587b
@@ -32,7 +32,7 @@ class RunSettings(Config):
     name: str = ""         # folder of this run under `out`; empty: made from the settings
     out: str = "runs"      # folder that holds the runs
     seed: Amount = 0       # seed of weights, sampling, augmentation and distraction
-    device: str = "auto"   # auto, cpu, cuda or cuda:N
+    device: str = "auto"   # where to compute: auto, cpu, cuda or cuda:N
     resume: bool = False   # go on from the newest intact checkpoint of this run
 
 
@@ -49,7 +49,7 @@ class DataSettings(Config):
     frame_size: tuple[Count, Count] = (128, 171)  # videos: height and width of a decoded frame
     cache: bool = False              # videos: decode all once and keep them in memory
     on_error: OnError = "raise"      # unreadable videos: raise, or skip and warn
-    frames: Count = 8                # frames a clip
+    frames: Count = 8                # frames per clip
     stride: Count = 1                # every stride-th frame of the video
     short: Short = "loop"            # videos shorter than a clip: loop, clamp or drop
     workers: Amount = 0              # loader processes; 0 loads in the training process
@@ -73,11 +73,11 @@ class AugmentationSettings(Config):
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
 
-    method: str = "moco"            # name in be_nb.methods.METHODS, or module:Class of your own
+    method: str = "moco"            # a name in be_nb.methods.METHODS, or your module:Class
     backbone: str = "tiny"          # network: a name in be_nb.backbones.list_backbones()
-    distractor: str = "intra_frame"  # first half of BE: be_nb.distractor.VARIANTS
+    distractor: str = "intra_frame"  # first half of BE: one of be_nb.distractor.VARIANTS
     gamma: Share = 0.3              # weight of the added frame: λ ~ U(0, gamma), one per clip
-    negative: Negative = "intra_video"  # second half of BE: intra_video, other_video or none
+    negative: Negative = "intra_video"  # second half: intra_video, other_video or none
     negative_offset: Amount = 4     # least frames between a window and the intra-video negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
@@ -87,17 +87,17 @@ class OptimisationSettings(Config):
     "How the weights move."
 
     steps: Amount = 1000            # epochs × videos ÷ batch_size; 0: untrained network
-    batch_size: Count = 64          # videos a step
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # adamw or sgd
+    batch_size: Count = 64          # videos per step
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # how a gradient moves the weights: adamw or sgd
     lr: Positive = 2e-3             # peak learning rate
     weight_decay: NonNegative = 1e-4  # pull of the weights towards zero
     sgd_momentum: Share = 0.9       # optimizer=sgd: momentum of the update
-    schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the learning rate: cosine, step or constant
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # fall of the lr: cosine, step or constant
     warmup_steps: Amount = 50       # steps of linear warm-up before the schedule
     milestones: tuple[Share, ...] = (0.6, 0.8)  # schedule=step: lr drops at these fractions
     lr_drop: Fraction = 0.1         # schedule=step: factor of each drop
     clip_grad: NonNegative = 0.0    # largest gradient norm; 0 does not clip
-    amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
+    amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
 # %% ../nbs/7_training/02_settings.ipynb #8f19c914
@@ -105,11 +105,11 @@ class OptimisationSettings(Config):
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # or channels_last, default
+    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # layout of tensors: auto, channels_last or default
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
-    activations: Literal["keep", "recompute"] = "keep"  # recompute: less memory, slower
-    accumulate: Count = 1           # parts of a batch computed one after the other: less memory
-    prefetch: Literal["auto", "off"] = "auto"  # auto: a GPU copies the next batch during this step
+    activations: Literal["keep", "recompute"] = "keep"  # keep for backward, or recompute: less memory, slower
+    accumulate: Count = 1           # parts of a batch, computed one after the other: less memory
+    prefetch: Literal["auto", "off"] = "auto"  # off, or auto: a GPU copies the next batch during a step
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,20 @@ class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationS
     """
 
     def __new__(cls, **settings):
-        return super().__new__(pretrain_config(settings.get("method", "moco")) if cls is PretrainConfig else cls)
+        return super().__new__(cls.like(settings) if cls is PretrainConfig else cls)
 
     @classmethod
     def like(cls, changes):
         "The class for another method, if `changes` name one."
-        return pretrain_config(changes.get("method", cls.method))
+        return pretrain_config(conform("method", changes.get("method", cls.method), str))
 
     def __reduce__(self):
         return _rebuild, (dataclasses.asdict(self),)  # the class of a method has no name that pickle could find
 
     def __post_init__(self):
         super().__post_init__()
+        if self.method != type(self).method:  # `dataclasses.replace` cannot take another class
+            raise ValueError(f"These are settings of method={type(self).method}; be_nb.config.override changes the method.")
         check_training(self)
         method = find_method(self.method)
         idle = [key for key, value in NEUTRAL.items() if key not in method.uses and getattr(self, key) != value]
@@ -199,7 +201,7 @@ def saved_config(
     saved: dict,         # settings as a checkpoint holds them
 ) -> PretrainConfig:     # settings that it does not know have their defaults; those that are no more are left out
     "The config of a run, from its checkpoint."
-    known = annotations(pretrain_config(saved.get("method", "moco")))
+    known = annotations(PretrainConfig.like(saved))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
 # %% ../nbs/7_training/02_settings.ipynb #e7df1230
@@ -209,18 +211,18 @@ class FinetuneSettings(Config):
 
     checkpoint: str = ""           # start: whatever be_nb.load reads; empty: random weights
     backbone: str = ""             # network; empty: that of the checkpoint, or tiny if there is none
-    freeze: bool = False           # train the classifier only; weights and statistics of the backbone stay
-    dropout: Share = 0.5           # share of the features that are dropped before the classifier
+    freeze: bool = False           # train the classifier only; the backbone stays as it is
+    dropout: Share = 0.5           # share of the features dropped before the classifier
     label_smoothing: Share = 0.0   # share of the target that is spread evenly over all classes
     classes: Amount = 0            # number of classes; 0: as many as the training list has
     epochs: NonNegative = 0.0      # passes over the training videos; 0: `steps` says how long
     validation: Annotated[float, Range(0, 0.5)] = 0.2  # share of the training videos that chooses the weights
-    validate_every: Amount = 0     # steps between looks at these; 0: once an epoch
-    clips: Count = 10              # test: clips a video, spread evenly
-    crops: Count = 1               # test: 1 crop a clip (centre) or 3 (left, centre, right)
+    validate_every: Amount = 0     # steps between looks at these; 0: once per epoch
+    clips: Count = 10              # test: clips per video, spread evenly
+    crops: Count = 1               # test: 1 crop per clip (centre) or 3 (left, centre, right)
     test_crop: Fraction = 1.0      # test: side of a crop ÷ short side of the frame
     protocol: str = ""             # test: views as in be_nb.judging.protocols; empty: as set here
-    test_splits: tuple[str, ...] = ()  # lists to test on; empty: val.txt, of SceneBias test and swapped
+    test_splits: tuple[str, ...] = ()  # test lists; empty: val.txt, SceneBias: test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
 # %% ../nbs/7_training/02_settings.ipynb #521dc86d
@@ -234,7 +236,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
 
     split: str = ""          # list of the training videos; empty: train.txt, of SceneBias probe
     data_size: Count = 1024  # SceneBias: number of training clips
-    steps: Amount = 300      # how long, where epochs=0; 0: untrained classifier
+    steps: Amount = 300      # steps of training, where epochs=0; 0: untrained classifier
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,8 +255,8 @@ class EvaluateConfig(Config):
     data: str                       # folder of videos
     train_split: str = "train.txt"  # labelled list: fits probe, holds neighbours
     test_split: str = "val.txt"     # labelled list: every video of it is scored
-    clips: Count = 10               # clips a video, spread evenly, then averaged
-    frames: Count | None = None     # frames a clip; None: as in pretraining
+    clips: Count = 10               # clips per video, spread evenly, then averaged
+    frames: Count | None = None     # frames per clip; None: as in pretraining
     stride: Count | None = None     # every stride-th frame; None: as in pretraining
     size: Count | None = None       # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
@@ -262,8 +264,8 @@ class EvaluateConfig(Config):
     omit: bool = False              # protocol: leave out what its code left out
     on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
-    device: str = "auto"            # auto, cpu, cuda or cuda:N
-    amp: Precision = "auto"         # bf16, fp32, or auto: bf16 where it is fast
+    device: str = "auto"            # where to compute: auto, cpu, cuda or cuda:N
+    amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
     out: str = ""                   # JSON file for the result; empty: only printed
 
 
@@ -285,17 +287,17 @@ class ExportConfig(Config):
 # %% ../nbs/7_training/02_settings.ipynb #9c7b48c4
 @dataclass(frozen=True)
 class PackConfig(Config):
-    "What `be_nb.data.pack.write.pack` needs: videos, lists of them, and how their frames shall be stored."
+    "What `be_nb.data.pack.write.pack` needs: videos, lists of them, and how their frames are stored."
 
     root: str                        # folder of the videos
     out: str                         # folder of the pack
     splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root, lines `path label`
     short_side: Amount = 128         # pixels of the shorter side; 0 keeps the size
     frame_size: tuple[Count, Count] | None = None  # height, width: cover and cut, not short_side
-    codec: Literal["jpeg", "raw"] = "jpeg"  # jpeg is small; raw needs no decoding
-    quality: Annotated[int, Range(1, 100)] = 90  # of JPEG
+    codec: Literal["jpeg", "raw"] = "jpeg"  # of a stored frame: jpeg is small, raw needs no decoding
+    quality: Annotated[int, Range(1, 100)] = 90  # of JPEG, from 1 to 100
     shard_videos: Count = 64         # videos in one tar file
-    workers: Count = 1               # processes
+    workers: Count = 1               # processes that decode at the same time
     on_error: OnError = "skip"       # unreadable videos: raise, or skip and report
 
 
@@ -312,13 +314,13 @@ class BenchConfig(Config):
 
     recipe: str = ""           # a recipe of pretraining; empty: the miniature
     backbone: str = ""         # network; empty: the recipe's
-    frames: Amount = 0         # frames a clip; 0: the recipe's
+    frames: Amount = 0         # frames per clip; 0: the recipe's
     size: Amount = 0           # side of the view, pixels; 0: the recipe's
-    batch_size: Amount = 0     # videos a step; 0: the recipe's
+    batch_size: Amount = 0     # videos per step; 0: the recipe's
     noise: bool = False        # random frames instead of the recipe's videos
-    repeats: Count = 7         # measured steps; medians are reported
-    device: str = "auto"       # auto, cpu, cuda or cuda:N
-    amp: Precision = "auto"    # bf16, fp32, or auto: bf16 where it is fast
+    repeats: Count = 7         # measured steps; their medians are reported
+    device: str = "auto"       # where to compute: auto, cpu, cuda or cuda:N
+    amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
     out: str = ""              # JSON file for the result; empty: only printed
 
 # %% ../nbs/7_training/02_settings.ipynb #9a143a2e
@@ -335,20 +337,20 @@ class BiasConfig(Config):
     data_seed: Amount = 0       # SceneBias: seed of the set
     rho: Share = 0.9            # SceneBias: how often the scene agrees with the class
     data_size: Amount = 0       # SceneBias: clips of each list; 0: all
-    clips: Count = 2            # clips a video; their features are averaged
-    frames: Count | None = None  # frames a clip; None: as in pretraining
+    clips: Count = 2            # clips per video; their features are averaged
+    frames: Count | None = None  # frames per clip; None: as in pretraining
     stride: Count | None = None  # every stride-th frame; None: as in pretraining
     size: Count | None = None   # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"       # videos shorter than a clip: loop, clamp or drop
     on_error: OnError = "raise"  # unreadable videos: raise, or skip and warn
-    lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of distraction
-    untrained: bool = True      # compare with random weights, too
+    lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of the added frame that are tried
+    untrained: bool = True      # also test random weights, for comparison
     pictures: bool = True       # show clips and maps on the page; off: only numbers leave the data
-    resamples: Count = 2000     # of the bootstrap behind the intervals
-    seed: Amount = 0            # of swaps, shuffles, random weights and the bootstrap
+    resamples: Count = 2000     # resamples of the bootstrap behind the intervals
+    seed: Amount = 0            # seed of swaps, shuffles, random weights and the bootstrap
     batch_size: Count = 64      # clips at a time
-    device: str = "auto"        # auto, cpu, cuda or cuda:N
-    amp: Precision = "auto"     # bf16, fp32, or auto: bf16 where it is fast
+    device: str = "auto"        # where to compute: auto, cpu, cuda or cuda:N
+    amp: Precision = "auto"     # number format: bf16, fp32, or auto: bf16 where it is fast
 
     def __post_init__(self):
         super().__post_init__()

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from be_nb.data.pack.read import PackedVideos
-from be_nb.data.pack.write import encode_video, pack, Settings
 from be_nb.data.clips import ClipDataset, EpochSampler
+from be_nb.data.decode import count_frames, decode, ToRGB, video_frames
 from be_nb.data.lists import Split
+from be_nb.data.pack.read import PackedVideos
+from be_nb.data.pack.write import encode_video, pack, PackSettings
 from be_nb.data.videos import VideoFolder
-from be_nb.data.decode import _ToRGB, count_frames, decode, video_frames
 from be_nb.machine.device import machine
 
 FRAMES, SIZE = 16, (128, 171)
@@ -136,11 +136,11 @@ def clips_per_second(found, counts, repeats, budget):
 def packing_speed(videos, repeats):
     "Frames a second and core: decoding alone, with scaling, and packing."
     def scaled(path):
-        to_rgb = _ToRGB(SIZE)
+        to_rgb = ToRGB(SIZE)
         return sum(1 for frame in video_frames(path) if len(to_rgb(frame)))
     steps = {"decode": count_frames, "decode and scale": scaled,
-             "pack, jpeg quality 90": lambda p: len(encode_video(p, Settings(frame_size=SIZE))[0]),
-             "pack, raw": lambda p: len(encode_video(p, Settings(frame_size=SIZE, codec="raw"))[0])}
+             "pack, jpeg quality 90": lambda p: len(encode_video(p, PackSettings(frame_size=SIZE))[0]),
+             "pack, raw": lambda p: len(encode_video(p, PackSettings(frame_size=SIZE, codec="raw"))[0])}
     speeds = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():

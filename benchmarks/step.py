@@ -24,18 +24,18 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
-from be_nb.augment import affine_matrix, IMAGENET_MEAN, IMAGENET_STD
-from be_nb.studies.bench import ceilings, RandomVideos
-from be_nb.settings import PretrainConfig
+from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD
 from be_nb.config import check_choice, override
-from be_nb.machine.device import bf16_is_fast, bf16_is_safe, machine, pick_device
-from be_nb.distractor import draw_distractors
-from be_nb.methods.base import BatchGenerator
-from be_nb.machine.speed import compile_method
 from be_nb.data.sources import build_loader, build_source
+from be_nb.distractor import draw_distractors
+from be_nb.machine.device import bf16_is_fast, bf16_is_safe, machine, pick_device
+from be_nb.machine.speed import compile_method
 from be_nb.methods.base import build_method
-from be_nb.training.step import learning_rate, seed_of, train_step
+from be_nb.pixels import affine_matrix
+from be_nb.settings import PretrainConfig
+from be_nb.studies.bench import ceilings, RandomVideos
 from be_nb.training.run import restore
+from be_nb.training.step import learning_rate, seed_of, train_step
 
 
 def augment_by_loops(clips, drawn, size):
@@ -76,7 +76,7 @@ class ReferenceStep:
         if what != ("moco", "intra_frame", "intra_video", 1):
             raise ValueError("The reference step is MoCo + BE with bn_groups=1 and nothing else.")
         self.config, start = config, build_method(config).to(device).train()
-        self.sample = start.augment.sample
+        self.sample = start.views.augment.sample
         self.query, self.key = (torch.nn.Sequential(*nets) for nets in (
             (start.backbone, start.head), (start.key_backbone, start.key_head)))
         self.queue, self.pointer = start.queue.keys.clone(), 0
@@ -86,7 +86,7 @@ class ReferenceStep:
 
     def loss(self, clips, step):
         """uint8 (b, 2, t, c, h, w) → loss, keys (b, dim)."""
-        config, generator = self.config, BatchGenerator(seed_of(self.config.seed, step))
+        config, generator = self.config, torch.Generator().manual_seed(seed_of(self.config.seed, step))
         draw = lambda: self.sample(len(clips), *clips.shape[-2:], generator)
         view = lambda window: augment_by_loops(window, draw(), config.size)
         original = view(clips[:, 0])
@@ -123,7 +123,7 @@ class OurStep:
     def __init__(self, config, device, loops=()):
         run = restore(config, "", device, None)
         self.config, self.method, self.optimizer = config, run.method, run.optimizer
-        augment, distractor = self.method.augment, self.method.distractor
+        augment, distractor = self.method.views.augment, self.method.views.distractor
         if "augment" in loops:
             augment.view = lambda clips, drawn: augment_by_loops(clips, drawn, augment.size)
         if "distractor" in loops:
@@ -133,7 +133,7 @@ class OurStep:
             print("compiled:", compile_method(self.method, example, config.amp))
 
     def __call__(self, clips, step):
-        return train_step(self.method, clips, self.optimizer, step, self.config)["loss"].item()
+        return train_step(self.method, {"clips": clips}, self.optimizer, step, self.config)["loss"].item()
 
 
 def contestants(config, device, skip=()):
@@ -166,7 +166,7 @@ def compare(config, device, repeats, skip=()):
     """Rows with medians, for the steps of `contestants` on the same batches."""
     source = build_source(config) if config.size <= 24 else RandomVideos(64, 3 * config.frames + 8, *config.frame_size)
     runners = contestants(config, device, skip)
-    loader = build_loader(config, runners["ours"].method, source)
+    loader = build_loader(config, runners["ours"].method.windows(config), source)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wall, processor, losses = ({name: [] for name in runners} for _ in range(3))
     for step, batch in zip(range(repeats + 1), loader):

@@ -21,14 +21,14 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
-from be_nb.machine.files import write_atomically
 from be_nb.config import Amount, Config, Count, NonNegative
 from be_nb.data.actors import (crop_to_actor, find_people, grow_mask, inpaint_background, load_detector,
-                               other_backgrounds, read_masks, swap_background, write_video)
-from be_nb.data.prepare import extract_part, find_folder, locate_parts, Part
-from be_nb.data.pack.write import pack, run_all
+                               other_backgrounds, read_masks, swap_background)
+from be_nb.data.decode import decode, VideoError, write_video
 from be_nb.data.lists import read_hmdb51, read_list, Split
-from be_nb.data.decode import decode, VideoError
+from be_nb.data.pack.write import pack, run_all
+from be_nb.data.prepare import extract_part, find_folder, locate_parts, Part
+from be_nb.machine.files import write_atomically
 
 HMDB, JHMDB = "the HMDB page of the Serre Lab, Brown University", "the JHMDB page of the MPI for Intelligent Systems"
 PARTS = (

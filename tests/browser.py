@@ -1,7 +1,7 @@
 """JupyterLab in headless Chromium: what a reader of the course does, done by a program.
 
-    with Lab(notebooks) as lab, lab.browser() as page:
-        lab.open(page, "10_distractor.ipynb")
+    with Lab(folder, ROOT / "nbs", ["1_core/04_distractor.ipynb"]) as lab, lab.browser() as page:
+        lab.open(page, "1_core/04_distractor.ipynb")
         lab.run_all(page)
         print(lab.state(page))
 """
@@ -57,16 +57,15 @@ class Lab:
     def __init__(
         self,
         folder,     # an empty folder; notebooks, settings and the log of the server go here
-        notebooks,  # paths of the notebooks to copy
-        extra=(),   # further files and folders that they read
+        root,       # folder of the course
+        names,      # notebooks and folders in it that are copied, each to its own place
     ):
         self.folder, self.token, self.port = Path(folder), secrets.token_hex(16), free_port()
         self.work = self.folder / "nbs"
-        self.work.mkdir()
-        for path in map(Path, notebooks):
-            shutil.copy(path, self.work)
-        for path in map(Path, extra):
-            shutil.copytree(path, self.work / path.name) if path.is_dir() else shutil.copy(path, self.work)
+        for name in names:
+            path, copy = Path(root) / name, self.work / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
         for name, content in SETTINGS.items():
             path = self.folder / "settings" / f"{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,25 @@ needs_bf16 = pytest.mark.skipif(not bf16_is_safe(torch.device("cpu")), reason="a
 FOOTAGE = Path(os.environ.get("BE_NB_FOOTAGE", ROOT.parent / "shared" / "data"))
 
 
+def pytest_addoption(parser):
+    parser.addini("fast", "files and tests that `make check` runs", type="linelist")
+
+
+def pytest_ignore_collect(collection_path, config):
+    "`-m fast` imports no file that has no fast test."
+    if config.option.markexpr == "fast" and collection_path.suffix == ".py":
+        return True if collection_path not in {config.rootpath / e.split("::")[0] for e in config.getini("fast")} else None
+
+
+def pytest_collection_modifyitems(config, items):
+    for entry in config.getini("fast"):
+        if not (config.rootpath / entry.split("::")[0]).is_file():
+            raise pytest.UsageError(f"pytest.ini calls {entry} fast, and it is not there")
+    for item in items:
+        if item.nodeid.split("::")[0] in config.getini("fast") or item.nodeid.split("[")[0] in config.getini("fast"):
+            item.add_marker(pytest.mark.fast)
+
+
 @pytest.fixture
 def footage():
     "The folder of real videos, or a skip that says what is missing."

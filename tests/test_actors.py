@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from be_nb.data.actors import (actor_boxes, boxes_to_mask, crop_to_actor, fill_holes, find_people, grow_mask,
                                inpaint_background, load_detector, other_backgrounds, PERSON, read_masks,
-                               still_background, swap_background, write_video)
-from be_nb.data.scenebias import SceneBias
+                               still_background, swap_background)
 from be_nb.data.decode import decode
+from be_nb.data.scenebias import SceneBias
 
 
 @st.composite
@@ -204,10 +204,3 @@ def test_detectors_of_torchvision_are_loaded_from_a_file(tmp_path):
     assert find_people(torch.zeros(1, 3, 40, 40, dtype=torch.uint8), loaded).shape == (1, 40, 40)
     with pytest.raises(ValueError, match="no detector"):
         load_detector(tmp_path / "w.pt", "resnet18")
-
-
-def test_written_videos_come_back(tmp_path):
-    clip = (torch.arange(21 * 35).view(1, 1, 21, 35) % 250).expand(7, 3, -1, -1).to(torch.uint8)
-    write_video(tmp_path / "name.without.mp4.tmp", clip)
-    back = torch.from_numpy(decode(tmp_path / "name.without.mp4.tmp")).permute(0, 3, 1, 2)
-    assert back.shape == clip.shape and (back.float() - clip.float()).abs().mean() < 2

@@ -11,12 +11,17 @@ import zipfile
 import pytest
 import torch
 
+from be_nb.augment import Augment
 from be_nb.backbones import create_backbone
-from be_nb.saving.checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint,
-                                     save_checkpoint, step_of)
-from be_nb.saving.weights import load
+from be_nb.config import override
 from be_nb.machine.files import remove_leftovers, write_atomically
+from be_nb.methods.base import Batch, Views
 from be_nb.moco import MoCo
+from be_nb.saving.checkpoint import (CheckpointError, FORMAT, list_checkpoints, modern_settings, newest_checkpoint,
+                                     old_puzzle, read_checkpoint, save_checkpoint, step_of)
+from be_nb.saving.weights import load
+from be_nb.settings import PretrainConfig, saved_config
+from be_nb.train import pretrain
 
 
 def a_state(step=4, **more):
@@ -36,7 +41,7 @@ def same(a, b):
 def test_what_is_saved_is_read_back(tmp_path):
     path = save_checkpoint(tmp_path / "a new folder", a_state(), keep=1)
     state = read_checkpoint(path)
-    assert state.pop("format") == 1 and same(a_state(), state)
+    assert state.pop("format") == FORMAT == 2 and same(a_state(), state)
     assert [p.name for p in path.parent.iterdir()] == ["step-00000004.pt"]
 
 
@@ -44,15 +49,16 @@ def test_everything_that_moco_remembers_is_in_its_state_dict():
     "A fresh instance that reads the state of a used one gives the same loss and the same next state."
     def make(seed):
         torch.manual_seed(seed)
-        return MoCo(create_backbone("tiny", width=4), dim=8, queue_size=13, negative="none").train()
+        views = Views(Augment(20), negative="none")
+        return MoCo(create_backbone("tiny", width=4), dim=8, queue_size=13, views=views).train()
     used, fresh = make(0), make(1)
     clips = torch.randint(0, 256, (6, 1, 4, 3, 20, 20), dtype=torch.uint8)
-    draw = lambda: torch.Generator().manual_seed(5)
+    batch = lambda: Batch(clips, torch.Generator().manual_seed(5))
     for _ in range(3):
-        used(clips, draw())
+        used(batch())
         used.after_step()
     fresh.load_state_dict(used.state_dict())
-    losses = [m(clips, draw())[0] for m in (used, fresh)]
+    losses = [m(batch())[0] for m in (used, fresh)]
     for m in (used, fresh):
         m.after_step()
     assert torch.equal(*losses) and same(dict(used.state_dict()), dict(fresh.state_dict()))
@@ -167,6 +173,7 @@ def test_foreign_and_hostile_files_are_refused_without_running_them(tmp_path):
         tar.addfile(tarfile.TarInfo("pickle"), io.BytesIO())
     torch.save(a_state(), bad / "no format")
     torch.save({"format": 99, **a_state()}, bad / "a later format")
+    torch.save({"format": 0, **a_state()}, bad / "no such format")
     torch.save([1, 2], bad / "a list")
     torch.save({"format": 1, "step": 3}, bad / "no config")
     torch.save({"format": 1, "step": 3, "config": "tiny"}, bad / "config is text")
@@ -238,3 +245,85 @@ def test_load_says_what_is_wrong(tmp_path):
     wrong(save_checkpoint(tmp_path / "none", a_state(config={}), keep=1), "None")
     wrong(save_checkpoint(tmp_path / "empty", a_state(), keep=1), "missing")
     wrong(save_checkpoint(tmp_path / "text", a_state(method="weights"), keep=1), "missing")
+
+
+# ---- checkpoints of format 1
+
+OLD = {"dim": 8, "head": "mlp", "queue_size": 16, "momentum": 0.99, "temperature": 0.07, "beta": 0.0, "gap": 8,
+       "joint": False, "distractor": "intra_frame", "gamma": 0.3, "negative": "intra_video", "negative_offset": 4}
+THEN = {  # what format 1 had in its settings, one list for all methods → what has another value today
+    "moco": (dict(method="moco", frames=4), {}),
+    "plain moco": (dict(method="moco", frames=4, distractor="none", negative="other_video"), {}),
+    "triplet": (dict(method="triplet", frames=4), {}),
+    "triplet, negative ignored": (dict(method="triplet", frames=4, negative="none"), dict(negative="intra_video")),
+    "rotnet": (dict(method="rotnet", frames=4, gamma=0.5, negative_offset=9),
+               dict(distractor="none", gamma=0.3, negative="none", negative_offset=4, beta=1.0)),
+    "rotnet with BE": (dict(method="rotnet", frames=4, beta=2.0, gamma=0.5), dict(negative="none")),
+    "order": (dict(method="order", frames=18, gap=3), dict(frames=4, distractor="none", negative="none", beta=1.0)),
+    "order with BE": (dict(method="order", frames=18, gap=3, beta=1.0), dict(frames=4, negative="none")),
+    "puzzles": (dict(method="puzzles", frames=16), dict(frames=3, distractor="none", negative="none", beta=1.0)),
+    "puzzles with BE": (dict(method="puzzles", frames=16, beta=1.0), dict(frames=3, negative="none")),
+}
+SMALL = dict(data_size=16, batch_size=4, size=16, steps=4, warmup_steps=1, checkpoint_every=2, log_every=1, amp="fp32",
+             checks=False)
+
+
+def as_old(path, then):
+    "Write a checkpoint of today as format 1 wrote it: the same weights, all knobs of all methods in the settings."
+    state = torch.load(path, weights_only=True)
+    settings = OLD | state["config"] | then  # a knob that this method does not have today had its default
+    torch.save(state | {"format": 1, "config": settings}, path)
+    return settings
+
+
+@pytest.mark.parametrize("name", THEN)
+def test_an_old_run_is_loaded_and_goes_on_as_if_nothing_had_happened(tmp_path, name):
+    then, today = THEN[name]
+    config = saved_config(modern_settings(OLD | then))
+    config = override(config, out=str(tmp_path), name="run", **SMALL)
+    straight = pretrain(config, progress=False)
+    first, last = list_checkpoints(tmp_path / "run")
+    expected = read_checkpoint(last)
+    settings = as_old(first, OLD | then)
+    last.unlink()
+
+    net = load(tmp_path / "run")
+    now = net.pretrain_config
+    assert {key: now[key] for key in today} == today
+    assert {key for key in settings if now[key] != settings[key]} == set(today)
+    assert now["frames"] == config.frames, "evaluation shows the network the clips that it knows"
+    weights = {key.removeprefix("backbone."): value for key, value in torch.load(first, weights_only=True)["method"].items()
+               if key.startswith("backbone.")}
+    assert same(dict(net.state_dict()), weights)
+
+    again = pretrain(config, progress=False, resume=True)
+    state = read_checkpoint(again.checkpoint)
+    assert torch.load(again.checkpoint, weights_only=True)["format"] == FORMAT
+    assert same(state["method"], expected["method"]) and same(state["optimizer"], expected["optimizer"])
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in straight.history]
+
+
+def test_an_old_run_whose_windows_cannot_be_had_is_loaded_and_not_continued(tmp_path):
+    "Boxes of 2 frames were cut from windows of 8 or of 12; today it is always 8."
+    assert [old_puzzle(window) for window in (4, 5, 8, 12, 16, 17, 24, 48)] == [
+        (1, 4), (1, 4), (2, 8), (2, 8), (3, 16), (3, 16), (4, 20), (9, 48)]
+    config = PretrainConfig(method="puzzles", frames=2, distractor="none", out=str(tmp_path), name="run", **SMALL)
+    pretrain(override(config, steps=2), progress=False)
+    as_old(tmp_path / "run" / "step-00000002.pt", dict(frames=12, steps=4, beta=0.0))
+    assert load(tmp_path / "run").pretrain_config["frames"] == 2
+    with pytest.raises(ValueError, match="puzzles of 12 frames.* boxes of 2 frames have 8"):
+        pretrain(config, progress=False, resume=True)
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000002.pt"]
+
+
+def test_a_later_format_is_told_from_a_file_that_is_none(tmp_path):
+    path = save_checkpoint(tmp_path, a_state(), keep=1)
+    torch.save({**a_state(), "format": FORMAT + 1}, path)
+    with pytest.raises(CheckpointError, match="written by a newer one"):
+        read_checkpoint(path)
+
+
+def test_settings_of_format_1_made_by_hand_are_no_crash(tmp_path):
+    for config in ({}, {"method": "order"}, {"method": "puzzles"}, {"method": "puzzles", "frames": 1}, {"method": "mine"}):
+        torch.save({"format": 1, **a_state(config=config)}, tmp_path / "x.pt")
+        assert read_checkpoint(tmp_path / "x.pt")["config"].get("method") == config.get("method")

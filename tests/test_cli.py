@@ -1,5 +1,6 @@
 """The command line: every setting is a flag with its comment, mistakes cost one line, and neither needs torch."""
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from conftest import ROOT
 from test_config import configs
 
 from be_nb import __version__, cli
-from be_nb.settings import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig,
-                            RetrieveConfig)
-from be_nb.recipes import list_recipes, recipe
 from be_nb.config import settings
+from be_nb.recipes import list_recipes, recipe
+from be_nb.saving.checkpoint import read_checkpoint
+from be_nb.settings import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, PackConfig,
+                            PretrainConfig, RetrieveConfig)
 
 NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 
@@ -56,7 +59,7 @@ def to_args(config):
 
 
 @hypothesis_settings(max_examples=12, deadline=None)
-@given(st.sampled_from([PretrainConfig, RetrieveConfig]).flatmap(configs))
+@given(st.sampled_from(["PretrainConfig", "simclr", "RetrieveConfig"]).flatmap(configs))
 def test_flags_say_all_that_a_config_can(config):
     assert cli.parse("test", type(config), to_args(config), "") == config
 
@@ -86,6 +89,8 @@ def help_of(args, capsys, monkeypatch):
 
 @pytest.mark.parametrize("args, config", [
     (["pretrain"], PretrainConfig()), (["pretrain", "scenebias-moco"], recipe("scenebias-moco")),
+    (["pretrain", "--method", "simclr"], PretrainConfig(method="simclr")),
+    (["pretrain", "scenebias-order-be"], recipe("scenebias-order-be")), (["finetune"], FinetuneConfig()),
     (["evaluate"], EvaluateConfig), (["retrieve"], RetrieveConfig), (["export"], ExportConfig), (["pack"], PackConfig),
     (["doctor"], DoctorConfig), (["bench"], BenchConfig)])
 def test_help_gives_every_setting_a_line_of_its_own(args, config, capsys, monkeypatch):
@@ -194,6 +199,92 @@ def test_usage_recipes_and_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
+MINE = """
+from dataclasses import dataclass
+
+import torch
+
+from be_nb.config import Config, Positive
+from be_nb.methods.base import Method, Views
+
+
+class Mine(Method):
+    "The smallest method: features of two views are to be alike, and as long as `length`."
+
+    title, uses = "mine", ("distractor", "gamma")
+
+    @dataclass(frozen=True)
+    class Settings(Config):
+        "My own knob."
+
+        length: Positive = 2.0  # how long a feature is to be
+
+    def __init__(self, backbone, length=2.0, views=None):
+        super().__init__()
+        self.backbone, self.length, self.views = backbone, length, Views() if views is None else views
+
+    @classmethod
+    def passes(cls, config):
+        return 6
+
+    def reference_loss(self, batch_size):
+        return self.length
+
+    def forward(self, batch):
+        first, second = (self.backbone(view).float() for view in (self.views.erased(batch), self.views.clean(batch)))
+        loss = (first - second).square().mean() + (first.norm(dim=1) - self.length).abs().mean()
+        return loss, {"norm": first.detach().norm(dim=1).mean()}
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    "A folder with a method of a stranger's, and an environment without the folder in Python's path."
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "mine.py").write_text(MINE)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+
+    def run(*command):
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return folder, run
+
+
+TINY = ["--steps", "3", "--data-size", "16", "--batch-size", "8", "--frames", "2", "--size", "16", "--log-every", "1",
+        "--amp", "fp32", "--device", "cpu"]
+
+
+def test_a_method_of_ones_own_from_the_command_line(mine):
+    "Its class's settings are flags with their comments; a mistake in its name is told in a line."
+    folder, run = mine
+    script = str(Path(sys.executable).with_name("be-nb"))
+    shown = run(script, "pretrain", "--method", "mine:Mine", "--help").stdout
+    assert re.search(r"--length FLOAT +how long a feature is to be \(default: 2.0\)", shown) and "mine options" in shown
+    assert "--queue-size" not in shown and "--negative STR" not in shown.replace("--negative-offset", "")
+    done = run(script, "pretrain", "scenebias-be", "--method=mine:Mine", "--length", "3", *TINY, "--name", "one")
+    assert done.returncode == 0, done.stderr
+    saved = read_checkpoint(folder / "runs" / "one" / "step-00000003.pt")
+    assert saved["config"]["method"] == "mine:Mine" and saved["config"]["length"] == 3
+    for wrong, told in ((["--method", "mine:Your"], "nothing named 'Your'"), (["--method", "yours:Mine"], "no module 'yours'"),
+                        (["--method", "mine:Mine", "--length", "0"], "length must be above 0"),
+                        (["--method", "mine:Mine", "--negative", "other_video"], "makes no use of negative"),
+                        (["--method", "mine:Mine", "--queue-size", "3"], "Unknown flag --queue-size")):
+        done = run(script, "pretrain", *wrong)
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_method_of_ones_own_on_two_ranks(mine):
+    folder, run = mine
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for ranks in (1, 2):
+        done = run(*torchrun, str(ranks), "-m", "be_nb.cli", "pretrain", "--method", "mine:Mine", *TINY, "--bn-groups", "2",
+                   "--name", f"ranks{ranks}")
+        assert done.returncode == 0, done.stderr
+    one, two = ([json.loads(line) for line in (folder / "runs" / f"ranks{n}" / "history.jsonl").read_text().splitlines()]
+                for n in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)
+
+
 # One fresh interpreter for all: `main` with each of these lines, then a look at what was imported.
 NO_TORCH = """
 import contextlib, io, sys
@@ -208,9 +299,9 @@ for line in sys.argv[1:]:
 
 
 def test_help_and_mistakes_do_not_load_torch():
-    lines = ["", "--help", "recipes", "--version", "pretrain --help", "pretrain scenebias-be --help", "evaluate --help",
-             "retrieve -h", "export --help", "pack --help", "doctor", "pretain", "pretrain xyzzy", "pretrain --rhoo 1",
-             "pretrain --rho 7"]
+    "But for pretraining: there the method is asked for its settings, and methods are networks."
+    lines = ["", "--help", "--version", "recipes --help", "evaluate --help", "retrieve -h", "export --help", "pack --help",
+             "doctor", "bias --help", "bench --help", "pretain", "evaluate --clipss 1", "retrieve --ks 0"]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *lines], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -16,12 +16,12 @@ from conftest import ROOT
 from rar import rar4, rar5
 from test_archives import tar_bytes, zip_bytes
 
-from be_nb.data.actors import PERSON, write_video
-from be_nb.data.prepare import main, prepare, PrepareConfig
-from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_videos
-from be_nb.data.decode import decode
+from be_nb.data.actors import PERSON
+from be_nb.data.decode import decode, write_video
 from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.prepare import prepare, prepare_cli, PrepareConfig
+from be_nb.data.sources import open_source
 
 SCRIPTS = ROOT / "data_scripts"
 
@@ -126,7 +126,7 @@ def test_from_archives_to_a_pack_and_again(name, tmp_path, video, capsys):
     assert json.loads((out / "report.json").read_text())["videos"] == made.videos
     assert set(doctor(out / "pack", progress=False).problems) == set(gone)
     first = next(iter(made.lists))
-    videos = open_videos(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
+    videos = open_source(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
     assert len(videos) == made.lists[first] - len(gone) and videos.read(0, [0, 5]).shape == (2, 3, 24, 32)
     done = files(tmp_path)
     prepare(dataset(name), config)
@@ -158,7 +158,7 @@ READERS = {"ucf101": read_ucf101, "hmdb51": read_hmdb51, "diving48": lambda fold
 @pytest.mark.parametrize("name", READERS)
 def test_official_lists_have_the_official_counts_and_come_out_as_they_went_in(name, tmp_path, footage, capsys):
     lists = footage / "lists" / name
-    main(dataset(name), "", ["--archives", str(lists), "--out", str(tmp_path), "--lists-only"])
+    prepare_cli(dataset(name), "", ["--archives", str(lists), "--out", str(tmp_path), "--lists-only"])
     for k in (1,) if name == "diving48" else (1, 2, 3):
         for side, official in READERS[name](lists, k)._asdict().items():
             written = read_list(tmp_path / f"{side}{'' if name == 'diving48' else k}.txt")
@@ -176,7 +176,7 @@ def test_hmdb51_has_6766_videos(footage):
 def test_lists_that_are_not_official_stop_before_the_videos_are_touched(tmp_path, video, capsys):
     fake_ucf101(tmp_path, video)
     with pytest.raises(SystemExit) as stop:
-        main(dataset("ucf101"), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
+        prepare_cli(dataset("ucf101"), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
     assert stop.value.code == 2 and "train1.txt: 6 videos, the official list has 9537" in told and "--no-check-counts" in told
     assert not (tmp_path / "out/extracted/videos").exists()
@@ -185,7 +185,7 @@ def test_lists_that_are_not_official_stop_before_the_videos_are_touched(tmp_path
 @each_set
 def test_what_is_missing_is_named_with_its_source(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(dataset(name), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
+        prepare_cli(dataset(name), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
     assert stop.value.code == 2
     for part in dataset(name).parts:
@@ -210,7 +210,7 @@ def test_a_killed_script_goes_on(tmp_path, video):
     fake_diving48(tmp_path, video)
     program = textwrap.dedent("""
         import os, signal, sys
-        from be_nb.data import pack
+        from be_nb.data.pack import write as pack
         encode = pack.encode_video
         def dying(path, settings):
             if "-x2" in str(path):

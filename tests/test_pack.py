@@ -23,17 +23,18 @@ from torch.utils.data import DataLoader
 
 import be_nb.data.pack.write as module
 from be_nb import cli
-from be_nb.settings import EvaluateConfig, PretrainConfig
-from be_nb.data.pack.format import CODECS, is_pack, PackError, scan_shard
-from be_nb.data.pack.read import fit, PackedVideos
-from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_videos
-from be_nb.data.pack.write import pack
-from be_nb.data.pack.stream import stream
 from be_nb.data.clips import ClipDataset, EpochSampler
-from be_nb.data.lists import Split
 from be_nb.data.decode import decode, VideoError
+from be_nb.data.lists import Split
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.pack.format import CODECS, is_pack, PackError, scan_shard
+from be_nb.data.pack.read import cover, PackedVideos
+from be_nb.data.pack.stream import stream
+from be_nb.data.pack.write import pack
+from be_nb.data.scenebias import SceneBias, SPLITS
+from be_nb.data.sources import build_source, knn_sources, labelled_source, open_list, open_source, usual_lists
 from be_nb.data.videos import VideoFolder
+from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
 quiet_pack = functools.partial(pack, progress=False)
 NAMES = {"a [b] (c).avi": 20, "#1 hash!.mp4": 12, "sub/plain.mkv": 31, "50% é.avi": 7, "one.mp4": 1, "v2.avi": 9,
@@ -157,7 +158,7 @@ def test_portrait_videos_and_fit(tmp_path):
     with pytest.warns(UserWarning, match="larger than 1 of 1 videos.*short_side=48"):
         PackedVideos(tmp_path / "p", "a.txt", (48, 64))
     clip = torch.arange(24 * 40).reshape(1, 1, 24, 40).expand(2, 3, -1, -1).to(torch.uint8)
-    assert torch.equal(fit(clip, (24, 32)), clip[..., 4:36]) and fit(clip, (12, 12)).shape == (2, 3, 12, 12)
+    assert torch.equal(cover(clip, (24, 32)), clip[..., 4:36]) and cover(clip, (12, 12)).shape == (2, 3, 12, 12)
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -209,7 +210,7 @@ def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
     assert list(out.glob(".*.tmp")) and not (out / "pack.json").exists()
     for scan in out.glob("shard-*.tar"):
         scan_shard(scan)  # a shard that has its name is whole
-    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_videos(out, "train.txt"), lambda: doctor(out)):
+    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_source(out, "train.txt"), lambda: doctor(out)):
         with pytest.raises(PackError, match="not finished"):
             broken()
     finished, calls = content(out).keys() & content(packs["jpeg"]).keys(), []
@@ -395,18 +396,34 @@ def test_reading_writes_nothing_and_holds_few_files(packs, monkeypatch):
 
 
 def test_one_place_chooses_the_source(root, packs, tmp_path):
-    from be_nb.data.sources import labelled_source
-    from be_nb.settings import FinetuneConfig
-    from be_nb.data.sources import open_list
-    from be_nb.data.sources import build_source
     assert is_pack(packs["raw"]) and not is_pack(root)
     for data, kind in ((str(root), VideoFolder), (str(packs["raw"]), PackedVideos)):
-        config = PretrainConfig(data=data, frame_size=(24, 32))
-        found = [open_videos(data, "val.txt", (24, 32)), build_source(config),
+        config = PretrainConfig(data=data, frame_size=(24, 32), knn_every=1)
+        found = [open_source(data, "val.txt", frame_size=(24, 32)), build_source(config), *knn_sources(config),
                  labelled_source(EvaluateConfig("runs/a", data), "val.txt", {"frame_size": (24, 32)}),
                  open_list(FinetuneConfig(data=data, frame_size=(24, 32)), "val.txt", 0)]
         assert all(type(source) is kind for source in found)
-        assert torch.equal(found[0].read(1, [2]), open_videos(root, "val.txt", (24, 32)).read(1, [2]))
+        assert torch.equal(found[0].read(1, [2]), open_source(root, "val.txt", frame_size=(24, 32)).read(1, [2]))
+
+
+def test_the_built_in_set_is_opened_with_what_concerns_it():
+    for kind, wanted in ((SceneBias("probe", 0.5, 3, 8), dict(rho=0.5, data_seed=3, size=8, frame_size=(1, 1))),
+                         (SceneBias("probe", 0.9, 0, 5), dict(most=5)),
+                         (SceneBias("probe", 0.9, 0, 3), dict(most=5, size=3, labelled=True)),
+                         (SceneBias("probe", damping=1.5), dict(damping=1.5))):
+        assert repr(open_source("scenebias", "probe", **wanted)) == repr(kind)
+    assert set(usual_lists("scenebias")) <= set(SPLITS) and usual_lists("anything") == ("train.txt", "val.txt")
+    with pytest.raises(ValueError, match="no split 'prob'"):
+        open_source("scenebias", "prob", most=5)
+
+
+def test_a_part_of_a_list_is_spread_over_it_and_labels_are_looked_at_first(root, packs):
+    for data in (root, packs["raw"]):
+        whole, part = (open_source(data, "train.txt", frame_size=(24, 32), most=most) for most in (None, 3))
+        assert len(whole) == 5 and part.names == [whole.names[i] for i in (0, 2, 4)]
+        assert part.labels.tolist() == whole.labels[[0, 2, 4]].tolist() and part.classes == whole.classes
+    with pytest.raises(ValueError, match="1 videos have no label"):
+        open_source(root, Split(["nowhere.mp4"], [-1]), labelled=True)
 
 
 def test_command_line_packs(root, tmp_path, capsys):

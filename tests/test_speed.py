@@ -7,12 +7,13 @@ from torch import nn
 
 from be_nb.augment import Augment
 from be_nb.backbones import create_backbone
-from be_nb.settings import PretrainConfig
 from be_nb.config import override
-from be_nb.moco import MoCo
-from be_nb.machine.speed import compile_backbone, compile_method, keep_buffers, prefetch, recompute
 from be_nb.data.sources import build_loader, build_source
-from be_nb.methods.base import build_method
+from be_nb.machine.speed import compile_backbone, compile_method, keep_buffers, prefetch, recompute
+from be_nb.methods.base import Batch, Views
+from be_nb.moco import MoCo
+from be_nb.settings import PretrainConfig
+from be_nb.training.run import build
 from be_nb.training.step import build_optimizer, train_step
 
 SMALL = PretrainConfig(data_size=32, batch_size=4, queue_size=16, size=16, frames=4, steps=6, warmup_steps=2)
@@ -42,15 +43,22 @@ def test_recomputed_activations_give_the_same_bits(name, size):
     found = []
     for again in (False, True):
         torch.manual_seed(0)
-        method = MoCo(create_backbone(name), dim=8, queue_size=8, augment=Augment(size)).train()
+        method = MoCo(create_backbone(name), dim=8, queue_size=8, views=Views(Augment(size))).train()
         if again:
             recompute(method.backbone)
         clips = torch.randint(0, 256, (2, 2, 8, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte()
-        loss, _ = method(clips, torch.Generator().manual_seed(2))
+        loss, _ = method(Batch(clips, torch.Generator().manual_seed(2)))
         loss.backward()
         gradients = [p.grad for p in method.parameters() if p.requires_grad]
         found.append([loss.detach(), *gradients, *method.state_dict().values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def first_losses(config, method):
+    "The losses of three steps."
+    optimizer = build_optimizer(config, method)
+    loader = build_loader(config, method.windows(config), build_source(config))
+    return [train_step(method, batch, optimizer, step, config)["loss"].item() for step, batch in zip(range(3), loader)]
 
 
 def test_buffers_are_kept_also_after_an_error():
@@ -68,10 +76,7 @@ def test_switches_change_nothing_but_the_last_bits():
     for name, changes in {"plain": {}, "joint": dict(joint=True), "not fused": dict(fused=False),
                           **{order: dict(memory_order=order) for order in ("default", "channels_last")}}.items():
         config = override(SMALL, amp="fp32", **changes)
-        method = build_method(config).train()
-        optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config))
-        losses[name] = [train_step(method, batch["clips"], optimizer, step, config)["loss"].item()
-                        for step, batch in zip(range(3), loader)]
+        losses[name] = first_losses(config, build(config).train())
     for name, values in losses.items():
         assert values == pytest.approx(losses["plain"], abs=1e-3), name
 
@@ -101,15 +106,13 @@ def test_a_compiled_step_is_the_same_step(graphs):
     for changes in ({}, dict(bn_groups=2), dict(joint=True), dict(hue=.4, contrast=.2)):
         config, losses = override(SMALL, amp="fp32", **changes), []
         for compiled in (False, True):
-            method = build_method(config).train()
+            method = build(config).train()
             if compiled:
                 torch.compiler.reset()
                 example = torch.randn(4 * (1 + config.joint), 3, config.frames, config.size, config.size)
                 assert set(compile_method(method, example, "fp32").values()) == {"whole"}
                 count = len(graphs)
-            optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config))
-            losses.append([train_step(method, batch["clips"], optimizer, step, config)["loss"].item()
-                           for step, batch in zip(range(3), loader)])
+            losses.append(first_losses(config, method))
         assert len(graphs) > count, "neither augmentation nor distractor was compiled"
         assert losses[0] == losses[1], changes
 
@@ -120,12 +123,13 @@ def test_no_wait_inside_a_step():
     device = torch.device("cuda")
     for changes in ({}, dict(bn_groups=2, clip_grad=1.0), dict(accumulate=2), dict(joint=True, activations="recompute")):
         config = override(SMALL, **changes)
-        method = build_method(config).to(device).train()
-        optimizer, loader = build_optimizer(config, method), build_loader(config, method, build_source(config), pin=True)
+        method = build(config).to(device).train()
+        optimizer = build_optimizer(config, method)
+        loader = build_loader(config, method.windows(config), build_source(config), pin=True)
         for step, batch in enumerate(prefetch(loader, device)):
             torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set things up
             try:
-                train_step(method, batch["clips"], optimizer, step, config)
+                train_step(method, batch, optimizer, step, config)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
@@ -135,5 +139,5 @@ def test_the_update_is_fused_on_a_gpu():
     for optimizer in ("adamw", "sgd"):
         for fused in (True, False):
             config = override(SMALL, optimizer=optimizer, fused=fused)
-            group = build_optimizer(config, build_method(config).cuda()).param_groups[0]
+            group = build_optimizer(config, build(config).cuda()).param_groups[0]
             assert bool(group["fused"]) == fused

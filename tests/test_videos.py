@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
 from be_nb.data.clips import ClipDataset, collate, draw_starts, epoch_order, EpochSampler, uniform_starts, window_frames
-from be_nb.data.videos import FrameIndex, VideoFolder
+from be_nb.data.decode import count_frames, decode, VideoError, write_video
 from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101, Split
-from be_nb.data.decode import count_frames, decode, VideoError
+from be_nb.data.scenebias import SceneBias
+from be_nb.data.videos import FrameIndex, VideoFolder, write_folder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 footage = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real footage at {DATA}")
@@ -214,6 +215,13 @@ def test_corrupted_clip_is_reported():
         decode(CLIPS / "100_pullups_pullup_f_nm_np1_fr_med_1.mat")
 
 
+def test_written_videos_come_back(tmp_path):
+    clip = (torch.arange(21 * 35).view(1, 1, 21, 35) % 250).expand(7, 3, -1, -1).to(torch.uint8)
+    write_video(tmp_path / "name.without.mp4.tmp", clip)
+    back = torch.from_numpy(decode(tmp_path / "name.without.mp4.tmp")).permute(0, 3, 1, 2)
+    assert back.shape == clip.shape and (back.float() - clip.float()).abs().mean() < 2
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 @footage
@@ -379,6 +387,18 @@ def test_skip_leaves_out_counts_and_names(root):
     (root / "list.txt").write_text("bad.avi 1\n")
     with pytest.raises(VideoError, match="none of the 1 videos"):
         VideoFolder(root, "list.txt", on_error="skip")
+
+
+def test_a_written_folder_is_read_as_it_was(tmp_path):
+    drawn = {"train.txt": SceneBias("probe", size=3, frames=10), "val.txt": SceneBias("test", size=2, frames=9)}
+    write_folder(tmp_path, drawn)
+    for name, source in drawn.items():
+        read = VideoFolder(tmp_path, name, frame_size=(30, 30))
+        assert read.labels.tolist() == source.labels.tolist() and read.classes == list(source.classes)
+        for i in range(len(source)):
+            frames = range(source.num_frames(i))
+            assert read.num_frames(i) == len(frames)
+            assert (read.read(i, frames).float() - source.read(i, frames).float()).abs().mean() < 4
 
 
 def test_folder_arguments(root, tmp_path):

@@ -17,21 +17,20 @@ from torchvision.models import get_model, get_model_weights
 
 import be_nb
 from be_nb import cli
-from be_nb.saving import weights
 from be_nb.augment import CenterCrop
 from be_nb.backbones import create_backbone
-from be_nb.saving.checkpoint import CheckpointError, save_checkpoint
-from be_nb.saving.weights import load
-from be_nb.settings import EvaluateConfig, PretrainConfig
 from be_nb.data.scenebias import SceneBias
-from be_nb.machine.device import lay_out
-from be_nb.judging.features import extract_features
 from be_nb.evaluate import open_splits
-from be_nb.settings import FinetuneConfig
-from be_nb.training.finetune import finetune
-from be_nb.training.classifier import starting_backbone
-from be_nb.saving.weights import card_path, find_weights, fingerprint, recognise
+from be_nb.judging.features import extract_features
+from be_nb.machine.device import lay_out
+from be_nb.saving import export as exporter
+from be_nb.saving import weights
+from be_nb.saving.checkpoint import CheckpointError, save_checkpoint
 from be_nb.saving.export import export, git_commit
+from be_nb.saving.weights import card_path, find_weights, identify_torchvision, load, weights_digest
+from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig
+from be_nb.training.classifier import starting_backbone
+from be_nb.training.finetune import finetune
 
 CONFIG = dataclasses.asdict(PretrainConfig(steps=4, out="/media/disk/runs"))
 
@@ -85,18 +84,18 @@ def test_the_card_says_what_a_reader_wants_to_know(tmp_path):
     assert card["backbone"] == "tiny" and card["feature_dim"] == 64 and card["step"] == 4
     assert card["data"] == {"name": "scenebias", "split": "train.txt", "steps": 4, "batch_size": CONFIG["batch_size"]}
     assert card["scores"] == [report | {"checkpoint": "run", "data": "private"}]
-    assert card["sha256"] == fingerprint(state) and card["be_nb"] == be_nb.__version__ and card["date"]
+    assert card["sha256"] == weights_digest(state) and card["be_nb"] == be_nb.__version__ and card["date"]
     assert str(tmp_path) not in card_path(path).read_text() and b"media/disk" not in path.read_bytes()
 
 
-def test_fingerprint_is_of_the_weights_and_of_nothing_else():
+def test_the_digest_is_of_the_weights_and_of_nothing_else():
     state = {"a": torch.arange(6.).view(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
-    reference = fingerprint(state)
-    assert fingerprint(dict(reversed(state.items()))) == reference
-    assert fingerprint(state | {"a": state["a"].t().contiguous().t()}) == reference
+    reference = weights_digest(state)
+    assert weights_digest(dict(reversed(state.items()))) == reference
+    assert weights_digest(state | {"a": state["a"].t().contiguous().t()}) == reference
     others = [state | {"a": state["a"].view(3, 2)}, state | {"a": -state["a"]}, state | {"b": torch.tensor(3.)},
               {"A" if k == "a" else k: v for k, v in state.items()}, {k: state[k] for k in "ab"}]
-    assert len({reference, *map(fingerprint, others)}) == 6
+    assert len({reference, *map(weights_digest, others)}) == 6
 
 
 def test_commit_is_of_our_checkout_or_nothing(tmp_path, monkeypatch):
@@ -192,7 +191,7 @@ def test_cards_that_do_not_fit_are_refused(exported, tmp_path):
     out, tensors = tmp_path / "x.safetensors", load_file(exported)
     save_file(tensors, out)
     refused(out, "no card")
-    for card in ({"card": 2}, {"backbone": None}, {"config": []}, {"config": {}}, {"sha256": 3}, {"step": "4"},
+    for card in ({"card": 3}, {"card": 0}, {"backbone": None}, {"config": []}, {"config": {}}, {"sha256": 3}, {"step": "4"},
                  {"backbone": "c3d"}):
         refused(rewrite(exported, out, card), "card")
     save_file(tensors, out, {"be_nb": "[1]"})
@@ -205,7 +204,7 @@ def test_cards_that_do_not_fit_are_refused(exported, tmp_path):
     refused(rewrite(exported, out, {"backbone": "r3d18", "config": other}), "r3d18", "missing")
     refused(rewrite(exported, out, {"backbone": "tinny", "config": {"backbone": "tinny"}}), "'tiny'")
     wide = create_backbone("tiny", width=8).state_dict()
-    refused(rewrite(exported, out, {"sha256": fingerprint(wide)}, wide), "another shape")
+    refused(rewrite(exported, out, {"sha256": weights_digest(wide)}, wide), "another shape")
 
 
 def test_a_card_beside_must_be_that_of_the_file(exported, tmp_path):
@@ -222,10 +221,21 @@ def test_a_card_beside_must_be_that_of_the_file(exported, tmp_path):
         load(path)
 
 
+def test_a_card_of_format_1_is_read_with_the_meaning_that_its_settings_had(exported, tmp_path):
+    "JSON has made lists of the tuples; `frames` of clip order was the window."
+    then = json.loads(json.dumps(CONFIG | {"method": "order", "frames": 28, "gap": 8, "beta": 10.0}))
+    found = load(rewrite(exported, tmp_path / "old.safetensors", {"card": 1, "config": then}))
+    assert found.pretrain_config["frames"] == 4 and found.pretrain_config["crop"] == CONFIG["crop"]
+    assert found.pretrain_config["distractor"] == "intra_frame" and found.pretrain_config["negative"] == "none"
+    again = export(tmp_path / "old.safetensors", tmp_path / "again.safetensors")
+    card = weights.read_safetensors(again)[1]
+    assert card["card"] == weights.CARD and card["config"]["frames"] == 4 and load(again).pretrain_config["frames"] == 4
+
+
 def test_a_killed_export_leaves_what_can_be_loaded_and_is_completed_by_the_next(tmp_path, monkeypatch):
     a_run(tmp_path / "old", step=4), a_run(tmp_path / "new", step=8)
     path = export(tmp_path / "old", tmp_path / "w.safetensors")
-    write, died = weights.write_atomically, []
+    write, died = exporter.write_atomically, []
 
     def dying(target, action):
         if target == card_path(path):
@@ -233,7 +243,7 @@ def test_a_killed_export_leaves_what_can_be_loaded_and_is_completed_by_the_next(
             raise KeyboardInterrupt
         write(target, action)
 
-    monkeypatch.setattr(weights, "write_atomically", dying)
+    monkeypatch.setattr(exporter, "write_atomically", dying)
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "new", path)
     assert died and find_weights(path).step == 8
@@ -274,6 +284,17 @@ def test_what_a_folder_stands_for(tmp_path):
 
 
 # ---- torchvision
+
+def test_torchvision_is_imported_for_its_own_weights_only(exported):
+    "Neither our modules nor a checkpoint, a run or an export of ours bring it in; its networks do."
+    code = ("import sys, be_nb, be_nb.backbones.torchvision, be_nb.saving.export, be_nb.saving.weights\n"
+            "found = [be_nb.load(place).name for place in sys.argv[1:]]; print(found, 'torchvision' in sys.modules)\n"
+            "be_nb.backbones.create_backbone('tv_s3d'); print('torchvision' in sys.modules)")
+    run = exported.parents[1] / "run"
+    places = map(str, (run, run / "step-00000004.pt", exported))
+    done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['tiny', 'tiny', 'tiny'] False", "True"]
+
 
 def uneven(network):
     "Running statistics as after training, so that a norm in the wrong place shows; filters that let the clip through."
@@ -327,13 +348,13 @@ def test_torchvision_weights_give_torchvisions_features(theirs, name, tmp_path):
 
 def test_recognised_by_content_and_only_whole(theirs, tmp_path):
     state = theirs["mc3_18"].state_dict()
-    assert recognise("x", state) == "mc3_18"
+    assert identify_torchvision("x", state) == "mc3_18"
     bare = {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
-    assert recognise("x", bare) == "mc3_18"
+    assert identify_torchvision("x", bare) == "mc3_18"
     for bad in ({k: v for k, v in bare.items() if k != "layer4.1.conv2.1.bias"}, bare | {"extra": torch.ones(1)},
                 bare | {"stem.0.weight": torch.ones(64, 1, 3, 7, 7)}):
         with pytest.raises(CheckpointError, match="mc3_18, 1 do not fit"):
-            recognise("x", bad)
+            identify_torchvision("x", bad)
     torch.save({"w": torch.ones(3)}, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", "tensors without settings", "r2plus1d_18")
     torch.save({}, tmp_path / "empty.pth")
@@ -391,7 +412,7 @@ def test_evaluation_and_fine_tuning_start_from_them(theirs, tmp_path):
 def test_the_command_passes_its_flags_on(monkeypatch, capsys):
     seen = []
     fake = types.SimpleNamespace(export=lambda *words: seen.append(words) or words[1])
-    monkeypatch.setitem(sys.modules, "be_nb.saving.weights", fake)
+    monkeypatch.setitem(sys.modules, "be_nb.saving.export", fake)
     cli.main("export --checkpoint runs/a --out b.safetensors --scores c.json d.json".split())
     assert seen == [("runs/a", "b.safetensors", ("c.json", "d.json"))]
     assert capsys.readouterr().out.split() == ["weights:", "b.safetensors", "card:", str(weights.card_path("b.safetensors"))]

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes', 'grow_mask', 'still_background',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
-           'find_people', 'write_video']
+           'find_people']
 
-# %% ../../nbs/5_data/14_actors.ipynb #9c69720a
+# %% ../../nbs/5_data/14_actors.ipynb #28a1cc02
 from pathlib import Path
 
-import av
 import numpy as np
 import scipy.io
 import torch
@@ -164,9 +163,9 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #c53092ad
+# %% ../../nbs/5_data/14_actors.ipynb #4d57c583
 def boxes_to_mask(
-    boxes,                    # one array of boxes a frame, (n, 4): left, top, right, bottom in pixels
+    boxes,                    # one array of boxes per frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames
 ) -> torch.Tensor:            # bool (t, h, w)
     "True inside any box of the frame; fractions of a pixel count as whole, what is outside the frame is cut off."
@@ -259,18 +258,3 @@ def find_people(
         else:
             frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], clip.shape[2:])[0]
     return mask
-
-# %% ../../nbs/5_data/14_actors.ipynb #bfd7fe32
-def write_video(
-    path,                # an .mp4 file
-    clip: torch.Tensor,  # uint8 (t, 3, h, w)
-    rate: int = 25,      # frames a second
-):
-    "Write a clip as H.264 in red, green and blue, nearly without loss, under exactly this name, whatever its ending."
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264rgb", rate=rate, options={"crf": "10", "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = clip.shape[2], clip.shape[3], "rgb24"
-        stream.codec_context.thread_count = 1
-        for image in clip.permute(0, 2, 3, 1).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())

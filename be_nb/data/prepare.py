@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Part', 'Found', 'locate_parts', 'extract_part', 'find_folder', 'check_counts', 'read_kinetics', 'video_files',
-           'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists', 'prepare', 'main']
+           'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists', 'prepare',
+           'prepare_cli']
 
-# %% ../../nbs/5_data/13_prepare.ipynb #4c37b1a7
+# %% ../../nbs/5_data/13_prepare.ipynb #b183aa77
 import csv
 import json
 import os
@@ -23,7 +24,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from ..config import Config, Count, Range
-from .archives import _read_record, extract, RECORDS, safe_name
+from .archives import read_record, extract, RECORDS, safe_name
 from .lists import Split
 from .pack.doctor import doctor
 from .pack.format import read_pack
@@ -200,7 +201,7 @@ class Dataset:
     official: dict[str, int]    # list name → number of videos
     classes: int
 
-# %% ../../nbs/5_data/13_prepare.ipynb #dcf21201
+# %% ../../nbs/5_data/13_prepare.ipynb #6a52d0ca
 def _size(content):
     "Bytes of all files below a folder."
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(content) for name in names)
@@ -218,7 +219,7 @@ def space_needed(
 def _done(found, extracted):
     "Have all archives of a part been extracted?"
     place = Path(extracted) / found.part.into / ("archives" if found.part.nested else "")
-    return all(_read_record(place / RECORDS / f"{a.name}.json", a) for a in found.archives)
+    return all(read_record(place / RECORDS / f"{a.name}.json", a) for a in found.archives)
 
 
 def describe_plan(
@@ -335,8 +336,8 @@ def prepare(
     _write_report(out / "report.json", prepared)
     return prepared
 
-# %% ../../nbs/5_data/13_prepare.ipynb #56ec344e
-def main(
+# %% ../../nbs/5_data/13_prepare.ipynb #ef9e420b
+def prepare_cli(
     dataset: Dataset,
     about: str,                     # text for --help
     args: list[str] | None = None,  # words of the command line; None: those of this process
