@@ -220,7 +220,7 @@ def test_order_is_restored_after_shuffling(batch, seed):
 
 
 def test_shuffled_keys_belong_to_their_clips():
-    encoders = split_method(MomentumEncoders(Small(), None, 5, 8, .9, "linear"), 2).train()
+    encoders = split_method(MomentumEncoders(Small(), 5, 8, .9, "linear"), 2).train()
     clips, order = torch.randn(6, 3, 4, 9, 9), torch.randperm(6, generator=generator(1)).tolist()
     keys = encoders.embed_keys(clips, Batch(clips, generator(1)))
     by_hand = [None] * 6
