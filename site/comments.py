@@ -71,8 +71,8 @@ def document_class(thing):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.end_lineno in comments:
             attribute = thing.members[field.target.id]
             said = as_markdown(comments[field.end_lineno])
-            documented.append(griffe.DocstringAttribute(attribute.name, description=said, annotation=attribute.annotation,
-                                                        value=attribute.value))
+            documented.append(griffe.DocstringAttribute(attribute.name, description=said, value=attribute.value,
+                                                        annotation=attribute.annotation))
             attribute.public = False  # it stands in the table, once
     if documented:
         set_sections(thing, [griffe.DocstringSectionAttributes(documented)])

@@ -204,7 +204,8 @@ def on_files(files, config):
     style = (KATEX / "katex.min.css").read_text(encoding="utf8")  # of its fonts only the kind that all browsers read
     style = re.sub(r',url\([^)]*\) format\("(?:woff|truetype)"\)', "", style)
     kept.append(File.generated(config, "katex/katex.css", content=style))
-    kept += [File.generated(config, f"katex/fonts/{p.name}", content=p.read_bytes()) for p in KATEX.glob("fonts/*.woff2")]
+    kept += [File.generated(config, f"katex/fonts/{p.name}", content=p.read_bytes())
+             for p in sorted(KATEX.glob("fonts/*.woff2"))]
     return Files(kept)
 
 
