@@ -81,7 +81,7 @@ def code(text, module):
         return None
     if only_imports(shown):
         inside = fenced(shown, "python")
-        return f'<details class="imports" markdown="1"><summary>imports</summary>\n\n{inside}\n\n</details>'
+        return f'<details class="imports" markdown="1" data-search-exclude=""><summary>imports</summary>\n\n{inside}\n\n</details>'
     if "hide" in directives:
         return None
     exported = any(d.startswith("export") for d in directives)
