@@ -80,8 +80,8 @@ def code(text, module):
     if "google.colab" in shown or not shown:
         return None
     if only_imports(shown):
-        inside = fenced(shown, "python")
-        return f'<details class="imports" markdown="1" data-search-exclude=""><summary>imports</summary>\n\n{inside}\n\n</details>'
+        folded = '<details class="imports" markdown="1" data-search-exclude=""><summary>imports</summary>'
+        return f'{folded}\n\n{fenced(shown, "python")}\n\n</details>'
     if "hide" in directives:
         return None
     exported = any(d.startswith("export") for d in directives)
