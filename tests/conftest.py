@@ -19,7 +19,8 @@ def pytest_addoption(parser):
 def pytest_ignore_collect(collection_path, config):
     "`-m fast` imports no file that has no fast test."
     if config.option.markexpr == "fast" and collection_path.suffix == ".py":
-        return True if collection_path not in {config.rootpath / e.split("::")[0] for e in config.getini("fast")} else None
+        listed = {config.rootpath / entry.split("::")[0] for entry in config.getini("fast")}
+        return None if collection_path in listed else True
 
 
 def pytest_collection_modifyitems(config, items):

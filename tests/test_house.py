@@ -1,7 +1,7 @@
-"""The house that be_nb/ is: its floors, no circles, nothing imported late, a small root, and no module too long to read.
+"""The house that be_nb/ is: its floors, no circles, nothing imported late, a small root, no module too long to read.
 
-`FLOORS` says what stands on what. A new module belongs on a floor; a module that needs something from a floor above its own
-is in the wrong place, or what it needs is.
+`FLOORS` says what stands on what. A new module belongs on a floor; a module that needs something from a floor above its
+own is in the wrong place, or what it needs is.
 """
 import ast
 import shutil
@@ -21,9 +21,9 @@ FLOORS = [
     ["backbones/", "recipes"],
     ["data/", "augment"],
     ["machine/", "settings"],
-    ["config", "distractor", "losses", "visualize", "methods", "be_nb"],  # `methods` itself is the table: names, no code
+    ["config", "distractor", "losses", "visualize", "methods", "be_nb"],  # `methods` itself: the table
 ]
-LATE = {"be_nb", "be_nb.cli"}  # may import in a function: `be_nb.load` when it is asked for, a command when it is given
+LATE = {"be_nb", "be_nb.cli"}  # may import in a function: `be_nb.load` when asked for, a command when it is given
 AT_THE_ROOT = 16               # modules, not counting folders
 LINES = 450                    # of one module
 
@@ -75,7 +75,7 @@ def imports(root):
 
 
 def circles(edges):
-    "Sets of modules that import each other: what is left when modules that nobody or nothing is waiting for are taken away."
+    "Modules that import each other: what is left when all that import none, or are imported by none, are taken away."
     edges = set(edges)
     while True:
         importing, imported = {a for a, _ in edges}, {b for _, b in edges}
@@ -113,13 +113,15 @@ def test_house_stands():
 
 
 PLANTED = {
-    "upward": ({"data/clips.py": "from ..training.step import train_step\n"}, "be_nb.data.clips:1 reaches up to be_nb.training.step"),
+    "upward": ({"data/clips.py": "from ..training.step import train_step\n"},
+               "be_nb.data.clips:1 reaches up to be_nb.training.step"),
     "upward, absolute": ({"config.py": "import be_nb.train\n"}, "be_nb.config:1 reaches up to be_nb.train"),
     "upward, guarded": ({"losses.py": "try:\n    from . import moco\nexcept ImportError:\n    moco = None\n"},
                         "be_nb.losses:2 reaches up to be_nb.moco"),
     "circle on one floor": ({"data/decode.py": "from .videos import VideoClips\n"},
                             "a circle of imports runs through be_nb.data.decode, be_nb.data.videos"),
-    "late": ({"evaluate.py": "def f():\n    from .recipes import recipe\n"}, "be_nb.evaluate:2 imports be_nb.recipes inside a function"),
+    "late": ({"evaluate.py": "def f():\n    from .recipes import recipe\n"},
+             "be_nb.evaluate:2 imports be_nb.recipes inside a function"),
     "late, in a method": ({"moco.py": "class A:\n    async def f(self):\n        import be_nb.losses\n"},
                           "be_nb.moco:3 imports be_nb.losses inside a function"),
     "no floor": ({"utils.py": ""}, "be_nb.utils stands on no floor: give it one in FLOORS"),

@@ -113,14 +113,15 @@ def test_readme_table_is_the_record():
     assert table([row for row in rows if row["rho"] == 0.9]) in (ROOT / "README.md").read_text(encoding="utf8")
 
 
-# Order: a lesson uses what came before it. Everybody may use the ground; two lessons frame the story and may use anything.
-GROUND = {f"be_nb.{m}" for m in ("visualize", "data.scenebias", "config", "settings", "recipes", "machine.device", "methods")}
+# Order: a lesson uses what came before it. All may use the ground; two lessons frame the story and may use anything.
+GROUND = {f"be_nb.{m}"
+          for m in ("visualize", "data.scenebias", "config", "settings", "recipes", "machine.device", "methods")}
 FRAMES = {"1_core/01_the_wall.ipynb", "1_core/11_the_claim.ipynb"}
 
 
 @cache
 def lessons():
-    "{place below nbs/: code of its cells} in reading order, which is the order of the names; the index stands before it."
+    "{place below nbs/: code of its cells} in reading order, which is that of the names; not the index."
     found = {}
     for path in LESSONS:
         stored = json.loads(path.read_text(encoding="utf8"))["cells"]
@@ -179,8 +180,10 @@ def test_one_module_one_lesson():
     assert modules - {"be_nb"} == set(made)
 
 
-@pytest.mark.parametrize("statement", ["from be_nb.studies.miniature import table", "from be_nb.studies import miniature",
-                                       "import be_nb.studies.miniature as m", "def f():\n    from be_nb.studies.miniature import table"])
+@pytest.mark.parametrize("statement", [
+    "from be_nb.studies.miniature import table", "from be_nb.studies import miniature",
+    "import be_nb.studies.miniature as m", "def f():\n    from be_nb.studies.miniature import table",
+])
 def test_a_planted_forward_reference_is_found(statement):
     planted = f"\n%pip list\n{statement}\nfrom be_nb import settings"
     early, late = "5_data/02_decode.ipynb", "8_studies/02_bench.ipynb"  # the later one may import it

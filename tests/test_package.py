@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 import be_nb
@@ -49,7 +50,7 @@ def run(*command, **settings):
 # All that a module of ours may need to be imported; what else the course brings is imported where it is used.
 LEAST = ("torch", "torchvision", "numpy", "einops", "tqdm", "av", "safetensors", "tyro")
 
-# As if nothing but LEAST were installed: what the second argument names is not found, by us and by others (torch asks for much).
+# As if nothing but LEAST were installed: what the second argument names is not found, by us and by others.
 HIDE = """
 import json, sys
 class Hiding:
@@ -137,6 +138,13 @@ def test_library_needs_no_development_packages():
         lines = [line.strip() for line in path.read_text().splitlines()]
         wrong = [line for line in lines if line.startswith(tuple(f"{w} {n}" for w in ("import", "from") for n in names))]
         assert not wrong, f"{path.name}: {wrong}"
+
+
+def test_what_github_reads_is_yaml_and_says_the_version():
+    for path in (ROOT / ".github").rglob("*.yml"):
+        assert isinstance(yaml.safe_load(path.read_text(encoding="utf8")), dict), path
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    assert f"version = {citation['version']}\n" in (ROOT / "settings.ini").read_text(encoding="utf8")
 
 
 def test_wheel_works_outside_the_tree(tmp_path):

@@ -1,4 +1,4 @@
-"""The check of the built site finds what it should; `make site` runs it. And the reference reads comments as documentation."""
+"""`site/check.py`, which `make site` runs over the built pages, finds what it should."""
 import importlib.util
 import json
 
@@ -20,7 +20,8 @@ def site(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "index.html").write_text('<link rel="stylesheet" href="style.css"><a href="a/b.html#there">b</a>'
                                          '<a href="https://arxiv.org/abs/2009.05769">paper</a><pre>x = "$$"</pre>')
-    (tmp_path / "a/b.html").write_text('<h2 id="there">b</h2><a href="../index.html">home</a><img src="data:image/png;base64,">')
+    (tmp_path / "a/b.html").write_text('<h2 id="there">b</h2><a href="../index.html">home</a>'
+                                       '<img src="data:image/png;base64,">')
     (tmp_path / "style.css").write_text("@font-face { src: url(fonts/f.woff2) }")
     (tmp_path / "fonts/f.woff2").write_bytes(b"")
     (tmp_path / "search/search_index.json").write_text(json.dumps({"docs": INDEX}))
@@ -48,8 +49,10 @@ def test_a_planted_fault_is_found(site, planted, sentence):
     assert check.faults(site) == [sentence]
 
 
-@pytest.mark.parametrize("rule, sentence", [("@import 'https://fonts.example/f.css'", "style.css fetches https://fonts.example/f.css"),
-                                            ("p { background: url(no.png) }", "style.css needs no.png, which is not there")])
+@pytest.mark.parametrize("rule, sentence", [
+    ("@import 'https://fonts.example/f.css'", "style.css fetches https://fonts.example/f.css"),
+    ("p { background: url(no.png) }", "style.css needs no.png, which is not there"),
+])
 def test_a_fault_of_a_style_is_found(site, rule, sentence):
     (site / "style.css").write_text(rule)
     assert check.faults(site) == [sentence]
