@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'CheckpointError', 'step_of', 'list_checkpoints', 'save_checkpoint', 'read_torch', 'modern_settings',
            'check_state', 'read_checkpoint', 'newest_checkpoint']
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x3
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #352f86cf
 import os
 import pickle
 import re
@@ -19,7 +19,7 @@ import torch
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x11
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #90143362
 FORMAT = 2  # raised when what a checkpoint holds changes its meaning
 
 
@@ -41,7 +41,7 @@ def list_checkpoints(
     "The checkpoints of a run, oldest first; their names hold the step."
     return sorted((p for p in Path(folder).glob("step-*.pt") if step_of(p) is not None), key=step_of)
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x14
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #f2ff540c
 def twin(
     path: Path,   # an existing file
     other: Path,  # a second name for it, on the same disk
@@ -52,7 +52,7 @@ def twin(
     except OSError:
         shutil.copyfile(path, other)
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x15
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #63222294
 def save_checkpoint(
     folder,        # folder of a run
     state: dict,   # "step", "config" and whatever the run needs; tensors and plain Python values only
@@ -79,7 +79,7 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x25
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #c53cca4c
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before PyTorch 1.6
 
 
@@ -94,7 +94,7 @@ def check_archive(
     if broken:
         raise zipfile.BadZipFile(f"the checksum of {broken.partition('/')[2]} does not fit")
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x26
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #24419cc3
 def read_torch(
     path,    # a file written by `torch.save`, of any age
 ):           # what was saved: tensors and plain values, on the CPU
@@ -122,7 +122,7 @@ def read_torch(
         raise CheckpointError(f"{path} is damaged, or no checkpoint ({reason}). Take another copy, or an older "
                               "one of the same run.") from error
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x28
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #9bb2375d
 def old_puzzle(
     window: int,   # frames of a puzzle's whole grid, which format 1 called `frames`
 ) -> tuple:        # frames of a box, and of the window that is cut for such boxes today
@@ -131,7 +131,7 @@ def old_puzzle(
     cell = next(n for n in range(1, max(2, window)) if box(n) == box(window // 4))
     return box(cell), 4 * cell
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x29
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #8b7ecb35
 def modern_settings(
     saved: dict,   # settings of a checkpoint or card of format 1
 ) -> dict:         # what they are called today
@@ -149,7 +149,7 @@ def modern_settings(
         found["negative"] = "intra_video"
     return found
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x34
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #bdcdec2d
 def check_state(
     path,    # where it was read, for the message
     state,   # what `read_torch` gave
@@ -167,8 +167,9 @@ def check_state(
         state |= {"format": FORMAT, "config": modern_settings(state["config"])}
         if method == "puzzles" and old_puzzle(window)[1] != window:
             box, now = old_puzzle(window)
-            state["cannot_resume"] = (f"it was trained on puzzles of {window} frames, and today those with boxes of {box} "
-                                      f"frames have {now}. It can be loaded and evaluated; to train, start a new run.")
+            state["cannot_resume"] = (f"it was trained on puzzles of {window} frames, and today those with boxes of "
+                                      f"{box} frames have {now}. It can be loaded and evaluated; to train, start a "
+                                      "new run.")
     return state
 
 
@@ -178,7 +179,7 @@ def read_checkpoint(
     """Read a checkpoint onto the CPU, as `read_torch` does; raises `CheckpointError` also for a file that is none."""
     return check_state(path, read_torch(path))
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x40
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #e092365a
 def newest_checkpoint(
     folder,  # folder of a run
 ) -> tuple:  # path and content of the newest intact checkpoint, or (None, None)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export']
 
-# %% ../../nbs/4_machine/07_export.ipynb #x3
+# %% ../../nbs/4_machine/07_export.ipynb #4925c762
 import json
 import subprocess
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from ..machine.files import write_atomically
 from .weights import (assemble, CARD, card_path, find_weights, publishable, read_report, Weights,
                                   weights_digest)
 
-# %% ../../nbs/4_machine/07_export.ipynb #x9
+# %% ../../nbs/4_machine/07_export.ipynb #33dcf0e7
 def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; None without git or outside a checkout
     "The commit of the code that is running."
     source = Path(be_nb.__file__)
@@ -33,7 +33,7 @@ def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; 
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/4_machine/07_export.ipynb #x12
+# %% ../../nbs/4_machine/07_export.ipynb #786fa229
 def essential_card(
     weights: Weights,              # what is exported
     backbone: torch.nn.Module,     # the same, built
@@ -55,7 +55,7 @@ def full_card(
     return essential | {"data": data, "scores": reports, "commit": git_commit(),
                         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../../nbs/4_machine/07_export.ipynb #x14
+# %% ../../nbs/4_machine/07_export.ipynb #84ece493
 def export(
     checkpoint,    # whatever `be_nb.load` reads
     out,           # file to write, ….safetensors

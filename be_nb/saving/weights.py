@@ -6,7 +6,7 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x2
+# %% ../../nbs/4_machine/06_weights.ipynb #a7f30f46
 import functools
 import hashlib
 import json
@@ -24,7 +24,7 @@ from .checkpoint import (check_state, CheckpointError, list_checkpoints, modern_
                                      newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x11
+# %% ../../nbs/4_machine/06_weights.ipynb #02709dc8
 def check_fit(
     backbone: torch.nn.Module,  # the network
     weights: dict,              # name → tensor
@@ -36,7 +36,7 @@ def check_fit(
                 ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x12
+# %% ../../nbs/4_machine/06_weights.ipynb #ebbe6fc5
 class Weights(NamedTuple):
     "The weights of a backbone, wherever they come from, and what is known about them."
 
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
     config: dict       # settings of the training
     step: int | None   # how many steps it took, if that is known
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x13
+# %% ../../nbs/4_machine/06_weights.ipynb #04f248d2
 def backbone_weights(
     path: Path,    # where it was read
     state: dict,   # a checkpoint
@@ -57,7 +57,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x15
+# %% ../../nbs/4_machine/06_weights.ipynb #f1a18ab9
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
 ) -> torch.nn.Module:     # in eval mode
@@ -77,7 +77,7 @@ def assemble(
     backbone.pretrain_config = weights.config
     return backbone.eval()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x23
+# %% ../../nbs/4_machine/06_weights.ipynb #9ecd47b8
 def weights_digest(
     tensors: dict,   # name → tensor
 ) -> str:            # 64 hexadecimal digits
@@ -88,7 +88,7 @@ def weights_digest(
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x26
+# %% ../../nbs/4_machine/06_weights.ipynb #9e0ddeb4
 PATHS = {"data", "out", "checkpoint", "started_from"}  # settings and entries of reports that may hold a path
 
 
@@ -101,7 +101,7 @@ def publishable(
         return {k: publishable(v, k) for k, v in value.items()}
     return Path(value).name if key in PATHS and isinstance(value, str) and Path(value).is_absolute() else value
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x27
+# %% ../../nbs/4_machine/06_weights.ipynb #e7838c41
 def read_report(
     path,   # a JSON file
 ) -> dict:
@@ -114,7 +114,7 @@ def read_report(
         raise ValueError(f"{path} is no report: it holds a {type(report).__name__}, not an object with names.")
     return publishable(report)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x28
+# %% ../../nbs/4_machine/06_weights.ipynb #2bfec241
 CARD = 2  # raised when what a card says changes its meaning, as with `be_nb.saving.checkpoint.FORMAT`
 
 
@@ -124,7 +124,7 @@ def card_path(
     "Where its card stands: beside it, with `.json` behind the name."
     return Path(f"{path}.json")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x32
+# %% ../../nbs/4_machine/06_weights.ipynb #e7087227
 def check_card(
     path,   # where it was read, for the message
     card,   # from the metadata
@@ -138,7 +138,7 @@ def check_card(
                               f"{', '.join(wrong) or 'card and backbone'}. `be-nb export` writes the weights anew.")
     return card
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x33
+# %% ../../nbs/4_machine/06_weights.ipynb #e0809a91
 def read_safetensors(
     path,     # a ….safetensors file
 ) -> tuple:   # name → tensor, and the card in it
@@ -154,7 +154,7 @@ def read_safetensors(
                               "written by `be-nb export` have one.")
     return tensors, check_card(path, card)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x34
+# %% ../../nbs/4_machine/06_weights.ipynb #9396ab69
 def export_weights(
     path: Path,  # a ….safetensors file
 ) -> Weights:
@@ -173,11 +173,11 @@ def export_weights(
     config = modern_settings(config) if card["card"] == 1 else config
     return Weights(path, card["backbone"], tensors, config, card["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x37
+# %% ../../nbs/4_machine/06_weights.ipynb #b3971a5f
 # torchvision's name → ours; R(2+1)D-18 is layer for layer our own
 TORCHVISION = {"r3d_18": "tv_r3d18", "mc3_18": "tv_mc3_18", "r2plus1d_18": "r2plus1d18", "s3d": "tv_s3d"}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x38
+# %% ../../nbs/4_machine/06_weights.ipynb #91d3a3ee
 @functools.cache
 def torchvision_shapes(
     name: str,   # a key of TORCHVISION
@@ -189,7 +189,7 @@ def torchvision_shapes(
         network = get_model(name, weights=None)
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x39
+# %% ../../nbs/4_machine/06_weights.ipynb #5b97cce1
 def identify_torchvision(
     path,          # where it was read, for the message
     state: dict,   # name → tensor
@@ -209,7 +209,7 @@ def identify_torchvision(
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
                           f"{', '.join(TORCHVISION)}. {problem}".rstrip())
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x41
+# %% ../../nbs/4_machine/06_weights.ipynb #fdc231e4
 def torchvision_weights(
     path: Path,    # where it was read
     state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
@@ -231,7 +231,7 @@ def torchvision_weights(
               "std": tuple(preset.std), "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
     return Weights(path, TORCHVISION[name], backbone.state_dict(), config, None)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x43
+# %% ../../nbs/4_machine/06_weights.ipynb #88034064
 def official_name(
     name: str,   # a key of TORCHVISION
 ) -> str:
@@ -270,7 +270,7 @@ def check_official(
             raise CheckpointError(f"{path} is damaged or was altered: its name promises a SHA-256 that begins with "
                                   f"{expected}, it has {found[:8]}…. Delete it and get it again.")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x45
+# %% ../../nbs/4_machine/06_weights.ipynb #7149f2eb
 def pick_from(
     folder: Path,   # of a run, or with an export in it
 ) -> Weights:
@@ -288,7 +288,7 @@ def pick_from(
                               f"export (….safetensors){many}." + (f" Name one of its runs: {runs}." if runs else ""))
     return export_weights(exports[0])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x46
+# %% ../../nbs/4_machine/06_weights.ipynb #7bc74884
 def find_weights(
     path,        # a file, a folder, or a name such as "torchvision/r3d_18"
 ) -> Weights:    # of a backbone, not yet built
@@ -311,7 +311,7 @@ def find_weights(
         return torchvision_weights(path, content)
     return backbone_weights(path, check_state(path, content))
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x48
+# %% ../../nbs/4_machine/06_weights.ipynb #759e67e9
 def load(
     path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
 ) -> torch.nn.Module:
