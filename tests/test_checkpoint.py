@@ -292,9 +292,8 @@ def test_an_old_run_is_loaded_and_goes_on_as_if_nothing_had_happened(tmp_path, n
     assert {key: now[key] for key in today} == today
     assert {key for key in settings if now[key] != settings[key]} == set(today)
     assert now["frames"] == config.frames, "evaluation shows the network the clips that it knows"
-    weights = {key.removeprefix("backbone."): value for key, value in torch.load(first, weights_only=True)["method"].items()
-               if key.startswith("backbone.")}
-    assert same(dict(net.state_dict()), weights)
+    kept = torch.load(first, weights_only=True)["method"]
+    assert same(dict(net.state_dict()), {k.removeprefix("backbone."): kept[k] for k in kept if k.startswith("backbone.")})
 
     again = pretrain(config, progress=False, resume=True)
     state = read_checkpoint(again.checkpoint)

@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 from ranks import exit_codes, free_port, joined, on_ranks
 
 import be_nb.train as T
-from be_nb.saving.checkpoint import list_checkpoints, read_checkpoint
-from be_nb.settings import PretrainConfig
+import be_nb.training.run as R
 from be_nb.config import override
 from be_nb.data.scenebias import SceneBias
-from be_nb.methods.base import BatchGenerator, draw_rows
-from be_nb.machine.device import average_
-from be_nb.machine.distributed import gather_objects, on_main, process_group, wrap
-from be_nb.machine.device import gather, own_rows, rank
-from be_nb.training.watch import shared_features
-from be_nb.training.step import accumulate_gradient, build_optimizer, train_step
 from be_nb.data.sources import build_loader, build_source
-from be_nb.methods.base import build_method
+from be_nb.machine.device import average_, gather, own_rows, rank
+from be_nb.machine.distributed import gather_objects, on_main, process_group, wrap
+from be_nb.methods.base import Batch, build_method
+from be_nb.saving.checkpoint import list_checkpoints, read_checkpoint
+from be_nb.settings import PretrainConfig
 from be_nb.train import pretrain
+from be_nb.training.step import accumulate_gradient, as_batch, build_optimizer, seed_of, train_step
+from be_nb.training.watch import shared_features
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
 
@@ -77,9 +76,14 @@ def test_every_kind_of_step_is_the_same_on_two_ranks(tmp_path, changes):
     same_run(tmp_path / "one", tmp_path / "two")
 
 
+def loader_of(config):
+    method = build_method(config)
+    return build_loader(config, method.windows(config), build_source(config))
+
+
 def without_bn(config):
     "A method in which a clip does not hear of its neighbours."
-    method = build_method(config).train()
+    method = R.build(config).train()
     for net in (method.backbone, method.key_backbone):
         for layer in net.modules():
             if isinstance(layer, torch.nn.BatchNorm3d):
@@ -90,9 +94,9 @@ def without_bn(config):
 def steps_of(config, count=3):
     "Weights and queue after a few steps, in however many ranks and parts."
     method = without_bn(config)
-    wrapped, optimizer = T.wrap(method), build_optimizer(config, method)
-    losses = [train_step(wrapped, batch["clips"], optimizer, step, config)["loss"].item()
-              for step, batch in zip(range(count), build_loader(config, method, build_source(config)))]
+    wrapped, optimizer = wrap(method), build_optimizer(config, method)
+    losses = [train_step(wrapped, batch, optimizer, step, config)["loss"].item()
+              for step, batch in zip(range(count), loader_of(config))]
     return losses, {k: v.numpy() for k, v in method.state_dict().items()}
 
 
@@ -111,15 +115,16 @@ def test_parts_and_ranks_are_the_whole_batch(tmp_path):
 def test_with_batch_norm_a_part_is_a_group(tmp_path):
     "The gradient of two parts is the mean of the gradients of two halves, each with half of the draw."
     config = override(SMALL, batch_size=8, bn_groups=1)
-    clips = next(iter(build_loader(config, build_method(config), build_source(config))))["clips"]
+    found = next(iter(loader_of(config)))
     method = build_method(config).train()
-    for k, part in enumerate(clips.chunk(2)):
-        accumulate_gradient(method, part, 0, config, k, 2)
+    for part in as_batch(found, 0, config).cut(2):
+        accumulate_gradient(method, part, 0, config)
     ours = torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
     halves = []
-    for k, part in enumerate(clips.chunk(2)):
+    for k, part in enumerate(found["clips"].chunk(2)):
         fresh = build_method(config).train()
-        fresh(part, BatchGenerator(T.seed_of(config.seed, 0), k, 2))[0].backward()
+        draw = torch.Generator().manual_seed(seed_of(config.seed, 0))
+        fresh(Batch(part, draw, part=k, parts=2))[0].backward()
         halves.append(torch.cat([p.grad.flatten() for p in fresh.parameters() if p.grad is not None]))
     assert torch.allclose(ours, sum(halves) / 2, atol=1e-5)
     assert method.backbone.stages[0][1].num_batches_tracked == 4  # query and negative, twice
@@ -132,8 +137,8 @@ Pair = namedtuple("Pair", "numbers seed")
 @settings(max_examples=25, deadline=None)
 def test_pieces_of_a_draw_are_the_draw(pieces, rows, seed):
     def draw(part, parts, count):
-        generator = BatchGenerator(seed, part, parts)
-        return draw_rows(lambda n: Pair(torch.rand(n, 3, generator=generator), 5), count, generator)
+        batch = Batch(torch.zeros(count, 1), torch.Generator().manual_seed(seed), part=part, parts=parts)
+        return batch.rows(lambda n, generator: Pair(torch.rand(n, 3, generator=generator), 5))
     whole = draw(0, 1, rows * pieces)
     found = [draw(k, pieces, rows) for k in range(pieces)]
     assert torch.equal(torch.cat([f.numbers for f in found]), whole.numbers) and {f.seed for f in found} == {5}
@@ -170,24 +175,24 @@ def test_uneven_features_are_all_there_once(tmp_path):
     (dict(accumulate=2, distractor="video_mixup"), 1, "borrows"),
     (dict(compile=True, activations="recompute"), 1, "use it without")])
 def test_a_batch_that_cannot_be_cut_is_refused(monkeypatch, changes, ranks, says):
-    monkeypatch.setattr(T, "world_size", lambda: ranks)
+    monkeypatch.setattr(R, "world_size", lambda: ranks)
     with pytest.raises(ValueError, match=says):
-        T.fit_to_ranks(override(SMALL, **changes))
+        R.fit_to_ranks(override(SMALL, **changes))
 
 
 def test_groups_are_never_fewer_than_ranks(monkeypatch):
-    monkeypatch.setattr(T, "world_size", lambda: 4)
-    assert T.fit_to_ranks(override(SMALL, bn_groups=1)).bn_groups == 4
-    assert T.fit_to_ranks(override(SMALL, bn_groups=8, batch_size=8)).bn_groups == 8
+    monkeypatch.setattr(R, "world_size", lambda: 4)
+    assert R.fit_to_ranks(override(SMALL, bn_groups=1)).bn_groups == 4
+    assert R.fit_to_ranks(override(SMALL, bn_groups=8, batch_size=8)).bn_groups == 8
 
 
 def signalled_in_rank_1(folder, at, number):
     "A run whose second rank gets a signal in the middle of a step; call it in each rank."
     def run():
-        def step_and_signal(method, clips, optimizer, step, config):
+        def step_and_signal(method, batch, optimizer, step, config):
             if step == at and rank() == 1:
                 os.kill(os.getpid(), number)
-            return train_step(method, clips, optimizer, step, config)
+            return train_step(method, batch, optimizer, step, config)
         T.train_step = step_and_signal  # in this process, which ends with the run
         pretrain(SMALL, progress=False, out=str(folder), name="run", checks=False)
     return run

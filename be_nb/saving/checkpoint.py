@@ -149,7 +149,7 @@ def modern_settings(
         found["negative"] = "intra_video"
     return found
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #c4354849
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #bdcdec2d
 def check_state(
     path,    # where it was read, for the message
     state,   # what `read_torch` gave
@@ -167,8 +167,9 @@ def check_state(
         state |= {"format": FORMAT, "config": modern_settings(state["config"])}
         if method == "puzzles" and old_puzzle(window)[1] != window:
             box, now = old_puzzle(window)
-            state["cannot_resume"] = (f"it was trained on puzzles of {window} frames, and today those with boxes of {box} "
-                                      f"frames have {now}. It can be loaded and evaluated; to train, start a new run.")
+            state["cannot_resume"] = (f"it was trained on puzzles of {window} frames, and today those with boxes of "
+                                      f"{box} frames have {now}. It can be loaded and evaluated; to train, start a "
+                                      "new run.")
     return state
 
 
