@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'train_step', 'METHODS', 'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/08_pretrain.ipynb #1b1db148
+# %% ../nbs/7_training/08_pretrain.ipynb #12232a50
 import math
 import time
 import warnings
@@ -25,8 +25,8 @@ from .recipes import recipe
 from .saving.checkpoint import list_checkpoints
 from .settings import PretrainConfig
 from .training.preflight import preflight
-from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows, Run,
-                                run_folder, Stopped)
+from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows,
+                                Run, run_folder, Stopped)
 from .training.step import learning_rate, NotFinite, train_step
 from .training.watch import collapse_warning, embedding_health, online_knn
 from .training.finetune import finetune
@@ -35,7 +35,7 @@ from .training.divergence import Diverged, diagnose, reproduce
 
 _all_ = ["finetune", "train_step", "METHODS", "Diverged", "Stopped", "PretrainResult", "reproduce"]  # under one roof
 
-# %% ../nbs/7_training/08_pretrain.ipynb #39dbedb4
+# %% ../nbs/7_training/08_pretrain.ipynb #a31ba47b
 def log_line(
     run: Run,
     seconds: float,  # since the last line
@@ -52,7 +52,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/7_training/08_pretrain.ipynb #3a03acb7
+# %% ../nbs/7_training/08_pretrain.ipynb #3b1572d7
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on
@@ -93,7 +93,7 @@ def train(
             if asked:
                 raise Stopped(run.step)
 
-# %% ../nbs/7_training/08_pretrain.ipynb #42cbc80a
+# %% ../nbs/7_training/08_pretrain.ipynb #7a3acb63
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -111,7 +111,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
             print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
         raise
 
-# %% ../nbs/7_training/08_pretrain.ipynb #6124524d
+# %% ../nbs/7_training/08_pretrain.ipynb #5149ff06
 def get_ready(
     run: Run,
     state: dict | None,  # the checkpoint that the run goes on from
@@ -133,7 +133,7 @@ def get_ready(
     run.method = wrap(method)
     return source, loader, sets
 
-# %% ../nbs/7_training/08_pretrain.ipynb #50cb5681
+# %% ../nbs/7_training/08_pretrain.ipynb #a3e4943e
 def pretrain_on(
     device: torch.device,    # of this rank
     config: PretrainConfig,  # from `fit_to_ranks`

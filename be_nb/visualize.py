@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_png', 'Picture', 'strip', 'curves', 'Animation', 'animate', 'neighbours', 'embedding', 'Explorer', 'explore']
 
-# %% ../nbs/9_reference/01_visualize.ipynb #b8924b19
+# %% ../nbs/9_reference/01_visualize.ipynb #63416386
 import base64
 import functools
 import html
@@ -26,7 +26,7 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #83f8720d
+# %% ../nbs/9_reference/01_visualize.ipynb #989bfb92
 class Picture:
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
 
@@ -83,7 +83,7 @@ def _row(image, n, room):
         frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
     return np.concatenate(np.pad(frames, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255), axis=1), shown
 
-# %% ../nbs/9_reference/01_visualize.ipynb #779075cc
+# %% ../nbs/9_reference/01_visualize.ipynb #d7fb12d1
 def strip(
     clips,         # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     n: int = 8,    # frames to show of each, evenly spaced
@@ -103,7 +103,7 @@ def strip(
     width, height = left + max(row.shape[1] for row, _ in rows) + 4, sum(row.shape[0] + gap for row, _ in rows) + foot
     figure = Picture(figsize=(width / dpi, height / dpi), dpi=dpi)
     top = height
-    for (row, shown), title in zip(rows, titles):
+    for (row, shown), title in zip(rows, titles):  # noqa: B007
         top -= row.shape[0]
         figure.figimage(row, left, top)
         figure.text((left - 6) / width, (top + row.shape[0] / 2) / height, title, ha="right", va="center", fontsize=10)
@@ -113,7 +113,7 @@ def strip(
                     va="top", fontsize=7.5, color="grey")
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #28e8909d
+# %% ../nbs/9_reference/01_visualize.ipynb #0eeb86b9
 def curves(
     history,          # rows of one run (a list of dicts), or {name: rows} of several runs
     keys=None,        # what to draw, one panel each; default: every key with numbers that is not a clock
@@ -163,7 +163,7 @@ class Animation:
         text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #09299a79
+# %% ../nbs/9_reference/01_visualize.ipynb #748181fb
 def animate(
     clips,               # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     fps: float = 8,      # frames per second, at most 50
@@ -212,7 +212,7 @@ def neighbours(
             axes.spines[:].set(color=colour, linewidth=3)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #738072f0
+# %% ../nbs/9_reference/01_visualize.ipynb #a481b911
 def embedding(
     features,         # (n, d), tensor or array
     colourings: dict,  # title → (n,) whole numbers, one panel each
@@ -238,7 +238,7 @@ def embedding(
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #f345eb5d
+# %% ../nbs/9_reference/01_visualize.ipynb #5f8d7cc3
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
@@ -265,7 +265,7 @@ def _control(name, abbreviation):
     control.description = control.description or name
     return control
 
-# %% ../nbs/9_reference/01_visualize.ipynb #5372d0ab
+# %% ../nbs/9_reference/01_visualize.ipynb #b37a6a8c
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 

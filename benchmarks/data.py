@@ -107,7 +107,8 @@ def ways(videos, work):
         found[name] = (lambda i, k, s=source: s.read(i, np.arange(k, k + FRAMES))), size_of(out.iterdir())
     np.save(work / "all.npy", everything)
     table, first = np.load(work / "all.npy", mmap_mode="r"), np.cumsum([0] + [count_frames(p) for p in videos])
-    found["uint8 memory map (ceiling)"] = (lambda i, k: torch.from_numpy(table[first[i] + k:first[i] + k + FRAMES].copy()),
+    found["uint8 memory map (ceiling)"] = (lambda i, k: torch.from_numpy(
+                                               table[first[i] + k:first[i] + k + FRAMES].copy()),
                                            size_of([work / "all.npy"]))
     return found, len(everything)
 
@@ -171,7 +172,8 @@ def worker_memory(source, clips):
 
 
 def commit():
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                          cwd=Path(__file__).parent)
     return done.stdout.strip()
 
 
@@ -196,7 +198,8 @@ def main():
         found, total = ways(videos, Path(folder))
         speeds = clips_per_second(found, counts, options.repeats, options.budget)
         rows = [dict(way=name, clips_per_s=round(mid, 1), lowest=round(low, 1), highest=round(high, 1),
-                     bytes_per_clip=round(found[name][1] / total * FRAMES)) for name, (mid, low, high) in speeds.items()]
+                     bytes_per_clip=round(found[name][1] / total * FRAMES))
+                for name, (mid, low, high) in speeds.items()]
         packing = {name: round(speed) for name, speed in packing_speed(videos, options.repeats).items()}
         memory = {codec: worker_memory(PackedVideos(Path(folder) / f"{codec}90", "all.txt"), options.clips)
                   for codec in ("jpeg", "raw")}

@@ -1,4 +1,4 @@
-"""Prepare Diving48 (version 2): official archive in, a verified pack with the official split out. Nothing is downloaded.
+"""Prepare Diving48 (version 2): official archive in, verified pack with the official split out. Nothing is downloaded.
 
 DIR holds Diving48_rgb.tar.gz (or its folder rgb/), Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json:
 

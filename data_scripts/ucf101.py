@@ -22,8 +22,8 @@ def read(folders):
 
 
 UCF101 = Dataset("UCF101", (
-    Part("the official lists", ("UCF101TrainTestSplits-RecognitionTask.zip",), ("ucfTrainTestlist", "classInd.txt"), PAGE,
-         into="lists"),
+    Part("the official lists", ("UCF101TrainTestSplits-RecognitionTask.zip",), ("ucfTrainTestlist", "classInd.txt"),
+         PAGE, into="lists"),
     Part("the videos", ("UCF101.rar",), ("UCF-101", "ApplyEyeMakeup"), PAGE, into="videos")), read, COUNTS, classes=101)
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Runs, cleans and measures the lessons: the one place that knows what a stored notebook looks like.
 
-    python tests/notebooks.py run nbs/1_core/04_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
+    python tests/notebooks.py run nbs/1_core/04_distractor.ipynb …   # execute, store clean outputs
     python tests/notebooks.py clean nbs/1_core/04_distractor.ipynb … # only strip what should not be stored
-    python tests/notebooks.py readme                          # list the lessons in nbs/index.ipynb, write README.md from it
-    python tests/notebooks.py badge nbs/*/*.ipynb             # a link to Colab, and the cell that installs the package there
+    python tests/notebooks.py readme                # list the lessons in nbs/index.ipynb, write README.md from it
+    python tests/notebooks.py badge nbs/*/*.ipynb   # a link to Colab, and the cell that installs the package there
 """
 import base64
 import configparser
@@ -78,13 +78,16 @@ def clean(nb, name):
 
 def execute(nb, folder, timeout=600):
     """Run every cell in a fresh kernel, in the folder of the notebook, as JupyterLab does; raise at the first error."""
-    skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code" and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
+    skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code"
+               and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
     run = nbformat.from_dict(nb)
     kept = {i: run.cells[i] for i in skipped}
     for i in skipped:
         run.cells[i] = nbformat.v4.new_raw_cell("")
-    env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute(env=env)
+    env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+           "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    NotebookClient(run, timeout=timeout, kernel_name="python3",
+                   resources={"metadata": {"path": str(folder)}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
     return run
@@ -152,7 +155,8 @@ WINGS = {  # folder → title, and what it is for
     "8_studies": ("Studies", "the miniature, the speed of a step, laboratories"),
     "9_reference": ("Reference", "pictures, results, glossary"),
 }
-COURSE = re.compile(r"<!-- lessons -->\n.*<!-- end of lessons -->", re.S)  # the part of the index that is made from the lessons
+# the part of the index that is made from the lessons
+COURSE = re.compile(r"<!-- lessons -->\n.*<!-- end of lessons -->", re.S)
 
 
 def promise(path):
@@ -168,7 +172,8 @@ def course():
         lessons = [(f"[{promise(path)[0]}]({folder}/{path.name})", promise(path)[1])
                    for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))]
         if folder == "1_core":
-            parts += ["| lesson | what you build |", "|---|---|", *(f"| {k} {link} | {text} |" for k, (link, text) in enumerate(lessons, 1)), ""]
+            parts += ["| lesson | what you build |", "|---|---|",
+                      *(f"| {k} {link} | {text} |" for k, (link, text) in enumerate(lessons, 1)), ""]
         else:
             parts.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
     return "\n".join(["<!-- lessons -->", *parts, "<!-- end of lessons -->"])

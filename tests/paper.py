@@ -1,8 +1,8 @@
 """CUDA on paper: a machine without a GPU computes shapes as a GPU would, and complains of what a GPU would suffer from.
 
-Inside `OnPaper`, tensors on "cuda:0" are fake (they have a shape and no content), tensors on the CPU are real. Raised is
-`HostWaits` where the host would have to wait for the GPU: a number that is read, a copy that is not asynchronous, a CPU
-tensor used as an index, an operation whose result's shape depends on values; and `MixedDevices` where tensors meet.
+Inside `OnPaper`, tensors on "cuda:0" are fake (they have a shape and no content), tensors on the CPU are real. Raised
+is `HostWaits` where the host would have to wait for the GPU: a number that is read, a copy that is not asynchronous, a
+CPU tensor used as an index, an operation whose result's shape depends on values; and `MixedDevices` where tensors meet.
 """
 import pytest
 import torch
@@ -78,8 +78,10 @@ class OnPaper(TorchDispatchMode):
             self._copy(name, real, args, kwargs)
         elif any(x.ndim for x in real):
             kind = HostWaits if name in (aten.index, aten.index_put, aten.index_put_) else MixedDevices
-            raise kind(f"{name}: CPU tensors of shape {[tuple(x.shape) for x in real if x.ndim]} among those of the GPU")
-        args, kwargs = tree_map(self._fake, args), tree_map(self._fake, kwargs | {"generator": None} if generator else kwargs)
+            shapes = [tuple(x.shape) for x in real if x.ndim]
+            raise kind(f"{name}: CPU tensors of shape {shapes} among those of the GPU")
+        kwargs = kwargs | {"generator": None} if generator else kwargs
+        args, kwargs = tree_map(self._fake, args), tree_map(self._fake, kwargs)
         try:
             with self.fake:
                 return func(*args, **kwargs)

@@ -118,7 +118,8 @@ def test_what_was_measured_was_not_changed_by_measuring():
 
 
 def test_the_bottleneck_takes_longest():
-    parts = [StepPart(name, seconds, 0, 10, 5.) for name, seconds in (("loader", .5), ("augment", 2.), ("optimiser", 1.))]
+    parts = [StepPart(name, seconds, 0, 10, 5.)
+             for name, seconds in (("loader", .5), ("augment", 2.), ("optimiser", 1.))]
     report = BenchReport({"machine": "a machine", "batch_size": 8}, parts, 4., Ceilings(1., 1., 1., 1.))
     assert report.bottleneck is parts[1] and report.as_dict()["bottleneck"] == "augment"
     assert parts[1].rate == 5 and parts[1].share == 1 and report.as_dict()["clips_per_second"] == 2
@@ -233,7 +234,7 @@ def test_cases():
 
 
 def test_transfer_study_goes_on_where_it_stopped(tmp_path):
-    "Two classes of made videos: rows for both sets, the same again from the records of the runs, no path in the report."
+    "Two classes of made videos: rows for both sets, the same from the records of the runs, no path in the report."
     for number in range(16):
         path = tmp_path / "videos" / "ab"[number % 2] / f"v {number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,8 +246,8 @@ def test_transfer_study_goes_on_where_it_stopped(tmp_path):
     transfer, folder = script("transfer"), str(tmp_path / "videos")
     changes = dict(batch_size=4, queue_size=8, size=16, frame_size=(20, 24), steps=2, warmup_steps=1, stride=1,
                    negative_offset=8, frames=4)
-    options = SimpleNamespace(seeds=[0], arms=["random", "be"], data=folder, judge=[folder], runs=str(tmp_path / "runs"),
-                              device="cpu")
+    options = SimpleNamespace(seeds=[0], arms=["random", "be"], data=folder, judge=[folder],
+                              runs=str(tmp_path / "runs"), device="cpu")
     rows = transfer.study(options, **changes)
     assert [(row["arm"], row["data"], row["queries"], row["gallery"]) for row in rows] == [
         ("random", "videos", 4, 12), ("be", "videos", 4, 12)]

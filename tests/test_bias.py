@@ -1,4 +1,4 @@
-"""be_nb.judging.perturb and be_nb.judging.bias: altered clips by their properties, intervals, and a report that is complete."""
+"""be_nb.judging.perturb and be_nb.judging.bias: altered clips by their properties, intervals, and a complete report."""
 import json
 
 import numpy as np
@@ -49,7 +49,8 @@ def stack(n=2, t=6, seed=0):
 def test_time_perturbations(t, seed):
     clips = stack(t=t, seed=seed)
     assert (stop_time(clips).int().diff(dim=1) == 0).all() and torch.equal(stop_time(clips)[:, 0], clips[:, t // 2])
-    assert torch.equal(reverse_time(reverse_time(clips)), clips) and torch.equal(reverse_time(clips)[:, 0], clips[:, -1])
+    assert torch.equal(reverse_time(reverse_time(clips)), clips)
+    assert torch.equal(reverse_time(clips)[:, 0], clips[:, -1])
     mixed = shuffle_time(clips, np.random.default_rng(seed))
     frames = lambda clip: sorted(bytes(frame.numpy().tobytes()) for frame in clip)
     assert all(frames(a) == frames(b) for a, b in zip(mixed, clips))
@@ -114,7 +115,8 @@ def test_bootstrap():
     value, low, high = Bootstrap(300)(values)
     assert value == pytest.approx(values.mean(), abs=1e-4)
     error = values.std() / 300 ** .5  # the interval of the normal approximation
-    assert low == pytest.approx(value - 1.96 * error, abs=.004) and high == pytest.approx(value + 1.96 * error, abs=.004)
+    assert low == pytest.approx(value - 1.96 * error, abs=.004)
+    assert high == pytest.approx(value + 1.96 * error, abs=.004)
     assert Bootstrap(4)([1, np.nan, 0, np.nan])[0] == .5 and Bootstrap(4)([0] * 4, [0] * 4) is None
     assert Bootstrap(4)([1, 1, 1, 0], [1, 1, 1, 1])[0] == .75
     assert Bootstrap(5)([1] * 5) == [1, 1, 1]
@@ -194,7 +196,8 @@ def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, mon
         return real(net, train, exam, settings, config, progress)
     monkeypatch.setattr(be_nb.judging.bias.report, "score_network", score_network)
     few = FAST | dict(data_size=12, lams=(), pictures=False)
-    ask = lambda out, **changes: bias(BiasConfig((checkpoint,), out=str(tmp_path / out), **few | changes), progress=False)
+    ask = lambda out, **changes: bias(BiasConfig((checkpoint,), out=str(tmp_path / out), **few | changes),
+                                      progress=False)
     with pytest.raises(KeyboardInterrupt):
         ask("halves")
     assert [p.name for p in (tmp_path / "halves").iterdir()] == ["judged-0.pt"]
@@ -213,8 +216,8 @@ def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, mon
 def others(checkpoint, tmp_path_factory):
     "A fine-tuned run, and weights of torchvision as anybody would save them."
     out = tmp_path_factory.mktemp("others")
-    tuned = finetune(checkpoint=checkpoint, out=str(out), name="tuned", steps=1, batch_size=6, data_size=18, test_size=6,
-                     clips=1, validation=0, progress=False).checkpoint
+    tuned = finetune(checkpoint=checkpoint, out=str(out), name="tuned", steps=1, batch_size=6, data_size=18,
+                     test_size=6, clips=1, validation=0, progress=False).checkpoint
     torch.manual_seed(0)
     torch.save(get_model("mc3_18", weights=None).state_dict(), out / "mc3.pth")
     return str(tuned), str(out / "mc3.pth")
@@ -239,7 +242,7 @@ def test_fine_tuned_and_foreign_networks_are_reported(checkpoint, others, tmp_pa
 
 
 def test_an_order_run_is_shown_its_own_clips(tmp_path, monkeypatch):
-    "Training reads 3·4 + 2·2 frames of a video; exam, probe, pictures and maps show the clips of 4 that the network knows."
+    "Training reads 3·4 + 2·2 frames of a video; exam, probe, pictures and maps show the clips of 4 it learned from."
     path = pretrain(out=str(tmp_path), name="order", method="order", distractor="none", frames=4, gap=2, steps=0,
                     data_size=8, batch_size=2, progress=False).checkpoint
     seen = set()
@@ -250,7 +253,8 @@ def test_an_order_run_is_shown_its_own_clips(tmp_path, monkeypatch):
         backbone.features = lambda clips: seen.add(tuple(clips.shape[1:])) or real(clips)
         return backbone
     monkeypatch.setattr(be_nb.judging.bias.exam, "load", watched)
-    config = BiasConfig((str(path),), out=str(tmp_path / "r"), data_size=12, clips=2, resamples=20, lams=(), untrained=False)
+    config = BiasConfig((str(path),), out=str(tmp_path / "r"), data_size=12, clips=2, resamples=20, lams=(),
+                        untrained=False)
     network, = bias(config, progress=False)["networks"]
     assert network["frames"] == 4 and seen == {(3, 4, 24, 24)}
     exam = make_exam(config, SceneBias("test", size=12), {key: network[key] for key in ("frames", "stride", "size")})
@@ -263,7 +267,8 @@ def test_a_pack_gives_the_report_of_its_folder(tmp_path):
     quiet_pack(root, ("train.txt", "val.txt"), tmp_path / "videos-packed", None, codec="raw")
     run = pretrain(out=str(tmp_path), name="run", steps=0, frame_size=(48, 64), progress=False).checkpoint
     ask = lambda folder, **more: bias(BiasConfig((str(run),), out=str(tmp_path / f"r-{folder}"), clips=1, resamples=20,
-                                                 data=str(tmp_path / folder), frames=4, untrained=False, **more), progress=False)
+                                                 data=str(tmp_path / folder), frames=4, untrained=False, **more),
+                                                 progress=False)
     folder, packed = ask("videos"), ask("videos-packed")
     assert folder.pop("data") == "videos" and packed.pop("data") == "videos-packed"
     assert folder == packed and folder["train"] == {"list": "train.txt", "videos": 5}
@@ -275,7 +280,8 @@ def test_a_pack_gives_the_report_of_its_folder(tmp_path):
 
 def test_titles_follow_the_settings():
     titles = condition_titles((.1, .25))
-    assert list(titles) == [*CONDITIONS, "lambda_0.1", "lambda_0.25"] and titles["lambda_0.25"] == "distracted, λ = 0.25"
+    assert list(titles) == [*CONDITIONS, "lambda_0.1", "lambda_0.25"]
+    assert titles["lambda_0.25"] == "distracted, λ = 0.25"
 
 
 def test_reports_of_earlier_versions_can_be_drawn():

@@ -1,4 +1,4 @@
-"""The course where people use it: lessons opened and run in JupyterLab, in a real browser, and a slider moved by hand."""
+"""The course where people use it: lessons opened and run in JupyterLab, in a real browser, a slider moved by hand."""
 import browser
 import pytest
 from conftest import ROOT
@@ -36,7 +36,8 @@ def move_the_slider(page, name, number=0):
     row = page.locator(".widget-hslider", has_text=name).nth(number)
     picture = page.locator("img.widget-image").nth(number)
     row.scroll_into_view_if_needed()
-    source, value, looks = picture.get_attribute("src"), row.locator(".widget-readout").inner_text(), picture.screenshot()
+    source, value = picture.get_attribute("src"), row.locator(".widget-readout").inner_text()
+    looks = picture.screenshot()
     row.locator(".noUi-handle").focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")

@@ -151,7 +151,8 @@ def test_errors_for_the_user_are_messages(error, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("resume", True), ("checks", False), ("device", "cuda"), ("data", "scenebias"), ("on_error", "skip"), ("steps", 12), ("rho", .5)])
+    ("resume", True), ("checks", False), ("device", "cuda"), ("data", "scenebias"), ("on_error", "skip"), ("steps", 12),
+    ("rho", .5)])
 def test_a_setting_in_a_message_becomes_the_flag_that_sets_it(name, value):
     before, flag, after = re.split("<|>", cli.as_flags(f"x={value!r} or <{name}={value!r}>, y={value!r}."))
     assert (before, after) == (f"x={value!r} or ", f", y={value!r}.") and flag.startswith("--")
@@ -164,7 +165,8 @@ def test_messages_speak_to_a_shell_and_warnings_are_one_line(monkeypatch, capsys
         warnings.warn("old function", DeprecationWarning, stacklevel=1)
         raise ValueError("The run exists. Continue it with resume=True, or choose another name.")
     monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=fail))
-    monkeypatch.setattr(warnings, "showwarning", lambda *w: print(warnings.formatwarning(*w[:4]), end="", file=sys.stderr))
+    monkeypatch.setattr(warnings, "showwarning",
+                        lambda *w: print(warnings.formatwarning(*w[:4]), end="", file=sys.stderr))
     before = warnings.formatwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -264,7 +266,8 @@ def test_a_method_of_ones_own_from_the_command_line(mine):
     assert done.returncode == 0, done.stderr
     saved = read_checkpoint(folder / "runs" / "one" / "step-00000003.pt")
     assert saved["config"]["method"] == "mine:Mine" and saved["config"]["length"] == 3
-    for wrong, told in ((["--method", "mine:Your"], "nothing named 'Your'"), (["--method", "yours:Mine"], "no module 'yours'"),
+    for wrong, told in ((["--method", "mine:Your"], "nothing named 'Your'"),
+                        (["--method", "yours:Mine"], "no module 'yours'"),
                         (["--method", "mine:Mine", "--length", "0"], "length must be above 0"),
                         (["--method", "mine:Mine", "--negative", "other_video"], "makes no use of negative"),
                         (["--method", "mine:Mine", "--queue-size", "3"], "Unknown flag --queue-size")):
@@ -276,10 +279,11 @@ def test_a_method_of_ones_own_on_two_ranks(mine):
     folder, run = mine
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     for ranks in (1, 2):
-        done = run(*torchrun, str(ranks), "-m", "be_nb.cli", "pretrain", "--method", "mine:Mine", *TINY, "--bn-groups", "2",
-                   "--name", f"ranks{ranks}")
+        done = run(*torchrun, str(ranks), "-m", "be_nb.cli", "pretrain", "--method", "mine:Mine", *TINY, "--bn-groups",
+                   "2", "--name", f"ranks{ranks}")
         assert done.returncode == 0, done.stderr
-    one, two = ([json.loads(line) for line in (folder / "runs" / f"ranks{n}" / "history.jsonl").read_text().splitlines()]
+    one, two = ([json.loads(line)
+                 for line in (folder / "runs" / f"ranks{n}" / "history.jsonl").read_text().splitlines()]
                 for n in (1, 2))
     assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)
@@ -300,8 +304,9 @@ for line in sys.argv[1:]:
 
 def test_help_and_mistakes_do_not_load_torch():
     "But for pretraining: there the method is asked for its settings, and methods are networks."
-    lines = ["", "--help", "--version", "recipes --help", "evaluate --help", "retrieve -h", "export --help", "pack --help",
-             "doctor", "bias --help", "bench --help", "pretain", "evaluate --clipss 1", "retrieve --ks 0"]
+    lines = ["", "--help", "--version", "recipes --help", "evaluate --help", "retrieve -h", "export --help",
+             "pack --help", "doctor", "bias --help", "bench --help", "pretain", "evaluate --clipss 1",
+             "retrieve --ks 0"]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *lines], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

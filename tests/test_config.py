@@ -27,7 +27,8 @@ from be_nb.recipes import list_recipes, recipe
 PATHS = {"checkpoint": "runs/a", "data": "videos"}  # the fields of evaluation that have no default
 MAKE = {"PretrainConfig": S.PretrainConfig, **{name: partial(S.PretrainConfig, method=name) for name in METHODS},
         "BenchConfig": S.BenchConfig, "EvaluateConfig": partial(S.EvaluateConfig, **PATHS),
-        "RetrieveConfig": partial(S.RetrieveConfig, **PATHS), "PackConfig": partial(S.PackConfig, root="videos", out="pack"),
+        "RetrieveConfig": partial(S.RetrieveConfig, **PATHS),
+        "PackConfig": partial(S.PackConfig, root="videos", out="pack"),
         "FinetuneConfig": S.FinetuneConfig, "BiasConfig": partial(S.BiasConfig, checkpoint=("runs/a",)),
         "ExportConfig": partial(S.ExportConfig, checkpoint="runs/a", out="a.safetensors")}
 KIND = {name: type(make()) for name, make in MAKE.items()}

@@ -1,4 +1,4 @@
-"""Whole training steps and evaluation "on cuda" without a GPU: nothing in them waits for the GPU, nothing mixes devices."""
+"""Whole training steps and evaluation "on cuda" without a GPU: nothing waits for the GPU, nothing mixes devices."""
 
 import pytest
 import torch

@@ -413,7 +413,8 @@ def test_a_vector_of_length_zero_is_no_error():
 
 
 @pytest.mark.parametrize("gallery, ks, fitting", [
-    (10, None, (1, 5, 10)), (9, None, (1, 5)), (1, None, (1,)), (500, None, (1, 5, 10, 20, 50)), (10, (3, 10), (3, 10))])
+    (10, None, (1, 5, 10)), (9, None, (1, 5)), (1, None, (1,)), (500, None, (1, 5, 10, 20, 50)),
+    (10, (3, 10), (3, 10))])
 def test_a_small_gallery_needs_no_flag(gallery, ks, fitting):
     config = RetrieveConfig("a", "b") if ks is None else RetrieveConfig("a", "b", ks=ks)
     assert fitting_ks(config, gallery) == fitting
@@ -464,7 +465,8 @@ def test_an_order_run_is_shown_its_own_clips(age, tmp_path, monkeypatch):
         return backbone
     monkeypatch.setattr(evaluate, "load", watched)
     how = dict(checkpoint=str(path), data="scenebias", train_split="swapped", test_split="test", clips=1)
-    for run, config in ((evaluate.evaluate, EvaluateConfig(**how)), (evaluate.retrieve, RetrieveConfig(**how, ks=(1,)))):
+    for run, config in ((evaluate.evaluate, EvaluateConfig(**how)),
+                        (evaluate.retrieve, RetrieveConfig(**how, ks=(1,)))):
         seen.clear()
         assert run(config)["frames"] == 4 and seen == {(3, 4, 24, 24)}
     seen.clear()

@@ -1,4 +1,4 @@
-"""The tools that run folded answers, open lessons in Colab and link the glossary; the lessons' own answers run in test_lessons."""
+"""The tools that run folded answers, open lessons in Colab and link the glossary; answers are run in test_lessons."""
 import re
 import subprocess
 import sys
@@ -60,7 +60,8 @@ def test_glossary_leads_to_lessons():
 def test_lesson_runs_as_a_script(name, tmp_path):
     "Plain Python, no kernel: a cell's last expression is evaluated and not shown, as in a script."
     nb = notebooks.read(ROOT / f"nbs/{name}.ipynb")
-    cells = [c.source for c in nb.cells if c.cell_type == "code" and not re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)]
+    cells = [c.source for c in nb.cells if c.cell_type == "code"
+             and not re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)]
     script = tmp_path / "lesson.py"
     script.write_text("\n\n".join(s for s in cells if "google.colab" not in s), encoding="utf8")
     done = subprocess.run([sys.executable, script], cwd=(ROOT / "nbs" / name).parent, capture_output=True, text=True)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import test_train
 from conftest import needs_bf16
-from test_train import SMALL, assert_same_run, small, straight  # noqa: F401: `straight` is a fixture
+from test_train import SMALL, assert_same_run, small
 
 import be_nb.train as T
 from be_nb.config import override
@@ -27,6 +28,8 @@ from be_nb.training.divergence import Diverged, reproduce
 from be_nb.training.step import build_optimizer, seed_of
 
 CONFIG = PretrainConfig(**SMALL)
+
+straight = test_train.straight  # a fixture
 
 
 def test_alignment_uniformity_and_spread_by_loops():
@@ -103,7 +106,8 @@ def test_a_nan_is_traced_to_its_step_and_videos(tmp_path, monkeypatch, kind, rui
     with pytest.raises(Diverged) as caught:
         small(tmp_path, method="poisoned", log_every=5)
     config, message = override(CONFIG, method="poisoned"), str(caught.value)
-    batch = list(build_loader(config, build_method(config).windows(config), build_source(config), ruin))[0]["index"].tolist()
+    loader = build_loader(config, build_method(config).windows(config), build_source(config), ruin)
+    batch = next(iter(loader))["index"].tolist()
     names = [build_source(config).names[i] for i in batch]
     assert message.startswith(f"Step {ruin} ") and all(name in message for name in names)
     path = tmp_path / "run" / f"diverged-step-{ruin:08d}.pt"
@@ -119,7 +123,9 @@ def test_a_nan_is_traced_to_its_step_and_videos(tmp_path, monkeypatch, kind, rui
 
 
 def test_a_failure_that_does_not_come_again_is_told_as_one(tmp_path, monkeypatch):
-    def once(method, clips, optimizer, step, config, real=T.train_step, done=[]):
+    done = []
+
+    def once(method, clips, optimizer, step, config, real=T.train_step):
         metrics = real(method, clips, optimizer, step, config)
         if step == 4 and not done:
             done.append(step)

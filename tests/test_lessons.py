@@ -37,9 +37,11 @@ def test_lesson_budget(path):
     lines = sum(len(code_lines(s)) for s in code)
     assert prose >= 3 * lines, f"{prose} words for {lines} lines of code: at least three words a line"
     assert all(len(s.splitlines()) <= 40 for s in code), "a code cell is longer than 40 lines"
-    assert all(len(s.splitlines()) <= 16 for s in code if s.startswith("#| hide")), "a hidden cell is longer than 15 lines"
+    assert all(len(s.splitlines()) <= 16 for s in code
+               if s.startswith("#| hide")), "a hidden cell is longer than 15 lines"
     assert path.stat().st_size <= 300_000, "the notebook is larger than 300 KB"
-    assert max((len(line) for s in code for line in s.splitlines()), default=0) <= 120, "a line is longer than 120 columns"
+    assert max((len(line) for s in code for line in s.splitlines()),
+               default=0) <= 120, "a line is longer than 120 columns"
     first = nb.cells[0].source
     assert re.match(r"# .+\n\n> .+", first), "the first cell is `# Title`, an empty line, `> promise`"
 
@@ -57,7 +59,8 @@ def test_lesson_teaches(path):
     if path.stem in ("index", "02_results", "03_glossary"):
         pytest.skip("a map, a record and a glossary, not lessons")
     prose = "\n".join(c.source for c in cells(nb, "markdown")).lower()
-    pictures = [o for c in cells(nb, "code") for o in c.outputs if any(k.startswith("image/") for k in o.get("data", {}))]
+    pictures = [o for c in cells(nb, "code") for o in c.outputs
+                if any(k.startswith("image/") for k in o.get("data", {}))]
     assert pictures, "no picture is stored"
     assert prose.count("<details>") >= 3, "at least three exercises with folded answers"
     assert "summary" in prose and "exercises" in prose

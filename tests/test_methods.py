@@ -1,4 +1,4 @@
-"""One contract for all methods, each plain and with Background Erasing: what the trainer, the recipes and the course rely on."""
+"""One contract for all methods, plain and with Background Erasing: what trainer, recipes and course rely on."""
 import functools
 import io
 import json
@@ -21,7 +21,8 @@ from be_nb.settings import NEUTRAL, pretrain_config, PretrainConfig
 from be_nb.train import pretrain
 from be_nb.training.step import as_batch, build_optimizer, train_step
 
-SIZES = dict(data_size=8, batch_size=4, frames=4, size=16, warmup_steps=0, schedule="constant", device="cpu", amp="fp32")
+SIZES = dict(data_size=8, batch_size=4, frames=4, size=16, warmup_steps=0, schedule="constant", device="cpu",
+             amp="fp32")
 OWN = dict(dim=8, queue_size=8, gap=1)  # small, for methods that have these knobs
 ARMS = [(name, erasing) for name in METHODS for erasing in (False, True)]
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -158,7 +159,7 @@ def one_step(name, erasing, parts):
     """
     config = small(name, erasing, accumulate=parts, optimizer="sgd", lr=0.1)
     method, found = build_method(config).train(), loaded(config)
-    if isinstance(method, EncoderPair):  # two ranks shuffle the keys; so must one, and clips must not hear of neighbours
+    if isinstance(method, EncoderPair):  # two ranks shuffle the keys: so must one, and no clip may hear of another
         split_method(method, 2 // world_size())
         for layer in method.modules():
             if isinstance(layer, torch.nn.BatchNorm3d):
@@ -193,7 +194,8 @@ def watched(config):
     method, seen = build_method(config).train(), []
     for key, network in method.named_children():
         if key.endswith("backbone"):
-            network.stages.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].shape, out.requires_grad)))
+            network.stages.register_forward_hook(
+                lambda _, inputs, out: seen.append((inputs[0].shape, out.requires_grad)))
     loss_of(method, config)
     return seen
 

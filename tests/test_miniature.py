@@ -41,7 +41,8 @@ def test_an_arm_can_be_resumed_and_keeps_what_the_caller_wants(arm, monkeypatch,
 def test_other_methods_are_those_of_their_recipes():
     for arm in miniature.OTHERS:
         config = PretrainConfig(**miniature.ARMS[arm])
-        assert config.method == arm.removesuffix("-be") and (config.distractor == "none") != (arm == "triplet" or arm.endswith("-be"))
+        assert config.method == arm.removesuffix("-be")
+        assert (config.distractor == "none") != (arm == "triplet" or arm.endswith("-be"))
         assert config == find("scenebias-triplet-be" if arm == "triplet" else f"scenebias-{arm}").config
 
 

@@ -1,4 +1,4 @@
-"""Packs: every frame in its place, the same bytes every time, kills, damage, streams, and the odd files of real sets."""
+"""Packs: every frame in its place, the same bytes every time, kills, damage, streams, and odd files of real sets."""
 import functools
 import io
 import json
@@ -62,7 +62,8 @@ def packs(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("packs")
     for codec in CODECS:
         report = quiet_pack(root, ("train.txt", "val.txt"), out / codec, 24, codec=codec, shard_videos=2)
-        assert (report.videos, report.frames, report.problems) == (8, 101, {}) and report.classes == ["even", "odd class"]
+        assert (report.videos, report.frames, report.problems) == (8, 101, {})
+        assert report.classes == ["even", "odd class"]
     return {codec: out / codec for codec in CODECS}
 
 
@@ -120,7 +121,8 @@ def test_tarfile_numpy_and_pillow_see_the_same(packs, codec):
                 mine = source[split]
                 assert mine.names[position] == about["name"] and mine.labels[position] == label
                 clip = mine.read(position, range(mine.num_frames(position))).numpy()
-                assert clip.shape == video.shape and np.abs(clip.astype(int) - video).max() <= (2 if codec == "jpeg" else 0)
+                assert clip.shape == video.shape
+                assert np.abs(clip.astype(int) - video).max() <= (2 if codec == "jpeg" else 0)
                 seen.append(about["name"])
     assert sorted(seen) == sorted(NAMES)
 
@@ -137,8 +139,8 @@ def test_webdataset_alone_gives_one_sample_a_video(packs, codec):
 
 
 @pytest.mark.parametrize("settings, shape", [
-    (dict(), (128, 171)), (dict(short_side=24), (24, 32)), (dict(short_side=None), (48, 64)), (dict(short_side=0), (48, 64)),
-    (dict(frame_size=(30, 30)), (30, 30))])
+    (dict(), (128, 171)), (dict(short_side=24), (24, 32)), (dict(short_side=None), (48, 64)),
+    (dict(short_side=0), (48, 64)), (dict(frame_size=(30, 30)), (30, 30))])
 def test_sizes(root, tmp_path, settings, shape):
     split = Split(["v2.avi", "v3.avi"], [0, 1])
     quiet_pack(root, {"few.txt": split}, tmp_path / "p", codec="raw", **settings)
@@ -163,7 +165,8 @@ def test_portrait_videos_and_fit(tmp_path):
 
 def test_names_that_are_not_utf8(tmp_path):
     try:
-        write(tmp_path / "x.avi", [frame(k) for k in range(5)]).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi"))
+        written = write(tmp_path / "x.avi", [frame(k) for k in range(5)])
+        written.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi"))
     except OSError:
         pytest.skip("this file system wants UTF-8 names")
     (tmp_path / "train.txt").write_bytes(b"caf\xe9.avi 0\ngone\xff.avi 1\n")
@@ -232,7 +235,8 @@ def test_stopped_by_an_error(root, tmp_path):
     report = make()
     assert list(report.problems) == ["v3.avi"] and str(tmp_path) not in report.problems["v3.avi"] and report.videos == 7
     checked = doctor(tmp_path / "p", progress=False)
-    assert list(checked.problems) == ["v3.avi"] and "left out when packed: v3.avi: truncated" in checked.problems["v3.avi"]
+    assert list(checked.problems) == ["v3.avi"]
+    assert "left out when packed: v3.avi: truncated" in checked.problems["v3.avi"]
     assert "'v3.avi': left out when packed: truncated" in str(checked)  # the name once
     with pytest.raises(VideoError, match="val.txt, line 2: v3.avi is not in the pack: .*truncated"):
         PackedVideos(tmp_path / "p", "val.txt")
@@ -262,9 +266,12 @@ def test_other_settings_or_lists_do_not_mix(root, tmp_path):
 @pytest.mark.parametrize("changes, told", [
     (dict(codec="png"), "Unknown codec"), (dict(quality=0), "quality"), (dict(shard_videos=0), "shard_videos"),
     (dict(workers=0), "workers"), (dict(short_side=3), "short_side"), (dict(frame_size=(0, 9)), "frame_size"),
-    (dict(on_error="ignore"), "Unknown on_error"), (dict(splits=[]), "at least one list"), (dict(splits="train.txt"), "several"),
-    (dict(splits={"../x.txt": "train.txt"}), "named like train.txt"), (dict(splits={"classes.txt": "train.txt"}), "named like"),
-    (dict(splits={"a.txt": Split(["a\nb"], [0])}), "cannot stand in a list"), (dict(splits={"a.txt": Split([], [])}), "no videos"),
+    (dict(on_error="ignore"), "Unknown on_error"), (dict(splits=[]), "at least one list"),
+    (dict(splits="train.txt"), "several"),
+    (dict(splits={"../x.txt": "train.txt"}), "named like train.txt"),
+    (dict(splits={"classes.txt": "train.txt"}), "named like"),
+    (dict(splits={"a.txt": Split(["a\nb"], [0])}), "cannot stand in a list"),
+    (dict(splits={"a.txt": Split([], [])}), "no videos"),
     (dict(splits={"a.txt": Split(["x"], [7])}), "2 classes, but a label is 7"),
     (dict(splits={"a.txt": Split(["x", "x"], [0, 0])}), "stands twice"),
     (dict(splits={"a.txt": Split(["x"], [0], ["other"])}), "other classes")])
@@ -339,7 +346,8 @@ def test_doctor_names_the_bad_video_and_frame(packs, tmp_path, capsys):
     data[offset] ^= 8
     shard.write_bytes(data)
     problems = doctor(tmp_path / "p", progress=False).problems
-    assert list(problems) == ["sub/plain.mkv"] and "1 of 31 frames are damaged, the first is 17" in problems["sub/plain.mkv"]
+    assert list(problems) == ["sub/plain.mkv"]
+    assert "1 of 31 frames are damaged, the first is 17" in problems["sub/plain.mkv"]
     fresh = PackedVideos(tmp_path / "p", "train.txt")
     with pytest.raises(VideoError, match="sub/plain.mkv: frame 17 is damaged.*doctor"):
         fresh.read(2, [16, 17])
@@ -427,7 +435,8 @@ def test_a_part_of_a_list_is_spread_over_it_and_labels_are_looked_at_first(root,
 
 
 def test_command_line_packs(root, tmp_path, capsys):
-    cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--splits", "val.txt", "--frame-size", "24", "32"])
+    cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--splits", "val.txt", "--frame-size", "24",
+              "32"])
     assert "3 videos, 30 frames, 2 classes" in capsys.readouterr().out
     assert PackedVideos(tmp_path / "p", "val.txt").read(0, [0]).shape == (1, 3, 24, 32)
 
@@ -459,7 +468,8 @@ def test_ranks_and_workers_share_the_videos(root, tmp_path, monkeypatch):
             seen[rank] = [i for batch in loader for i in batch["index"].tolist()]
         assert not set(seen[0]) & set(seen[1]) and sorted(seen[0] + seen[1]) == list(range(8))
         assert len(seen[0]) == len(seen[1]) == 4
-    orders = [[item["index"] for item in stream(tmp_path / "p", "all.txt", epoch=epoch, buffer=4)] for epoch in (0, 0, 1)]
+    orders = [[item["index"] for item in stream(tmp_path / "p", "all.txt", epoch=epoch, buffer=4)]
+              for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     monkeypatch.setenv("WORLD_SIZE", "9")
     with pytest.raises(ValueError, match="8 shards cannot feed 9 ranks × 1 workers"):
@@ -484,8 +494,7 @@ def test_a_stream_that_breaks_off_is_an_error(packs, tmp_path, codec):
     for end in (start, start + 512, start + 2600, len(good) // 2):
         path.write_bytes(good[:end])
         with pytest.raises((PackError, VideoError, tarfile.TarError)):
-            for split in ("train.txt", "val.txt"):
-                list(stream(tmp_path / "p", split))
+            [list(stream(tmp_path / "p", split)) for split in ("train.txt", "val.txt")]
 
 
 @pytest.mark.parametrize("changes, told", [

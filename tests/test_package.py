@@ -108,16 +108,18 @@ def test_training_imports_nothing_heavy_before_it_is_used():
 
 def test_the_version_is_that_of_the_package():
     "Said once, in settings.ini; a source tree that was never installed says so."
-    bare = [sys.executable, "-S", "-c", "import be_nb, sys; assert 'torch' not in sys.modules; print(be_nb.__version__)"]
+    bare = [sys.executable, "-S", "-c",
+            "import be_nb, sys; assert 'torch' not in sys.modules; print(be_nb.__version__)"]
     assert run(*bare, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}).strip() == "0+not.installed"
     assert "__version__ =" not in (ROOT / "be_nb/__init__.py").read_text()
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        be_nb.lod
+        be_nb.lod  # noqa: B018
 
 
 def test_export_is_in_sync(tmp_path):
     for part in ("nbs", "be_nb"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(ROOT / part, tmp_path / part,
+                        ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for part in ("settings.ini", "setup.py", "README.md"):
         shutil.copy(ROOT / part, tmp_path / part)
     run(str(Path(sys.executable).with_name("nbdev_export")), cwd=tmp_path)
@@ -136,7 +138,8 @@ def test_library_needs_no_development_packages():
     names = ("nbdev", "fastcore", "execnb", "IPython.core", "pytest", "hypothesis")
     for path in (ROOT / "be_nb").rglob("*.py"):
         lines = [line.strip() for line in path.read_text().splitlines()]
-        wrong = [line for line in lines if line.startswith(tuple(f"{w} {n}" for w in ("import", "from") for n in names))]
+        wrong = [line for line in lines
+                 if line.startswith(tuple(f"{w} {n}" for w in ("import", "from") for n in names))]
         assert not wrong, f"{path.name}: {wrong}"
 
 
@@ -166,5 +169,6 @@ def test_wheel_works_outside_the_tree(tmp_path):
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini", encoding="utf8")
     version = settings["DEFAULT"]["version"]
-    assert run(str(tmp_path / "site" / "bin" / "be-nb"), "--version", cwd=elsewhere, env=env).strip() == f"be_nb {version}"
+    assert run(str(tmp_path / "site" / "bin" / "be-nb"), "--version", cwd=elsewhere,
+               env=env).strip() == f"be_nb {version}"
     assert f"## {version} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf8"), "the changelog has no such version"

@@ -321,7 +321,7 @@ def test_questions_have_the_frames_that_the_config_names(name, frames, size, own
 @quickly
 @given(paces=st.integers(2, 5), frames=st.integers(1, 6), batch=st.integers(1, 6), seed=st.integers(0, 10**6))
 def test_paces_are_frames_counted_by_hand(paces, frames, batch, seed):
-    "Each pixel of frame k holds k, so the answer can be read from the question, and the question from numpy's indexing."
+    "Each pixel of frame k holds k, so the answer can be read from the question, the question from numpy's indexing."
     length = (frames - 1) * paces + 1
     numbers = torch.arange(length).float().view(1, 1, 1, length, 1, 1).expand(batch, 1, 3, length, 2, 2)
     shown, target = asked(Pace, numbers, seed, paces=paces)

@@ -170,7 +170,7 @@ def by_hand(net, source, protocol):
     "The mean over clips and crops in float64, one view at a time."
     found, (height, width) = [], source.videos[0].shape[-2:]
     side = min(height, width)
-    for i, video in enumerate(source.videos):
+    for video in source.videos:
         vectors = []
         for window in windows_of(protocol, len(video)):
             clip = video[torch.as_tensor(window)][None]
@@ -322,7 +322,8 @@ def test_one_protocol_with_its_dropped_rest(checkpoint, few, capsys):
 
 
 def test_what_cannot_be_scored_is_refused_before_any_feature(checkpoint, few, monkeypatch):
-    monkeypatch.setattr("be_nb.judging.protocols.protocol_features", lambda *args, **how: pytest.fail("features were computed"))
+    monkeypatch.setattr("be_nb.judging.protocols.protocol_features",
+                        lambda *args, **how: pytest.fail("features were computed"))
     config = dict(checkpoint=checkpoint, data="scenebias", train_split="probe", test_split="test", protocol="all")
     with pytest.raises(ValueError, match="probe has 21 videos that count under protocol be; 50 are needed"):
         evaluate.retrieve(RetrieveConfig(**config))

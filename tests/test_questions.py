@@ -29,8 +29,8 @@ class BySpeed(nn.Module):
 
 
 def test_held_out_answers_read_motion_and_not_stills():
-    config = PretrainConfig(method="order", frames=8, gap=8, distractor="none", damping=3., crop=(1., 1.), size=30, amp="fp32",
-                            brightness=0, contrast=0, saturation=0, hue=0)
+    config = PretrainConfig(method="order", frames=8, gap=8, distractor="none", damping=3., crop=(1., 1.), size=30,
+                            amp="fp32", brightness=0, contrast=0, saturation=0, hue=0)
     method = ClipOrder.from_config(config, Oracle())
     method.head = BySpeed()
     method.register_parameter("anything", nn.Parameter(torch.zeros(1)))

@@ -12,8 +12,8 @@ from be_nb.backbones.measure import describe
 from be_nb.data.sets import DATA, how_to_get, set_of
 from be_nb.distractor import VARIANTS
 from be_nb.methods import find_method, METHODS
-from be_nb.recipes import (ASSUMED, commands, cost, describe_recipes, find, GMAC, gpu_hours, list_recipes, passes, recipe,
-                           RECIPES)
+from be_nb.recipes import (ASSUMED, commands, cost, describe_recipes, find, GMAC, gpu_hours, list_recipes, passes,
+                           recipe, RECIPES)
 from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig
 from be_nb.train import finetune, pretrain
 
@@ -51,7 +51,8 @@ def test_a_pretext_task_with_and_without_erasing(task):
 def test_every_method_has_a_small_recipe_without_and_with_erasing(name):
     "A method is a line in the table; its recipes come from what it says of itself."
     method, endings = find_method(name), ("", "-be")
-    plain, erased = (recipe("scenebias-be" if (name, end) == ("moco", "-be") else f"scenebias-{name}{end}") for end in endings)
+    plain, erased = (recipe("scenebias-be" if (name, end) == ("moco", "-be") else f"scenebias-{name}{end}")
+                     for end in endings)
     assert {plain.method, erased.method} == {name} and plain.data == "scenebias" and plain.backbone == "tiny"
     assert all(getattr(plain, key) == value for key, value in method.mini.items())
     halves = {"distractor", "negative"} & set(method.uses)
@@ -60,7 +61,8 @@ def test_every_method_has_a_small_recipe_without_and_with_erasing(name):
 
 
 def test_published_settings():
-    for net, data, epochs, queue in (("i3d", "ucf101", 200, 3569), ("i3d", "k400", 50, 65536), ("c3d", "ucf101", 200, 3569)):
+    for net, data, epochs, queue in (("i3d", "ucf101", 200, 3569), ("i3d", "k400", 50, 65536),
+                                     ("c3d", "ucf101", 200, 3569)):
         config = recipe(f"{net}-{data}-be")
         videos = DATA[set_of(config.data)].videos
         assert config.steps == math.ceil(epochs * videos / config.batch_size) and config.queue_size == queue
@@ -85,7 +87,8 @@ def test_every_recipe_has_a_small_form_and_is_listed(name):
 def parsed(line, named):
     "What the command line makes of a line, without running it."
     command, *words = shlex.split(line)[1:]
-    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig, "retrieve": RetrieveConfig}
+    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig,
+            "retrieve": RetrieveConfig}
     if named:
         return cli.parse_recipe(command, kind[command], words, "")
     return cli.parse(command, kind[command], words, "")
@@ -111,7 +114,8 @@ def test_hours_by_hand():
     macs = describe(create_backbone("i3d"), 16, 224).macs
     assert gpu_hours(recipe("i3d-k400-be")) == pytest.approx(2 * macs * 7 * 240_000 * 50 / ASSUMED / 3600, rel=0.02)
     macs = describe(create_backbone("i3d"), 64, 224).macs
-    assert gpu_hours(recipe("finetune-hmdb51"), 3570) == pytest.approx(2 * macs * 3 * 3570 * 50 / ASSUMED / 3600, rel=0.02)
+    assert gpu_hours(recipe("finetune-hmdb51"), 3570) == pytest.approx(2 * macs * 3 * 3570 * 50 / ASSUMED / 3600,
+                                                                       rel=0.02)
     assert all(cost(find(name)).endswith("GPU h") for name in FULL)
     assert gpu_hours(recipe("c3d-ucf101-order-be")) == 2 * gpu_hours(recipe("c3d-ucf101-order"))
 

@@ -6,14 +6,18 @@ import warnings
 
 import pytest
 import torch
+import test_train
 from ranks import fork
-from test_train import SMALL, assert_same_run, small, straight, write_video  # noqa: F401: `straight` is a fixture
+from test_train import SMALL, assert_same_run, small, write_video
 
 import be_nb.train as T
-from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, save_checkpoint
+from be_nb.saving.checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint,
+                                     save_checkpoint)
 from be_nb.saving.weights import load
 from be_nb.training.run import Stopped
 from be_nb.training.step import train_step
+
+straight = test_train.straight  # a fixture
 
 
 def signalled_at(monkeypatch, step, number):
@@ -154,7 +158,8 @@ def test_the_best_is_written_before_the_checkpoint_that_says_so(tmp_path, monkey
     monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("this disk has no links")))
     save_checkpoint(tmp_path, state(2), 1, best=True)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == read_checkpoint(tmp_path / "step-00000002.pt")["step"] == 2
-    monkeypatch.setattr("be_nb.saving.checkpoint.twin", lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
+    monkeypatch.setattr("be_nb.saving.checkpoint.twin",
+                        lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
     with pytest.raises(OSError, match="power"):
         save_checkpoint(tmp_path, state(3), 1, best=True)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 3

@@ -121,7 +121,8 @@ def test_without_the_same_video_another_one_is_the_only_negative(negative, tmp_p
     g, calls = torch.Generator().manual_seed(3), []
     views = [method.views.distractor(method.views.augment(clips[:, 0], g), g), method.views.augment(clips[:, 0], g)]
     anchor, positive = (method.embed(view).tolist() for view in views)
-    total = sum(max(0., math.dist(anchor[i], positive[i]) - math.dist(anchor[i], positive[i - 1]) + .5) for i in range(5))
+    total = sum(max(0., math.dist(anchor[i], positive[i]) - math.dist(anchor[i], positive[i - 1]) + .5)
+                for i in range(5))
     assert math.isclose(loss.item(), total / 5, rel_tol=1e-4) and "extra_negative" not in metrics
     assert method.reference_loss(5) == .5
     method.backbone.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))

@@ -303,7 +303,8 @@ def test_lists_keep_any_name(tmp_path_factory, entries, end, bom):
     ("", "list.txt: the list is empty"), ("\n \r\n", "list.txt: the list is empty"),
     ("a.avi 0\n\nb c.avi\n", "list.txt, line 3: expected"), ("a.avi 0\nb.avi 1.5\n", "list.txt, line 2: expected"),
     ("7\n", "list.txt, line 1: expected"), ("a.avi 0\nb.avi -2\n", "list.txt, line 2: label -2"),
-    ("a.avi ３\n", "line 1: expected"), ("a b.avi jump\n", "a whole number as label, got 'a b.avi jump'. Number the classes"),
+    ("a.avi ３\n", "line 1: expected"),
+    ("a b.avi jump\n", "a whole number as label, got 'a b.avi jump'. Number the classes"),
 ])
 def test_list_errors_name_file_and_line(tmp_path, text, message):
     (tmp_path / "list.txt").write_bytes(text.encode())
@@ -370,7 +371,7 @@ def test_skip_leaves_out_counts_and_names(root):
     (root / "videos" / "bad.avi").write_bytes(b"RIFF....AVI nothing")
     (root / "list.txt").write_text("bad.avi 1\nsub/plain.mkv 0\ngone #2.avi 1\n50% é.avi 1\n", encoding="utf8")
     for cache in (False, True):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="left out") as caught:
             source = VideoFolder(root, "list.txt", frame_size=(8, 8), cache=cache, on_error="skip")
         text = " ".join(str(w.message) for w in caught)
         assert "1 of 4 videos left out" in text and "list.txt, line 3: no such video" in text and "bad.avi" in text
@@ -488,10 +489,10 @@ def test_uniform_starts(n, frames, stride, clips):
 
 def test_window_arguments():
     for bad in ((10, 0, 1, 0), (10, 4, 0, 0), (10, 4, 1, 10), (10, 4, 1, -1), (10, 4, 1, 0, "pad"), (0, 4, 1, 0)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="must be|not a frame"):
             window_frames(*bad)
     for bad in ((0, 4, 1, 10), (10, 4, 1, 0), (10, 0, 1, 10), (10, 4, 1, 10, "pad")):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="must be"):
             uniform_starts(*bad)
 
 
@@ -602,7 +603,7 @@ def test_item_must_be_epoch_and_index(item, error):
 
 @pytest.mark.parametrize("kwargs", [{"windows": 0}, {"min_offset": -1}, {"short": "pad"}, {"frames": 0}, {"seed": -1}])
 def test_dataset_arguments(kwargs):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
         ClipDataset(Numbers([30]), **kwargs)
 
 
@@ -638,7 +639,7 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_late_starts_are_direct():
     with pytest.raises(TypeError):
         len(EpochSampler(5, 2))
     for bad in ((0, 1), (1, 0), (1, 1, -1), (1, 1, 0, -1)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="EpochSampler"):
             EpochSampler(*bad)
 
 

@@ -76,7 +76,7 @@ def _tar_members(path):
         while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
             pass
 
-# %% ../../nbs/5_data/12_archives.ipynb #a06a7593
+# %% ../../nbs/5_data/12_archives.ipynb #78af396c
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
@@ -102,12 +102,13 @@ def _rar_members(path):
         raise EOFError("it was cut off: its mark of the end is missing")
     with open(path, "rb") as file, libarchive.fd_reader(file.fileno()) as archive:
         for info, entry in zip_longest(headers, archive):
-            if None in (info, entry) or entry.pathname is None or entry.isfile and entry.size != info.file_size:
+            if None in (info, entry) or entry.pathname is None or (entry.isfile and entry.size != info.file_size):
                 raise EOFError("the headers of its files are damaged, or it was cut off")
             kind = "file" if entry.isfile else "folder" if entry.isdir else "link or device"
             kind = "link or device" if entry.issym or entry.islnk else kind
             blocks = entry.get_blocks(1 << 20) if kind == "file" else iter(())
-            yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC, lambda n: next(blocks, b""))
+            yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC,
+                         lambda n, blocks=blocks: next(blocks, b""))
 
 # %% ../../nbs/5_data/12_archives.ipynb #49ab30ea
 def _damage():

@@ -94,7 +94,7 @@ def read_list(
     paths, numbers, where = zip(*entries)
     return Split(list(paths), numbers, read_classes(Path(path).parent / "classes.txt"), list(where))
 
-# %% ../../nbs/5_data/03_lists.ipynb #697af5aa
+# %% ../../nbs/5_data/03_lists.ipynb #b782e66a
 def read_ucf101(
     folder,  # holds classInd.txt, trainlist01.txt, testlist01.txt, …
     split=1,  # 1, 2 or 3
@@ -103,8 +103,8 @@ def read_ucf101(
     if split not in (1, 2, 3):
         raise ValueError(f"UCF101 has the splits 1, 2 and 3, not {split!r}")
     folder, sides = Path(folder), []
-    number_of = {name: number for name, number in (_path_and_label(where, " ".join(line.split(None, 1)[::-1]))
-                                                   for where, line in _lines(folder / "classInd.txt"))}
+    number_of = dict(_path_and_label(where, " ".join(line.split(None, 1)[::-1]))
+                     for where, line in _lines(folder / "classInd.txt"))
     classes = sorted(number_of, key=number_of.get)
     for side in ("train", "test"):
         paths, labels, origins = [], [], []

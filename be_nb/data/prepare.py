@@ -7,8 +7,9 @@ __all__ = ['Part', 'Found', 'locate_parts', 'extract_part', 'find_folder', 'chec
            'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists', 'prepare',
            'prepare_cli']
 
-# %% ../../nbs/5_data/13_prepare.ipynb #b183aa77
+# %% ../../nbs/5_data/13_prepare.ipynb #c9df1fc4
 import csv
+import functools
 import json
 import os
 import shutil
@@ -88,7 +89,7 @@ def locate_parts(
                                 "\nPut them there, or name another folder with --archives, and run it again.")
     return found
 
-# %% ../../nbs/5_data/13_prepare.ipynb #e8e96401
+# %% ../../nbs/5_data/13_prepare.ipynb #cd561a61
 def extract_part(
     found: Found,
     workers: int = 1,   # archives extracted at the same time
@@ -101,7 +102,7 @@ def extract_part(
             if not archives and found.part.nested and found.archives:
                 archives = sorted(path for path in shells.rglob("*.rar") if not path.name.startswith("."))
             several = len(archives) > 1
-            jobs = pool.map(lambda path: extract(path, out, progress=not several), archives)
+            jobs = pool.map(functools.partial(extract, out=out, progress=not several), archives)
             for done in tqdm(jobs, total=len(archives), unit="archive", disable=not several, desc=found.part.what):
                 written += done.written
     return written
@@ -278,7 +279,7 @@ def _verified_seal(path):
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
-# %% ../../nbs/5_data/13_prepare.ipynb #36519599
+# %% ../../nbs/5_data/13_prepare.ipynb #70436d3a
 def write_lists(
     splits: dict[str, Split],
     out: Path,  # folder for them
@@ -288,7 +289,7 @@ def write_lists(
              for name, split in splits.items()} | {"classes.txt": next(iter(splits.values())).classes}
     for name, content in lines.items():
         data = ("\n".join(content) + "\n").encode("utf8", "surrogateescape")
-        write_atomically(out / name, lambda temporary: temporary.write_bytes(data))
+        write_atomically(out / name, lambda temporary, data=data: temporary.write_bytes(data))
         print(f"{out / name}: {len(content):,} lines")
 
 

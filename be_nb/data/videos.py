@@ -44,7 +44,7 @@ def write_folder(
         (folder / name).write_text("".join(lines), encoding="utf8")
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes), encoding="utf8")
 
-# %% ../../nbs/5_data/04_videos.ipynb #af878434
+# %% ../../nbs/5_data/04_videos.ipynb #09f9fd83
 class FrameIndex:
     """True frame counts of the videos below one folder, remembered between runs in a small JSON file.
 
@@ -82,7 +82,8 @@ class FrameIndex:
             temporary.write_text(json.dumps(self.known))
             os.replace(temporary, self.file)
         except OSError as error:
-            warnings.warn(f"frame counts are not remembered: {error}; set BE_NB_CACHE to a folder that can be written")
+            warnings.warn(f"frame counts are not remembered: {error}; set BE_NB_CACHE to a folder that can be written",
+                          stacklevel=2)
 
 # %% ../../nbs/5_data/04_videos.ipynb #f124557e
 def _in_threads(function, items, task, stop):

@@ -6,7 +6,7 @@
 __all__ = ['check_set', 'Classification', 'linear_probe', 'nearest_neighbours', 'knn', 'RetrievalResult', 'chance_recall',
            'retrieval']
 
-# %% ../../nbs/1_core/10_judge.ipynb #69f68550
+# %% ../../nbs/1_core/10_judge.ipynb #0dfe6251
 import math
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def classification(
     per_class = {int(label): hits[labels == label].mean().item() for label in labels.unique()}
     return Classification(hits.mean().item(), per_class, predictions, len(labels))
 
-# %% ../../nbs/1_core/10_judge.ipynb #2ba3381f
+# %% ../../nbs/1_core/10_judge.ipynb #626ba65f
 def linear_probe(
     train_x, train_y,   # (n, d) features and (n,) classes to fit on
     test_x, test_y,     # (m, d) and (m,): every one is scored

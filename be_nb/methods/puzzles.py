@@ -18,7 +18,7 @@ from .base import Windows
 from .order import arrange, shuffle_pieces
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #c204f214
+# %% ../../nbs/2_methods/07_puzzles.ipynb #606a50b1
 def take_cuboids(
     clips: torch.Tensor,    # (b, c, t, h, w)
     corners: torch.Tensor,  # int64 (b, n, 3): first frame, row and column of each box

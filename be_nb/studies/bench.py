@@ -98,7 +98,7 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #2c55c5d6
+# %% ../../nbs/8_studies/02_bench.ipynb #e8bdc231
 def listen(
     net: torch.nn.Module,  # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
@@ -133,7 +133,7 @@ def watched(
 
     setattr(module, function, timed)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #2551bbac
+# %% ../../nbs/8_studies/02_bench.ipynb #0f9bc31d
 def update_bytes(
     method: torch.nn.Module,           # what is trained
     optimizer: torch.optim.Optimizer,  # after its first step, so that its states are there
@@ -145,7 +145,7 @@ def update_bytes(
     return (sum(3 * p.nbytes for p in learning) + sum(2 * s.nbytes for s in states)
             + sum(3 * p.nbytes for p in following))
 
-# %% ../../nbs/8_studies/02_bench.ipynb #d45b9bf5
+# %% ../../nbs/8_studies/02_bench.ipynb #bfc3d0dc
 PARTS = {"loader": "host", "transfer": "link", "augment": "copy", "distractor": "copy", "forward": "matrix",
          "backward": "matrix", "optimiser": "copy"}  # in the order of a step; name → its field of `Ceilings`
 
@@ -165,7 +165,7 @@ def attach(
     method.register_forward_hook(lambda *_: watch.switch("backward"))
     optimizer.register_step_pre_hook(lambda *_: watch.switch("optimiser"))
 
-# %% ../../nbs/8_studies/02_bench.ipynb #71f0172b
+# %% ../../nbs/8_studies/02_bench.ipynb #6e2f3899
 @dataclass(frozen=True)
 class StepPart:
     "One part of a step."
@@ -186,7 +186,7 @@ class StepPart:
         "Of the ceiling: 1 is as good as it gets."
         return self.rate / self.ceiling
 
-# %% ../../nbs/8_studies/02_bench.ipynb #72828660
+# %% ../../nbs/8_studies/02_bench.ipynb #3169215a
 def time_steps(steps, device, batches, work) -> float:
     "Median seconds from one batch asked for to the next: loading, and `work(step, batch)`."
     watch, found = Stopwatch(device), []
@@ -216,7 +216,7 @@ def watch_steps(steps, watch, tally, batches, work) -> dict:
         found.append(dict(watch.seconds))
     return {name: median(seconds[name] for seconds in found) for name in PARTS if name in found[0]}
 
-# %% ../../nbs/8_studies/02_bench.ipynb #88b793c1
+# %% ../../nbs/8_studies/02_bench.ipynb #2d339128
 WARM_UP = 2  # steps before anything is measured
 
 
@@ -251,7 +251,8 @@ def measure(
     seconds = watch_steps(range(WARM_UP + repeats, total), watch, bytes_, iter(loader), work)
     bytes_["optimiser"] = update_bytes(run.method, run.optimizer)
     best = ceilings(device, config.amp)
-    parts = [StepPart(name, took, macs[name], bytes_[name], getattr(best, PARTS[name])) for name, took in seconds.items()]
+    parts = [StepPart(name, took, macs[name], bytes_[name], getattr(best, PARTS[name]))
+             for name, took in seconds.items()]
     return parts, whole, best
 
 # %% ../../nbs/8_studies/02_bench.ipynb #a435b9a7
@@ -280,7 +281,7 @@ class RandomVideos:
         "uint8 (len(frames), 3, height, width)."
         return self.pixels[torch.as_tensor(frames)]
 
-# %% ../../nbs/8_studies/02_bench.ipynb #70559a4b
+# %% ../../nbs/8_studies/02_bench.ipynb #bdce5d8e
 @dataclass(frozen=True)
 class BenchReport:
     "What `bench` found. Shows itself as a table."

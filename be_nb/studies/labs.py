@@ -50,7 +50,7 @@ def distractor_lab(
 
     return explore(draw, clip=(0, b - 1), variant=list(VARIANTS)[::-1], lam=(0., 1., .05), frame=(0, t - 1))
 
-# %% ../../nbs/8_studies/03_labs.ipynb #e0d2b6d5
+# %% ../../nbs/8_studies/03_labs.ipynb #aef4259a
 def augmentation_lab(
     clips: torch.Tensor,  # uint8 (b, t, 3, h, w)
     size: int = 30,       # side of the view, pixels
@@ -66,7 +66,7 @@ def augmentation_lab(
         view = augment_clips(clips[[clip]], chosen, size)[0].transpose(0, 1)
         return strip([clips[clip], view], n=7, titles=["clip", "view"], dpi=70)
 
-    factors = {name: (0., 2., .1) for name in ("brightness", "contrast", "saturation")}
+    factors = dict.fromkeys(("brightness", "contrast", "saturation"), (0., 2., .1))
     return explore(draw, clip=(0, len(clips) - 1), crop=(.3, 1., .05), angle=(-45, 45), flip=False, **factors,
                    hue=(-.5, .5, .05))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Diverged', 'diagnose', 'reproduce']
 
-# %% ../../nbs/7_training/07_divergence.ipynb #e3f47826
+# %% ../../nbs/7_training/07_divergence.ipynb #9d94725d
 import dataclasses
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .run import Run, build, find_start, load_state
 from .step import NotFinite, accumulate_gradient, as_batch, stop_before_damage, train_step
 
-# %% ../../nbs/7_training/07_divergence.ipynb #77791a3d
+# %% ../../nbs/7_training/07_divergence.ipynb #34cb5e9d
 class Diverged(RuntimeError):
     "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it."
 

@@ -39,7 +39,7 @@ from .run import find_start, History, Meter, run_folder, Stopped
 from .step import build_optimizer, learning_rate, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/10_finetune.ipynb #c925e909
+# %% ../../nbs/7_training/10_finetune.ipynb #19983b67
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -59,7 +59,7 @@ def check_protocol(
 
 def check_alone():
     "Raise a `ValueError` where torchrun has started several processes: each would train the same network."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
 # %% ../../nbs/7_training/10_finetune.ipynb #d5c2a5e7

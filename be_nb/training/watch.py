@@ -59,7 +59,7 @@ def embedding_health(
         found |= {"uniformity": uniformity(query).item(), "spread": spread(query).item()}
     return found
 
-# %% ../../nbs/7_training/04_watch.ipynb #53248f3c
+# %% ../../nbs/7_training/04_watch.ipynb #841dbf03
 def collapse_warning(
     row: dict,              # a line of the history
     config: PretrainConfig,
@@ -73,7 +73,7 @@ def collapse_warning(
             "sphere). The network has collapsed, or never left its beginning: try a lower lr, a longer warm-up, or "
             "bn_groups=2.")
 
-# %% ../../nbs/7_training/04_watch.ipynb #967ea48c
+# %% ../../nbs/7_training/04_watch.ipynb #b4f461cf
 def shared_features(
     backbone: nn.Module,     # on the device of this rank
     source,                  # labelled videos; every rank takes its share, however uneven

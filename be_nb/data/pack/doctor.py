@@ -16,7 +16,7 @@ from ..lists import read_list
 from .format import (jpegs_to_frames, load_index, map_frames, PackError, PackReport, read_checked,
                                     read_pack, sample_chunks)
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #0c3cd69a
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -39,7 +39,7 @@ def _check_video(data, key, name, lists, row, frames, codec):
 def _check_shard(path, info, names, lists, rows, frames, codec):
     "Name → what is wrong, for one shard: every byte is compared with what index and lists say that it must be."
     if not path.is_file():
-        return {path.name: "the shard is missing", **{name: f"{path.name} is missing" for name in names}}
+        return {path.name: "the shard is missing", **dict.fromkeys(names, f"{path.name} is missing")}
     problems, size = {}, path.stat().st_size
     if size != info["bytes"]:
         problems[path.name] = f"the shard has {size:,} bytes, {info['bytes']:,} were packed"

@@ -64,12 +64,12 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #44acf6c5
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #d9778e87
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
         seen = 0
-        for seen, sample in enumerate(group, 1):
+        for seen, sample in enumerate(group, 1):  # noqa: B007
             yield sample
         if counts[url] not in (None, seen):
             raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")

@@ -288,7 +288,7 @@ def _npy_bytes(array):
     np.save(file, array)
     return file.getvalue()
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #ab46c854
+# %% ../../../nbs/5_data/06_pack_write.ipynb #273c39ee
 def write_index(
     out,  # folder of the pack
     paths,  # its shards, all whole
@@ -314,7 +314,7 @@ def write_index(
     files |= {name: _text([f"{p} {y}" for p, y in zip(s.paths, s.labels.tolist())]) for name, s in splits.items()}
     files |= {"classes.txt": _text(classes)} if classes else {}
     for name, data in files.items():
-        write_atomically(out / name, lambda temporary: temporary.write_bytes(data))
+        write_atomically(out / name, lambda temporary, data=data: temporary.write_bytes(data))
     content = {"format": FORMAT, "settings": vars(settings), "videos": len(names), "frames": count,
                "lists": list(splits), "shards": shards, "problems": problems,
                "classes": list(classes), "files": {name: sha256(data) for name, data in files.items()},

@@ -269,7 +269,7 @@ def report_head(config, fitted, exam) -> dict:
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
             "conditions": conditions, "left_out": left_out, "machine": machine()}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #09afe604
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #cbbef2f0
 def page_pictures(networks, exams, weights, settings, config) -> list:
     "The pictures of clips for the page, or none."
     if not config.pictures:
@@ -291,7 +291,8 @@ def write_files(report: dict, pictures: list, out: str):
     "Write both files, each whole or not at all."
     text = json.dumps(report, indent=1, ensure_ascii=False)
     for name, content in (("report.json", text), ("report.html", report_page(report, pictures))):
-        write_atomically(Path(out) / name, lambda temporary: temporary.write_text(content, encoding="utf8"))
+        write_atomically(Path(out) / name,
+                         lambda temporary, content=content: temporary.write_text(content, encoding="utf8"))
 
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #6acf4212
 def bias(
