@@ -1,4 +1,4 @@
-"""be_nb.augment against torchvision's functional transforms, frame by frame, and its properties."""
+"""be_nb.augment and be_nb.pixels against torchvision's functional transforms, frame by frame, and its properties."""
 import pickle
 
 import pytest
@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from be_nb.augment import (adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, Augment, augment_clips,
-                           CenterCrop, ClipParameters, denormalize, IMAGENET_MEAN, IMAGENET_STD)
+from be_nb.augment import (Augment, augment_clips, CenterCrop, ClipParameters, denormalize, IMAGENET_MEAN,
+                           IMAGENET_STD)
+from be_nb.pixels import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 
 BILINEAR = tv.InterpolationMode.BILINEAR
 STRONG = dict(degrees=15, crop=(.5, .9), flip=.5, brightness=.5, contrast=.5, saturation=.5, hue=.5)
