@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'mix_static_frame', 'Draw', 'draw_distractors', 'intra_frame', 'inter_frame', 'gaussian_noise',
-           'video_mixup', 'cutmix_box', 'video_cutmix', 'Distractor']
+           'video_mixup', 'video_cutmix', 'Distractor']
 
 # %% ../nbs/1_core/04_distractor.ipynb #fd1109a6
 from typing import NamedTuple
@@ -109,7 +109,7 @@ def video_mixup(clips, draw):
     mixed = clips[_partners(clips, draw, "video_mixup")]
     return mixed.lerp_(clips, 1 - _per_clip(draw.lam, clips))
 
-# %% ../nbs/1_core/04_distractor.ipynb #ac53f4b5
+# %% ../nbs/1_core/04_distractor.ipynb #dc884c51
 def cutmix_box(
     draw: Draw,
     height: int,     # of the frames, pixels
@@ -125,7 +125,7 @@ def cutmix_box(
     rows, columns = inside
     return (rows[:, :, None] & columns[:, None, :])[:, None, None]
 
-
+# %% ../nbs/1_core/04_distractor.ipynb #c99ee25d
 def video_cutmix(clips, draw):
     """Paste a box of another clip of the batch, `lam` of the area, the same place in all frames."""
     other = clips[_partners(clips, draw, "video_cutmix")]

@@ -1,4 +1,4 @@
-"""be_nb.augment against torchvision's functional transforms, frame by frame, and its properties."""
+"""be_nb.augment and be_nb.pixels against torchvision's functional transforms, frame by frame, and its properties."""
 import pickle
 
 import pytest
