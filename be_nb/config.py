@@ -105,7 +105,7 @@ def conform(
         raise ValueError(f"{key} must be {words}; got {value!r}.")
     return kind(os.fspath(value) if kind is str else value)
 
-# %% ../nbs/7_training/01_config.ipynb #beb7715d
+# %% ../nbs/7_training/01_config.ipynb #12bc367c
 @functools.cache
 def annotations(
     config_class: type,  # a dataclass
@@ -123,6 +123,12 @@ class Config:
     def like(cls, changes: dict) -> type:
         "The class of this config after some changes: the same, but for configs whose fields depend on a field."
         return cls
+
+    @classmethod
+    def refuse(cls, name: str):
+        "Raise a `ValueError` for a setting that is not there; it names the nearest ones."
+        notes = {s.name: s.about for s in settings(cls)}  # the comments are read only now: it takes a moment
+        check_choice(f"setting of {cls.__name__}", name, annotations(cls), notes)
 
     def __post_init__(self):
         for key, kind in annotations(type(self)).items():
@@ -156,7 +162,7 @@ def settings(
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])
             for f in dataclasses.fields(config_class)]
 
-# %% ../nbs/7_training/01_config.ipynb #ef5bf519
+# %% ../nbs/7_training/01_config.ipynb #7c3b170c
 def override(
     config,       # a config
     /,
@@ -166,9 +172,8 @@ def override(
     kind = type(config).like(changes)
     known = annotations(kind)
     for key in changes:
-        if key not in known:  # the comments are read only now: it takes a moment
-            notes = {s.name: s.about for s in settings(kind)}
-            check_choice(f"setting of {kind.__name__}", key, known, notes)
+        if key not in known:
+            kind.refuse(key)
     if kind is type(config):
         return dataclasses.replace(config, **changes)
     was = {f.name: f.default for f in dataclasses.fields(config)}  # another class has defaults of its own
