@@ -169,13 +169,16 @@ def test_names_that_are_not_utf8(tmp_path):
     (tmp_path / "train.txt").write_bytes(b"caf\xe9.avi 0\ngone\xff.avi 1\n")
     report = quiet_pack(tmp_path, ["train.txt"], tmp_path / "p", 16)
     assert list(report.problems) == ["gone\udcff.avi"] and b"\\udcff" in str(report).encode()
-    assert (tmp_path / "p" / "train.txt").read_bytes() == (tmp_path / "train.txt").read_bytes()
-    with pytest.warns(UserWarning, match="1 of 2 videos left out"):
-        source = PackedVideos(tmp_path / "p", "train.txt", on_error="skip")
+    assert (tmp_path / "p" / "train.txt").read_bytes() == b"caf\xe9.avi 0\n"  # what was left out is in none of its lists
+    for on_error in ("skip", "raise"):
+        with pytest.warns(UserWarning, match="1 of 2 videos left out"):
+            source = PackedVideos(tmp_path / "p", "train.txt", on_error=on_error)
+        assert list(source.skipped) == ["gone\udcff.avi"]
     assert os.fsencode(source.names[0]) == b"caf\xe9.avi" and source.num_frames(0) == 5
     (tmp_path / "list.txt").write_bytes(b"caf\xe9.avi 3\n")  # a list from elsewhere
     assert PackedVideos(tmp_path / "p", tmp_path / "list.txt").labels.tolist() == [3]
-    assert list(doctor(tmp_path / "p", progress=False).problems) == ["gone\udcff.avi"]
+    checked = doctor(tmp_path / "p", progress=False)
+    assert checked.problems == {} and list(checked.left_out) == ["gone\udcff.avi"]
 
 
 # --- the same bytes, whatever happens ---------------------------------------------------------------------------------
@@ -231,13 +234,24 @@ def test_stopped_by_an_error(root, tmp_path):
         make(on_error="raise")
     report = make()
     assert list(report.problems) == ["v3.avi"] and str(tmp_path) not in report.problems["v3.avi"] and report.videos == 7
-    checked = doctor(tmp_path / "p", progress=False)
-    assert list(checked.problems) == ["v3.avi"] and "left out when packed: v3.avi: truncated" in checked.problems["v3.avi"]
+    checked = doctor(tmp_path / "p", progress=False)  # a sound pack, which says what it does not hold
+    assert not checked.problems and list(checked.left_out) == ["v3.avi"] and "v3.avi: truncated" in checked.left_out["v3.avi"]
     assert "'v3.avi': left out when packed: truncated" in str(checked)  # the name once
+    cli.main(["doctor", str(tmp_path / "p")])  # no exit code
     with pytest.raises(VideoError, match="val.txt, line 2: v3.avi is not in the pack: .*truncated"):
-        PackedVideos(tmp_path / "p", "val.txt")
-    with pytest.warns(UserWarning, match="1 of 3 videos left out"):
-        assert PackedVideos(tmp_path / "p", "val.txt", on_error="skip").names == ["v2.avi", "v4.avi"]
+        PackedVideos(tmp_path / "p", tmp_path / "v/val.txt")
+    for open_it in (PackedVideos, lambda *args, **kwargs: open_source(*args, frame_size=(24, 32), **kwargs)):
+        for on_error in ("skip", "raise"):
+            with pytest.warns(UserWarning, match="1 of 3 videos left out of val.txt when it was packed: v3.avi: truncated"):
+                source = open_it(tmp_path / "p", "val.txt", on_error=on_error)
+            assert source.names == ["v2.avi", "v4.avi"] and list(source.skipped) == ["v3.avi"]
+            assert source.labels.tolist() == [0, 1, 0][::2] or source.labels.tolist() == [1, 0, 1][::2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = ClipDataset(PackedVideos(tmp_path / "p", "val.txt"), 4, seed=1)
+    for item in (items := list(stream(tmp_path / "p", "val.txt", 4, seed=1, buffer=0))):
+        assert torch.equal(item["clips"], dataset[0, item["index"]]["clips"])
+    assert sorted(item["index"] for item in items) == [0, 1]
     before = (tmp_path / "p/shard-000000.tar").stat().st_mtime_ns
     (tmp_path / "v/videos/v3.avi").write_bytes(good)  # repaired: only its shard is made anew
     assert not make(on_error="raise").problems and not doctor(tmp_path / "p", progress=False).problems
@@ -318,10 +332,9 @@ def test_no_damage_goes_unseen(broken, codec, which, place, bit, cut):
                 found = read_all(folder)
         except (PackError, VideoError, ValueError) as error:
             assert str(error)
-        else:  # what is wrong lies outside the frames, or is a pixel of a raw frame: only the doctor looks at those
-            assert path.suffix == ".tar" or path.suffix == ".txt" or (codec, path.name) == ("raw", "frames.npy")
-            if not (codec == "raw" and path.suffix == ".tar") and path.suffix != ".txt":
-                assert found.keys() == frames.keys() and all(torch.equal(found[name], frames[name]) for name in frames)
+        else:  # what is wrong lies outside the frames and the lists: the doctor's business. classes.txt is in pack.json, too
+            assert path.suffix == ".tar" or path.name == "classes.txt"
+            assert found.keys() == frames.keys() and all(torch.equal(found[name], frames[name]) for name in frames)
     finally:
         path.write_bytes(good)
 
@@ -530,4 +543,5 @@ def test_odd_real_files(footage, tmp_path):
         nearest_other = (between + np.diag(np.full(len(b), np.inf))).min(1)
         distinct = np.flatnonzero(nearest_other > 0)  # a frame may stand twice in a file
         assert len(distinct) > len(b) // 2 and (distance[distinct].argmin(1) == distinct).all()
-    assert doctor(tmp_path / "p", progress=False).problems.keys() == {"corrupted.mp4"}
+    checked = doctor(tmp_path / "p", progress=False)
+    assert not checked.problems and checked.left_out.keys() == {"corrupted.mp4"}
