@@ -1,5 +1,4 @@
 """Packs: every frame in its place, the same bytes every time, kills, damage, streams, and the odd files of real sets."""
-import contextlib
 import functools
 import io
 import json
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from conftest import little_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -386,21 +386,6 @@ def test_lists_of_any_bytes(packs, tmp_path_factory, text):
 
 
 # --- lies: what a file says about itself is a claim -------------------------------------------------------------------
-
-@contextlib.contextmanager
-def little_memory():
-    "At most a gigabyte more than now: whoever believes in a large number gets no memory for it."
-    resource = pytest.importorskip("resource")
-    if not os.path.exists("/proc/self/statm"):
-        pytest.skip("needs /proc to know how much memory is in use")
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
 
 def reseal(folder, content, **files):
     "Write a pack.json, and files with it, as somebody would who wants them to be believed."
