@@ -2,7 +2,6 @@
 import gzip
 import io
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -180,14 +179,12 @@ def test_a_tar_damaged_or_cut_anywhere_is_never_taken_for_whole(tmp_path):
     for start, stop, bad in cases:
         archive.write_bytes(bad)
         try:
-            extract(archive, tmp_path / "out", progress=False)
+            found = {m.name: b"".join(iter(lambda: m.read(1 << 20), b"")) for m in members(archive)}
         except ArchiveError as error:
             assert str(error).startswith(f"{archive}: ")
         else:
             touched = any(start < span.stop and span.start < stop for span in spans)
-            assert stop - start <= 512 and (touched or there(tmp_path / "out") == content), start
-            assert len(there(tmp_path / "out")) == 3
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            assert stop - start <= 512 and (touched or found == content) and len(found) == 3, start
 
 
 def header(kind, size, name="x"):
