@@ -1,4 +1,5 @@
 """Shared by all tests: where the repository is, and where real footage may lie."""
+import contextlib
 import os
 from pathlib import Path
 
@@ -44,3 +45,18 @@ def footage():
 def own_cache(tmp_path_factory, monkeypatch):
     "Frame counts are remembered in a folder of the test run, never in the user's home."
     monkeypatch.setenv("BE_NB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@contextlib.contextmanager
+def little_memory(more=1 << 30):
+    "At most `more` bytes beyond what is in use: whoever believes in a large number gets no memory for it."
+    resource = pytest.importorskip("resource")
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs /proc to know how much memory is in use")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

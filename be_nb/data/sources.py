@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from .clips import ClipDataset, EpochSampler
 from .lists import read_list, Split
 from .pack.format import is_pack
-from .pack.read import PackedVideos
+from .pack.read import list_in_pack, PackedVideos
 from .scenebias import SceneBias, SPLITS
 from .sets import how_to_get
 from .videos import VideoFolder
@@ -52,8 +52,9 @@ def open_source(
         return SceneBias(split, rho=rho, seed=data_seed, size=size, damping=damping)
     if not os.path.isdir(data):
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
-    source = PackedVideos if is_pack(data) else VideoFolder  # a pack that is not finished is an error
-    listed = split if isinstance(split, Split) else read_list(Path(data) / split)
+    packed = is_pack(data)  # a pack that is not finished is an error
+    source = PackedVideos if packed else VideoFolder
+    listed = split if isinstance(split, Split) else list_in_pack(data, split) if packed else read_list(Path(data) / split)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
     listed = listed if most is None else _few(listed, most)

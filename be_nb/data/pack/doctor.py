@@ -13,10 +13,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..lists import read_list
-from .format import (jpegs_to_frames, load_index, map_frames, PackError, PackReport, read_checked,
-                                    read_pack, sample_chunks)
+from .format import (check_file, jpegs_to_frames, load_index, map_frames, MOST_RECORD, own_file, PackError,
+                                    PackReport, read_pack, sample_chunks)
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #0c3cd69a
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -38,8 +38,10 @@ def _check_video(data, key, name, lists, row, frames, codec):
 
 def _check_shard(path, info, names, lists, rows, frames, codec):
     "Name → what is wrong, for one shard: every byte is compared with what index and lists say that it must be."
-    if not path.is_file():
-        return {path.name: "the shard is missing", **dict.fromkeys(names, f"{path.name} is missing")}
+    try:
+        own_file(path.parent, path.name)
+    except PackError as error:
+        return {path.name: f"the shard cannot be read: {error}", **{name: f"{path.name} is missing" for name in names}}
     problems, size = {}, path.stat().st_size
     if size != info["bytes"]:
         problems[path.name] = f"the shard has {size:,} bytes, {info['bytes']:,} were packed"
@@ -47,23 +49,26 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
     with open(path, "rb") as file:
         for name, row, start, end in zip(names, rows, rows["start"].tolist(), ends):
             file.seek(start)
-            data, first = file.read(end - start), int(row["first"])
-            wrong = _check_video(data, int(row["key"]), name, lists[name], row,
+            data, first = file.read(max(0, min(end, size) - start)), int(row["first"])
+            wrong = _check_video(data, int(row["key"]), name, lists.get(name, {}), row,
                                  frames[first:first + int(row["frames"])], codec)
             if wrong:
                 problems[name] = f"{path.name}: {wrong}"
         file.seek(info["last"])
-        if zlib.crc32(file.read()) != info["last_crc32"]:
+        if size - info["last"] > MOST_RECORD + 4096 or zlib.crc32(file.read()) != info["last_crc32"]:
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
 # %% ../../../nbs/5_data/08_pack_doctor.ipynb #fdef7864
 def _lists_of(root, content):
-    "Video → list → [position, label], from the lists in the pack."
+    "Video → list → [position, label], from the lists in the pack; positions count the videos that were left out, too."
     found = {}
     for name in content["lists"]:
-        split = read_list(Path(root) / name)
-        for position, (path, label) in enumerate(zip(split.paths, split.labels.tolist())):
+        if not (Path(root) / name).read_bytes().strip():
+            continue  # all of its videos were left out
+        split, gone = read_list(Path(root) / name), {p[name][0] for p in content["left_out"].values() if name in p}
+        places = [k for k in range(len(split) + len(gone)) if k not in gone]
+        for position, path, label in zip(places, split.paths, split.labels.tolist()):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
@@ -74,21 +79,22 @@ def doctor(
 ):
     """Check everything that a pack holds: every checksum, count, shape, list and index entry; decode every frame.
 
-    Returns a `PackReport` whose `problems` name each bad video or file, also the videos that were left out when it was
-    packed. Changes nothing. Raises `FileNotFoundError` or `PackError` if there is no readable `pack.json`.
+    Returns a `PackReport` whose `problems` name each bad video or file; `left_out` names the videos that were left out
+    when it was packed. Changes nothing; pack again to repair. Raises `FileNotFoundError` or `PackError` if there is no readable `pack.json`.
     """
-    content, problems = read_pack(root), {}
-    problems |= {name: f"left out when packed: {reason}" for name, reason in content["problems"].items()}
-    broken = {}
+    content, problems, broken = read_pack(root), {}, {}
     for name in content["files"]:
         try:
-            read_checked(root, content, name)
+            check_file(root, content, name)
         except PackError as error:
             broken[name] = str(error)
+    try:
+        (names, rows), frames = load_index(root, content), map_frames(root, content)
+        lists = _lists_of(root, content)
+    except (PackError, ValueError) as error:
+        broken = broken or {"the index": str(error)}
     if broken:  # without them the shards cannot be judged
-        return PackReport.of(root, content, {**broken, **problems})
-    (names, rows), frames = load_index(root, content), map_frames(root, content["frames"])
-    lists = _lists_of(root, content)
+        return PackReport.of(root, content, broken)
     for number, (name, info) in enumerate(tqdm(content["shards"].items(), desc="checking", unit="shard",
                                                disable=not progress)):
         mine = np.flatnonzero(rows["shard"] == number)

@@ -6,10 +6,11 @@
 __all__ = ['sample_frames', 'stream']
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #a80cbcc3
+import bisect
 import functools
 import itertools
-import json
 import os
+import tarfile
 import zlib
 from dataclasses import dataclass
 
@@ -18,14 +19,15 @@ import torch
 
 from ..clips import check_window, clip_generator, draw_windows, epoch_order
 from ..decode import VideoError
-from .format import jpegs_to_frames, npy_header, PackError, parse_pack, read_pack
+from .format import (jpegs_to_frames, MOST_PACK, npy_header, PackError, parse_pack, parse_record,
+                                    read_pack)
 from .read import cover
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #5308857d
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
-    about,  # the content of its JSON
+    about,  # the content of its JSON, from `parse_record`
 ):
     "Frames of a streamed video, uint8 `(t, 3, h, w)`. Raises `VideoError` for a video that is not whole."
     height, width, count = about["height"], about["width"], about["frames"]
@@ -41,38 +43,46 @@ def sample_frames(
     if about["codec"] == "raw":
         clip = np.frombuffer(b"".join(stored), np.uint8).reshape(len(frames), 3, height, width)
         return torch.from_numpy(clip.copy())
-    return jpegs_to_frames(stored, height, width)
+    try:
+        return jpegs_to_frames(stored, height, width)
+    except ValueError as error:
+        raise VideoError(f"{sample['__url__']}: a frame of {about['name']} {error}") from error
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #5e58d091
 def _shard_urls(pack, split):
-    "Addresses of the shards that hold videos of a list, and how many videos each must give (None: not known)."
+    "Shards that hold videos of a list → how many each must give (None: not known); places in the list that were left out."
     from webdataset.gopen import gopen
     from webdataset.shardlists import expand_urls
     urls = [str(url) for url in pack] if isinstance(pack, (list, tuple)) else [str(pack)]
     if any(url.startswith("pipe:") for url in urls):
         raise ValueError("a pipe: address would run a shell command; give a folder, a file, or an http(s) address")
     if any(url.endswith(".tar") for url in urls):
-        return dict.fromkeys([each for url in urls for each in expand_urls(url)])
+        return dict.fromkeys([each for url in urls for each in expand_urls(url)]), []
     base = urls[0].rstrip("/") if "://" in urls[0] else os.path.abspath(urls[0])
     if "://" in base:
         with gopen(f"{base}/pack.json") as file:
-            content = parse_pack(file.read(), f"{base}/pack.json")
+            content = parse_pack(file.read(MOST_PACK), f"{base}/pack.json")
     else:
         content = read_pack(base)
     if split not in content["lists"]:
         raise ValueError(f"{base} was packed with the lists {', '.join(content['lists'])}, not with {split!r}")
+    gone = sorted(places[split][0] for places in content["left_out"].values() if split in places)
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
-            if split in info["lists"] and info["videos"]}
+            if split in info["lists"] and info["videos"]}, gone
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #d9778e87
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #44acf6c5
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
-    for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
-        seen = 0
-        for seen, sample in enumerate(group, 1):  # noqa: B007
-            yield sample
-        if counts[url] not in (None, seen):
-            raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
+    url = "the stream"
+    try:
+        for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
+            seen = 0
+            for seen, sample in enumerate(group, 1):
+                yield sample
+            if counts[url] not in (None, seen):
+                raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
+    except (tarfile.TarError, ValueError, zlib.error, EOFError) as error:  # what webdataset's reader says of damage
+        raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, here or in the next shard: {error}")
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #c26e5c2b
 @dataclass(frozen=True)
@@ -88,13 +98,15 @@ class _ToClips:
     seed: int
     epoch: int
     frame_size: tuple | None
+    gone: tuple  # places in the list whose videos were left out of the pack
 
     def __call__(self, sample):
-        about = json.loads(sample["json"])
+        about = parse_record(sample.get("json", b""), f"{sample['__url__']}, {sample['__key__']}")
         span = (self.frames - 1) * self.stride + 1
         if self.split not in about["lists"] or (self.short == "drop" and about["frames"] < span):
             return None
         index, label = about["lists"][self.split]
+        index -= bisect.bisect_left(self.gone, index)  # as in the list of the pack, which does not name those
         starts, numbers = draw_windows(clip_generator(self.seed, self.epoch, index), about["frames"], self.frames,
                                        self.stride, self.windows, self.min_offset, self.short)
         clips = sample_frames(sample, numbers.reshape(-1), about)
@@ -143,9 +155,10 @@ def stream(
     check_window(frames, stride, short)
     if windows < 1 or min(min_offset, seed, epoch, buffer) < 0:
         raise ValueError(f"bad stream({windows=}, {min_offset=}, {seed=}, {epoch=}, {buffer=})")
-    counts = _shard_urls(pack, split)
+    counts, gone = _shard_urls(pack, split)
     urls = [list(counts)[i] for i in epoch_order(len(counts), seed, epoch)]
-    to_clips = _ToClips(split, frames, stride, windows, min_offset, short, seed, epoch, frame_size)
+    to_clips = _ToClips(split, frames, stride, windows, min_offset, short, seed, epoch, frame_size,
+                       tuple(gone))
     mix = [filters.shuffle(buffer, initial=buffer, seed=seed + epoch)] if buffer else []
     return DataPipeline(functools.partial(_shards_of_worker, urls), tarfile_to_samples(),
                         functools.partial(_whole_shards, counts=counts), *mix,
