@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from be_nb import evaluate
 from be_nb.data import sources
@@ -211,10 +212,9 @@ def test_a_score_has_an_interval_and_a_neighbour(run, small_set, tmp_path, capsy
 
 
 def test_the_untrained_network_is_always_the_same_one_and_draws_nothing(run):
-    import torch
-    torch.manual_seed(7)
+    trained = load(run)
     state = torch.get_rng_state()
-    first, second = untrained_like(load(run)), untrained_like(load(run))
+    first, second = untrained_like(trained), untrained_like(trained)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import decode_jpeg, ImageReadMode
 
 # %% ../../../nbs/5_data/05_pack_format.ipynb #955edbb7
 CODECS = ("jpeg", "raw")
@@ -45,6 +44,8 @@ def jpegs_to_frames(
     width,
 ):
     "Decode JPEG files to a uint8 tensor `(t, 3, h, w)`. Raises `ValueError` for bytes that are no such picture."
+    from torchvision.io import decode_jpeg, ImageReadMode  # not above: torchvision takes longer to load than torch
+
     frames = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
     for k, file in enumerate(files):
         try:
