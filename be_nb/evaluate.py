@@ -7,16 +7,23 @@ __all__ = ['evaluate', 'retrieve', 'extract_features', 'linear_probe', 'knn', 'r
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #515fe468
 import json
+import warnings
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from .backbones import create_backbone
 from .config import check_choice
 from .data.sources import labelled_source
-from .judging.features import extract_features
+from .judging.features import extract_features, uniform_windows
 from .judging.judges import knn, linear_probe, retrieval
-from .judging.protocols import Protocol, protocol_table, PROTOCOLS, scale, score_probes, score_retrieval, survey
+from .judging.lists import compare_lists
+from .judging.protocols import (Protocol, protocol_table, PROTOCOLS, scale, score_probes, score_retrieval,
+                                     windows_of)
 from .machine.files import write_atomically
+from .saving.checkpoint import list_checkpoints
 from .saving.weights import load
 from .settings import EvaluateConfig, RetrieveConfig
 
@@ -25,18 +32,79 @@ def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
 ) -> tuple:                  # backbone, settings of the clips, the two sources by list
-    "Everything that can be wrong with checkpoint, lists and labels is found here, before any feature is computed."
+    "Everything that can be wrong with checkpoint and lists is found here, before any feature is computed."
+    if Path(config.train_split) == Path(config.test_split):
+        raise ValueError(f"{config.train_split} is on both sides. A network may not be tested on what it learned from: "
+                         "name another list as train_split or test_split.")
     backbone = load(config.checkpoint)
     pretrained = backbone.pretrain_config
     settings = {key: pretrained[key] if getattr(config, key) is None else getattr(config, key)
                 for key in ("frames", "stride", "size")}
     shown = pretrained | {"frame_size": frame_size or pretrained["frame_size"]}
     sources = {split: labelled_source(config, split, shown) for split in (config.train_split, config.test_split)}
-    for split, source in sources.items():
-        unknown = sum(label < 0 for label in source.labels)
-        if unknown:
-            raise ValueError(f"{unknown} of {len(source)} videos of {split} have no label; judging needs one for each.")
     return backbone, settings | {"clips": config.clips, "short": config.short}, sources
+
+
+def kept_rows(
+    sources: dict,    # list → its videos
+    rule,             # length of a video → frame numbers; none: it does not count
+    least: int = 1,   # videos that the first list must hold
+    batch: int = 0,   # a last batch that is not full is left out; 0: none
+    under: str = "",  # " under protocol …", for the message
+) -> dict:            # what `compare_lists` has to say of the videos that count
+    "Whether the lists can be judged by the videos that will count; looks at all lengths, at no frame."
+    kept = []
+    for (split, source), needed in zip(sources.items(), (least, 1)):
+        rows = [i for i in range(len(source)) if len(rule(source.num_frames(i)))]
+        kept.append(rows[:len(rows) - len(rows) % batch] if batch else rows)
+        if len(kept[-1]) < needed:
+            raise ValueError(f"{split} has {len(kept[-1])} videos that count{under}; {needed} are needed. Fewer frames, "
+                             "a smaller stride or a smaller k would help.")
+    return compare_lists(tuple(sources), *sources.values(), kept)
+
+
+# %% ../nbs/6_judging/03_evaluate.ipynb #x
+def untrained_like(
+    backbone: torch.nn.Module,  # with its `pretrain_config`
+) -> torch.nn.Module:           # in eval mode
+    "The same architecture with random weights, always the same ones."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = create_backbone(backbone.pretrain_config["backbone"]).eval()
+    fresh.pretrain_config = backbone.pretrain_config
+    return fresh
+
+
+class Twins(torch.nn.Module):
+    "Networks of one architecture side by side: clips (b, c, t, h, w) → (b, networks · d)."
+
+    def __init__(self, *networks):
+        super().__init__()
+        self.networks = torch.nn.ModuleList(networks)
+
+    def forward(self, clips):
+        return torch.cat([network(clips) for network in self.networks], 1)
+
+
+# %% ../nbs/6_judging/03_evaluate.ipynb #x
+def interval(
+    share: float,  # of the tested videos that are right
+    videos: int,   # how many were tested
+) -> list:         # [low, high]
+    "95 % of the bootstrap over the videos; another pretraining run is not in it."
+    draws = np.random.default_rng(0).binomial(videos, min(1.0, share), 10_000) / videos
+    return [round(float(v), 4) for v in np.quantile(draws, (0.025, 0.975))]
+
+
+def beside(
+    scores: list,  # one dict for each network, the untrained one last if there are two: name → share
+    videos: int,   # how many were tested
+) -> dict:         # scores, "interval" and "untrained", as a report holds them
+    "A score with its interval, and what the untrained network reaches."
+    found = {key: round(value, 4) for key, value in scores[0].items()}
+    found["interval"] = {key: interval(value, videos) for key, value in scores[0].items()}
+    return found | ({"untrained": {key: round(v, 4) for key, v in scores[1].items()}} if len(scores) > 1 else {})
+
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #8a28e9f1
 def split_features(
@@ -44,31 +112,60 @@ def split_features(
     backbone: torch.nn.Module,  # from `open_splits`, like the rest
     settings: dict,
     sources: dict,
-) -> tuple:                    # Features of the training list, Features of the test list, and a report
+) -> tuple:                    # for each network its features of both lists, their labels, and a report
     "Features of both lists, and the beginning of a report that says how they were made and what was left out."
+    rule = partial(uniform_windows, **{key: settings[key] for key in ("frames", "stride", "clips", "short")})
+    notes = kept_rows(sources, rule)
+    networks = [backbone, untrained_like(backbone)] if config.untrained else [backbone]
     found, report = [], {"checkpoint": str(config.checkpoint), "data": config.data, **settings}
     for split, source in sources.items():
-        found.append(extract_features(backbone, source, batch_size=config.batch_size, amp=config.amp,
+        found.append(extract_features(Twins(*networks), source, batch_size=config.batch_size, amp=config.amp,
                                       device=config.device, **settings))
         report[split] = {"scored": len(found[-1]), "too short": len(found[-1].dropped),
                          "unreadable": len(getattr(source, "skipped", ()))}
-    return *found, report
+    pairs = zip(*(part.features.chunk(len(networks), 1) for part in found))
+    return list(pairs), [part.labels for part in found], report | ({"notes": notes} if notes else {})
+
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #28b736b8
+def report_file(
+    config: EvaluateConfig,
+    name: str,     # "evaluate.json" or "retrieve.json"
+) -> Path | None:  # None: only printed
+    "Where a report goes: where `out` says, else beside the checkpoints of the run, if it is one."
+    folder = Path(config.checkpoint)
+    folder = folder if folder.is_dir() else folder.parent
+    run = folder.is_dir() and (list_checkpoints(folder) or (folder / "best.pt").is_file())
+    path = Path(config.out) if config.out else folder / name if run else None
+    if config.out == "none":
+        return None
+    if path and path.is_dir():
+        raise ValueError(f"out={config.out} is a folder; name the JSON file to write.")
+    return path
+
+
 def write_report(
-    report: dict,  # numbers and settings
-    out: str,      # JSON file; empty: none
+    report: dict,       # numbers and settings
+    path: Path | None,  # JSON file; None: none
     show: tuple | None = None,  # which of its keys are printed; None: all
 ) -> dict:
-    "Print a report line by line and write it to `out`, if there is one."
+    "Print a report line by line and write it."
+    intervals, untrained = report.get("interval", {}), report.get("untrained", {})
     for key in report if show is None else show:
         value = report[key]
-        text = ", ".join(f"{count} {what}" for what, count in value.items()) if isinstance(value, dict) else value
-        print(f"{key:>16}: {text}")
-    if out:
+        text = ", ".join(f"{count} {what}" for what, count in value.items()) if isinstance(value, dict) else str(value)
+        text += " ({} to {})".format(*intervals[key]) if key in intervals else ""
+        text += f", untrained {untrained[key]}" if key in untrained else ""
+        if key not in ("interval", "untrained"):
+            print(f"{key:>16}: {text}")
+    if path:
         text = json.dumps(report, indent=1)
-        write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf8"))
+        try:
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf8"))
+        except OSError as error:
+            warnings.warn(f"the report is only printed: {path} cannot be written ({error.strerror})", stacklevel=2)
     return report
+
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #c074fbac
 def chosen_protocols(
@@ -85,43 +182,45 @@ def chosen_protocols(
     return [scale(PROTOCOLS[name], config.size, config.frames, config.stride) for name in names]
 
 
+# %% ../nbs/6_judging/03_evaluate.ipynb #x
 def by_protocol(
     config: EvaluateConfig,  # what to judge
+    name: str,               # of the report's file
     judge,                   # backbone, gallery, queries, protocol, drop_last, **how → row
     candidates: int,         # videos that the gallery must hold at least
 ) -> dict:                   # settings and one row per protocol
     "Open everything, look at all lengths, and only then compute; print the table and write the report."
     opened = [(protocol, *open_splits(config, protocol.frame_size)) for protocol in chosen_protocols(config)]
+    path, notes = report_file(config, name), {}
     for protocol, _, _, sources in opened:
-        for split, source in sources.items():
-            kept, least = survey(source, protocol)["kept"], candidates if split == config.train_split else 1
-            left = kept - kept % protocol.drop_last if config.omit and protocol.drop_last else kept
-            if left < least:
-                raise ValueError(f"{split} has {left} videos that count under protocol {protocol.name}; {least} are "
-                                 "needed. Fewer frames, a smaller stride or a smaller k would help.")
+        notes[protocol.name] = kept_rows(sources, partial(windows_of, protocol), candidates,
+                                         protocol.drop_last if config.omit else 0, f" under protocol {protocol.name}")
     how = dict(batch_size=config.batch_size, device=config.device, amp=config.amp)
     rows = []
     for protocol, backbone, _, sources in opened:
-        gallery, queries = sources[config.train_split], sources[config.test_split]
-        rows.append(judge(backbone, gallery, queries, protocol, drop_last=config.omit, **how)
-                    | {"unreadable": sum(len(getattr(source, "skipped", ())) for source in sources.values())})
+        networks = [backbone, untrained_like(backbone)] if config.untrained else [backbone]
+        found = [judge(net, *sources.values(), protocol, drop_last=config.omit, **how) for net in networks]
+        scores = [{key: row[key] for key in row if key in ("linear probe", "knn") or key[:2] == "R@"} for row in found]
+        rows.append(found[0] | {"unreadable": sum(len(getattr(source, "skipped", ())) for source in sources.values())}
+                    | beside(scores, found[0]["scored"]) | ({"notes": notes[protocol.name]} if notes[protocol.name] else {}))
     print(protocol_table(rows))
     return write_report({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.omit,
-                   "protocols": rows}, config.out, show=())
+                         "protocols": rows}, path, show=())
+
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #386ad15e
 def retrieve_by_protocol(
     config: RetrieveConfig,  # with `protocol`
 ) -> dict:                   # report: "protocols" holds one row each
     "Video retrieval under one protocol or all of them."
-    return by_protocol(config, partial(score_retrieval, ks=config.ks), max(config.ks))
+    return by_protocol(config, "retrieve.json", partial(score_retrieval, ks=config.ks), max(config.ks))
 
 
 def evaluate_by_protocol(
     config: EvaluateConfig,  # with `protocol`
 ) -> dict:                   # report: "protocols" holds one row each
     "Linear probe and kNN under one protocol or all of them."
-    return by_protocol(config, score_probes, 2)
+    return by_protocol(config, "evaluate.json", score_probes, 2)
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #292a467e
 _all_ = ["extract_features", "linear_probe", "knn", "retrieval"]  # under one roof
@@ -130,16 +229,21 @@ _all_ = ["extract_features", "linear_probe", "knn", "retrieval"]  # under one ro
 def evaluate(
     config: EvaluateConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, accuracies in [0, 1]
-    "Linear probe and kNN, fitted on `train_split` and scored on every video of `test_split`."
+    """Linear probe and kNN, fitted on `train_split` and scored on every video of `test_split`.
+
+    Beside each score stand an interval and that of the untrained network. The report is written to `out`, or into the
+    run. Raises `ValueError` where the two lists cannot give a score that means something, see `compare_lists`.
+    """
     if config.protocol:
         return evaluate_by_protocol(config)
-    train, test, report = split_features(config, *open_splits(config))
-    probe = linear_probe(train.features, train.labels, test.features, test.labels)
-    neighbours = knn(train.features, train.labels, test.features, test.labels, k=min(20, len(train)))
-    chance = test.labels.bincount().max().item() / len(test)
-    report |= {"linear probe": round(probe.accuracy, 4), "knn": round(neighbours.accuracy, 4),
-               "largest class": round(chance, 4)}
-    return write_report(report, config.out)
+    opened, path = open_splits(config), report_file(config, "evaluate.json")
+    pairs, (train_y, test_y), report = split_features(config, *opened)
+    scores = [{"linear probe": linear_probe(train, train_y, test, test_y).accuracy,
+               "knn": knn(train, train_y, test, test_y, k=min(20, len(train))).accuracy} for train, test in pairs]
+    report |= beside(scores, len(test_y))
+    report |= {"largest class": round(test_y.bincount().max().item() / len(test_y), 4)}
+    return write_report(report, path)
+
 
 # %% ../nbs/6_judging/03_evaluate.ipynb #566bd198
 def fitting_ks(
@@ -156,13 +260,19 @@ def fitting_ks(
 def retrieve(
     config: RetrieveConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, recalls in [0, 1]
-    "Video retrieval: the gallery is `train_split`, and every video of `test_split` is a query."
+    """Video retrieval: the gallery is `train_split`, and every video of `test_split` is a query.
+
+    Scores and report as in `evaluate`; the file is `retrieve.json`.
+    """
     if config.protocol:
         return retrieve_by_protocol(config)
-    opened = open_splits(config)
-    ks = fitting_ks(config, len(opened[-1][config.train_split]))
-    gallery, queries, report = split_features(config, *opened)
-    result = retrieval(gallery.features, gallery.labels, queries.features, queries.labels, ks)
-    report |= {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
-    report |= {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()}
-    return write_report(report, config.out)
+    opened, path = open_splits(config), report_file(config, "retrieve.json")
+    rule = partial(uniform_windows, **{key: opened[1][key] for key in ("frames", "stride", "clips", "short")})
+    gallery = opened[-1][config.train_split]
+    ks = fitting_ks(config, sum(len(rule(gallery.num_frames(i))) > 0 for i in range(len(gallery))))
+    pairs, (train_y, test_y), report = split_features(config, *opened)
+    results = [retrieval(train, train_y, test, test_y, ks) for train, test in pairs]
+    report |= beside([{f"R@{k}": value for k, value in result.recall.items()} for result in results], len(test_y))
+    report |= {f"chance R@{k}": round(value, 4) for k, value in results[0].chance.items()}
+    return write_report(report, path)
+

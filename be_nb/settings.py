@@ -277,11 +277,12 @@ class EvaluateConfig(Config):
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
     omit: bool = False              # protocol: leave out what its code left out
+    untrained: bool = True          # also judge random weights, on the same clips, for comparison
     on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # where to compute: auto, cpu, cuda or cuda:N
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
-    out: str = ""                   # JSON file for the result; empty: only printed
+    out: str = ""                   # JSON file for the result; empty: in the run; none: only printed
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .config import override
-from .data.sources import build_loader, build_source, knn_sources
+from .data.sources import build_loader, build_source, knn_sources, usual_lists
+from .judging.lists import compare_lists
 from .machine.device import is_main, machine, world_size
 from .machine.distributed import StopRequest, on_main, process_group, wrap
 from .machine.device import unwrap
@@ -123,6 +124,9 @@ def get_ready(
     loader = build_loader(config, method.windows(config), source, run.step, device.type == "cuda")
     check_same_videos(run, loader.dataset, state)
     sets = knn_sources(config)
+    if sets:
+        usual = usual_lists(config.data)
+        compare_lists((config.knn_train or usual[0], config.knn_test or usual[1]), *sets)
     if config.checks:
         for line in preflight(method, run.optimizer, loader.dataset, run.folder, config):
             warnings.warn(line, stacklevel=2) if line.startswith("warning") else say("  " + line)

@@ -9,7 +9,9 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 def calls(monkeypatch):
     "What the commands call, without loading or running it."
     seen = []
+    monkeypatch.setattr(cli, "look_first", lambda *what: None)  # paths are made up here
 
     def record(name):
         def called(config):
@@ -309,6 +312,67 @@ def test_help_and_mistakes_do_not_load_torch():
              "retrieve --ks 0"]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *lines], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# What only some commands use; each of these lines needs none of it.
+NOT_AT_ONCE = """
+import contextlib, io, os, sys
+from be_nb.cli import main
+for line in sys.argv[1:]:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        with contextlib.suppress(SystemExit):
+            main(line.split())
+    early = {"sklearn", "torchvision", "tensorboard", "matplotlib", "scipy"} & set(sys.modules)
+    assert not early, (line, early)
+    if "nowhere" in line:
+        assert "nowhere" in told.getvalue() and told.getvalue().count("\\n") == 1, (line, told.getvalue())
+    if "nowhere" in line or "--help" in line:
+        assert "torch" not in sys.modules, line
+import be_nb.data.pack.doctor, be_nb.saving.export, be_nb.data.prepare, be_nb.evaluate, be_nb.train, be_nb.judging.bias.report
+import be_nb.data.actors, be_nb.studies.bench
+early = {"sklearn", "torchvision", "tensorboard", "matplotlib", "scipy"} & set(sys.modules)
+assert not early, early
+"""
+
+
+def test_help_and_wrong_paths_come_before_slow_imports(tmp_path):
+    "A missing checkpoint, folder or list is told without PyTorch, and no module of the library loads what only some use."
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "run").mkdir()
+    there = "--checkpoint run --data videos"
+    lines = ["evaluate --help", "doctor --help", "export --help", "evaluate --checkpoint nowhere --data videos",
+             "retrieve --checkpoint run --data nowhere", f"retrieve {there} --train-split nowhere.txt", "doctor nowhere",
+             "export --checkpoint nowhere --out w", "bias --checkpoint nowhere", "bias --checkpoint run --data nowhere",
+             "finetune --data nowhere", "finetune --checkpoint nowhere", "finetune --data videos --split nowhere.txt",
+             f"bias {there} --test-split nowhere.txt"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", NOT_AT_ONCE, *lines], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("wrong, told", [
+    (lambda: int("one"), False), (lambda: [0 for a, b in [(1,)]], False), (lambda: json.loads("{"), False),
+    (lambda: b"\xff".decode("utf8"), False), (lambda: np.zeros(2).reshape(3), False),
+    (lambda: torch.utils.data.DataLoader([1], batch_size=-1), False), (lambda: PretrainConfig(rho=7), True),
+    (lambda: recipe("xyzzy"), True), (lambda: open("/nowhere/at/all"), True)])
+def test_only_what_somebody_wrote_for_users_is_a_message(wrong, told, monkeypatch):
+    "A `ValueError` of Python, NumPy or torch keeps its traceback; an unknown recipe is a sentence."
+    monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=lambda config: wrong()))
+    with pytest.raises(SystemExit if told else ValueError) as caught:
+        cli.main(["pretrain"])
+    assert not told or caught.value.code == 2
+
+
+def test_ranks_say_it_once(mine):
+    folder, run = mine
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "be_nb.cli"]
+    done = run(*torchrun, "pretrain", "--data", "nowhere")
+    assert done.returncode != 0
+    assert len([line for line in done.stderr.splitlines() if line.startswith("be-nb: ")]) == 1, done.stderr
+    one = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # no store to ask: better twice than never
+    assert cli.is_first("text") and run(sys.executable, "-c", f"import os; os.environ.update({one}); from be_nb import cli; "
+                                        "assert cli.is_first('x')").returncode == 0
 
 
 def test_module_and_console_script_are_the_same():

@@ -414,6 +414,7 @@ def test_the_command_passes_its_flags_on(monkeypatch, capsys):
     seen = []
     fake = types.SimpleNamespace(export=lambda *words: seen.append(words) or words[1])
     monkeypatch.setitem(sys.modules, "be_nb.saving.export", fake)
+    monkeypatch.setattr(cli, "look_first", lambda *what: None)  # the paths are made up
     cli.main("export --checkpoint runs/a --out b.safetensors --scores c.json d.json".split())
     assert seen == [("runs/a", "b.safetensors", ("c.json", "d.json"))]
     assert capsys.readouterr().out.split() == ["weights:", "b.safetensors", "card:",

@@ -11,12 +11,8 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import torch
 import torch.nn.functional as F
-import torchvision
-from scipy.sparse import coo_array, diags_array
-from scipy.sparse.linalg import splu
 
 # %% ../../nbs/5_data/14_actors.ipynb #ac341563
 def check_mask(
@@ -90,6 +86,9 @@ def fill_holes(
     """
     if hole.all():
         raise ValueError("the actor covers every pixel in every frame: nothing is known of the background.")
+    from scipy.sparse import coo_array, diags_array  # here and below: what is slow to load, where it is used
+    from scipy.sparse.linalg import splu
+
     unknown, known = hole.flatten().nonzero()[:, 0].numpy(), (~hole).flatten().nonzero()[:, 0].numpy()
     if not len(unknown):
         return picture.float()
@@ -217,6 +216,8 @@ def read_masks(
         return torch.from_numpy(np.unpackbits(packed, axis=-1, count=size[1]).astype(bool))
     if kind != ".mat":
         raise ValueError(f"{path}: masks are read from .mat, .npz and .bb files, not from {kind or 'this'}.")
+    import scipy.io
+
     try:
         puppet = scipy.io.loadmat(path, variable_names=["part_mask"])["part_mask"]
     except Exception as error:  # whatever a parser of foreign bytes may raise
@@ -233,6 +234,8 @@ def load_detector(
     name: str = "maskrcnn_resnet50_fpn",    # a model of torchvision.models.detection
 ) -> torch.nn.Module:
     "A detector of torchvision with weights from a file, ready to detect. Raises `ValueError` for an unknown name."
+    import torchvision
+
     names = torchvision.models.list_models(module=torchvision.models.detection)
     if name not in names:
         raise ValueError(f"torchvision has no detector {name!r}; choose one of {', '.join(names)}.")

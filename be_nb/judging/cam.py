@@ -6,12 +6,9 @@
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
 # %% ../../nbs/6_judging/06_cam.ipynb #5624e880
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from .judges import check_set
 from ..machine.device import autocast
@@ -28,6 +25,9 @@ def probe_weights(
     x, y = check_set("training set", x, y)
     if y.min() == y.max():
         raise ValueError(f"The training set holds class {int(y[0])} only; a probe needs at least two.")
+    from sklearn.linear_model import LogisticRegression  # not above: slow to load
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(x.numpy())
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(x.numpy()), y.numpy())
     rows, offsets = probe.coef_, probe.intercept_
@@ -116,6 +116,8 @@ def heat(
     strength: float = 0.65,  # how opaque the strongest place is, from 0 to 1
 ) -> torch.Tensor:           # uint8 (t, 3, h, w)
     "Colour a clip by a map, from transparent to yellow; the strongest place of the clip sets the scale."
+    import matplotlib  # not above: a run without pictures does not need it
+
     t, _, h, w = clip.shape
     cam = enlarge(cam[None].float().cpu().relu(), (t, h, w))[0]
     cam = cam / cam.max().clamp(min=1e-12)

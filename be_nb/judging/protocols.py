@@ -349,15 +349,23 @@ def score_retrieval(
 
 # %% ../../nbs/6_judging/02_protocols.ipynb #90f9bfb7
 def protocol_table(
-    rows: list,  # of `score_retrieval` or `score_probes`
+    rows: list,  # of `score_retrieval` or `score_probes`; "interval" and "untrained" may hold dicts score → numbers
 ) -> str:        # Markdown
-    "One line per protocol; shares in percent, the chances left out."
-    chances = {f"chance {key}" for key in rows[0]}
-    columns = [key for key in rows[0] if key not in chances]
-    cells = [[f"{100 * row[key]:.1f}" if isinstance(row[key], float) else str(row[key]) for key in columns]
+    "One line per protocol; shares in percent with their intervals, then the untrained network's; no chances."
+    columns = [key for key, value in rows[0].items() if not key.startswith("chance ") and not isinstance(value, dict)]
+    beside = list(rows[0].get("untrained", {}))
+
+    def cell(row, key):
+        low, high = row.get("interval", {}).get(key, (None, None))
+        text = f"{100 * row[key]:.1f}" if isinstance(row[key], float) else str(row[key])
+        return text if low is None else f"{text} ({100 * low:.1f} to {100 * high:.1f})"
+
+    cells = [[cell(row, key) for key in columns] + [f"{100 * row['untrained'][key]:.1f}" for key in beside]
              for row in rows]
-    lines = [columns, ["---"] * len(columns), *cells]
+    names = columns + [f"untrained {key}" for key in beside]
+    lines = [names, ["---"] * len(names), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
 
 # %% ../../nbs/6_judging/02_protocols.ipynb #dd66deb5
 def score_probes(

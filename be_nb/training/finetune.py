@@ -26,6 +26,7 @@ from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
 from ..data.sources import open_list, usual_lists
 from ..data.videos import Selection
+from ..judging.lists import check_apart
 from ..judging.protocols import get_protocol, scale, windows_of
 from ..machine.device import autocast, lay_out, machine, pick_device
 from ..machine.distributed import StopRequest
@@ -108,10 +109,7 @@ def open_sources(
     for split, source in {config.split: train, **tests}.items():
         check_labels(split, source, classes)
     for split, source in tests.items():
-        both = set(train.names) & set(source.names)
-        if both:
-            raise ValueError(f"{len(both)} videos are in {config.split} and in {split}, the first is {min(both)}. A "
-                             "network may not be tested on what it learned from.")
+        check_apart((config.split, split), train, source)
     if not config.validation:
         return train, None, tests, classes
     learn, held = hold_out(train.names, train.labels, config.validation, config.seed)

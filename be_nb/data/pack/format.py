@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import decode_jpeg, ImageReadMode
 
 # %% ../../../nbs/5_data/05_pack_format.ipynb #955edbb7
 CODECS = ("jpeg", "raw")
@@ -57,6 +56,8 @@ def jpegs_to_frames(
     width,
 ):
     "Decode JPEG files to a uint8 tensor `(t, 3, h, w)`. Raises `ValueError` for bytes that are no such picture."
+    from torchvision.io import decode_jpeg, ImageReadMode  # not above: torchvision takes longer to load than torch
+
     for size in map(_jpeg_size, files):
         if size != (height, width):
             raise ValueError(f"has {size[0]}×{size[1]} pixels, the index says {height}×{width}" if size else

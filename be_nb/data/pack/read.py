@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as image_ops
 from tqdm.auto import tqdm
 
 from ..decode import VideoError
@@ -63,6 +62,8 @@ def cover(
     scale = max(height / h, width / w)
     tall, wide = max(height, round(h * scale)), max(width, round(w * scale))
     if abs(scale - 1) > 1e-6 and (tall, wide) != (h, w):
+        from torchvision.transforms.v2 import functional as image_ops  # not above: it takes longer to load than torch
+
         clip = image_ops.resize(clip, [tall, wide], interpolation=image_ops.InterpolationMode.BICUBIC, antialias=True)
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()

@@ -66,8 +66,10 @@ def exam_sources(
     train, test = (open_source(config.data, name, frame_size=frame_size, on_error=config.on_error, rho=config.rho,
                                data_seed=config.data_seed, size=config.data_size or None) for name in names)
     known = set(np.asarray(train.labels).tolist())
-    if min(known) < 0 or min(test.labels) < 0:
-        raise ValueError("a report needs the class of every video; some have no label.")
+    for name, source in zip(names, (train, test)):
+        missing = int((np.asarray(source.labels) < 0).sum())
+        if missing:
+            raise ValueError(f"{missing} of {len(source)} videos of {name} have no label; a report needs one for each.")
     strange = sorted(set(np.asarray(test.labels).tolist()) - known)
     if len(known) < 2 or strange:
         raise ValueError(f"the {len(known)} classes of {names[0]} do not do: at least two are needed, and "

@@ -21,6 +21,7 @@ from .score import compare_networks, score_network
 from .words import compare_sentences, sentences
 from ..cam import class_maps, feature_maps, heat
 from ..features import evaluating, extract_features
+from ..lists import compare_lists
 from ..perturb import condition_titles, CONDITIONS, lam_key
 from ...machine.device import machine
 from ...machine.files import write_atomically
@@ -157,7 +158,8 @@ def how_made(report: dict) -> str:
              f"{test['videos']} of {test['list']}; too short and not tested: {test['too_short']}; unreadable: "
              f"{test['unreadable']}.",
              f"{report['classes']} classes; the largest holds {100 * report['chance']:.1f} % of the tested videos.",
-             *(f"Left out: {line}" for line in report["left_out"])]
+             *(f"Left out: {line}" for line in report["left_out"]),
+             *(f"{count} {what}." for what, count in report.get("notes", {}).items())]
     lines += [f"{n['name']}: {n['checkpoint'] or 'random weights'}, {n['backbone']}, trained with "
               f"{n['pretraining']}; clips of {n['frames']} frames, stride {n['stride']}, {n['size']}×{n['size']} "
               f"pixels, map of {'×'.join(map(str, n['map_size']))} places." for n in report["networks"]]
@@ -309,6 +311,7 @@ def bias(
                 for name, net in networks.items()}
     sizes = {name: tuple(net.pretrain_config["frame_size"]) for name, net in networks.items()}
     sources = {size: exam_sources(config, size) for size in set(sizes.values())}
+    notes = compare_lists(list_names(config), *next(iter(sources.values())))
     exams = {name: make_exam(config, sources[sizes[name]][1], settings[name]) for name in networks}
     paths = dict(zip(list(networks)[-len(config.checkpoint):], config.checkpoint))
     parts, hits, weights = [], {}, {}
@@ -318,6 +321,7 @@ def bias(
         parts.append(network_facts(name, paths.get(name, ""), net, settings[name]) | found["part"])
         hits[name], weights[name] = found["hits"], found["weights"]
     report = report_head(config, found["fitted"], exams[name])
+    report["notes"] = notes
     report |= {"networks": parts, "comparisons": compare_networks(hits, config)}
     report["verdict"] = {part["name"]: sentences(part, report["chance"]) for part in parts}
     if report["comparisons"]:
