@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'GMAC', 'ASSUMED', 'Recipe', 'find', 'changes', 'list_recipes', 'recipe', 'passes', 'gpu_hours', 'cost',
            'describe_recipes', 'commands', 'describe_recipe']
 
-# %% ../nbs/7_training/03_recipes.ipynb #c3
+# %% ../nbs/7_training/03_recipes.ipynb #d36b1394
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from .data.sets import DATA, script, set_of, where
 from .methods import find_method, METHODS
 from .settings import FinetuneConfig, NEUTRAL, PretrainConfig
 
-# %% ../nbs/7_training/03_recipes.ipynb #c14
+# %% ../nbs/7_training/03_recipes.ipynb #35f663b5
 class Recipe(NamedTuple):
     "A named run."
 
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
     mini: str = ""   # the recipe that is its small form
 
 
-# %% ../nbs/7_training/03_recipes.ipynb #c15
+# %% ../nbs/7_training/03_recipes.ipynb #4121013a
 MOCO = dict(distractor="none", negative="none")  # what takes Background Erasing away
 
 # Real video on a CPU: a few hundred videos of any size, small frames, decoded once and kept in memory.
@@ -33,7 +33,7 @@ VIDEO_MINI = dict(data="videos", frame_size=(64, 85), cache=True, stride=3, size
                   contrast=0.4, saturation=0.4, hue=0.1, queue_size=128, batch_size=32, negative_offset=16, steps=1500,
                   warmup_steps=100)
 
-# %% ../nbs/7_training/03_recipes.ipynb #c16
+# %% ../nbs/7_training/03_recipes.ipynb #83104aad
 RECIPES = {
     "scenebias-moco": Recipe("MoCo on the built-in set", PretrainConfig(**MOCO)),
     "scenebias-be": Recipe("MoCo + BE on the built-in set", PretrainConfig()),
@@ -41,7 +41,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/7_training/03_recipes.ipynb #c18
+# %% ../nbs/7_training/03_recipes.ipynb #ca15f57b
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, warmup_steps=0,
@@ -66,7 +66,7 @@ def full_size(
     row = dict(data=where(data), split=DATA[data].lists[0], backbone=backbone, batch_size=batch_size, steps=steps)
     return PretrainConfig(**shared | row | dict(checkpoint_every=2000, workers=4) | changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #c20
+# %% ../nbs/7_training/03_recipes.ipynb #c9dc0c50
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -88,7 +88,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **changes), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #c22
+# %% ../nbs/7_training/03_recipes.ipynb #337ba8de
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
     RECIPES[f"scenebias-{variant}"] = Recipe(
@@ -97,7 +97,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #c24
+# %% ../nbs/7_training/03_recipes.ipynb #dbf70d08
 PRETEXT = dict(data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
                weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
@@ -113,7 +113,7 @@ for task, (title, plain, erased, own) in TASKS.items():
             PretrainConfig(**PRETEXT | dict(method=task) | own | changes), f"{reported} (Table 1)",
             f"scenebias-{task}{ending}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #c26
+# %% ../nbs/7_training/03_recipes.ipynb #ff06e21d
 for name in METHODS:
     method = find_method(name)
     for ending, knobs in (("", {key: NEUTRAL[key] for key in ("distractor", "negative") if key in method.uses}),
@@ -123,7 +123,7 @@ for name in METHODS:
                 f"{method.title}{' + BE' if ending else ''}, built-in set",
                 PretrainConfig(method=name, **method.mini | knobs))
 
-# %% ../nbs/7_training/03_recipes.ipynb #c28
+# %% ../nbs/7_training/03_recipes.ipynb #93447368
 FINETUNE = dict(frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
                 milestones=(0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), lr_drop=0.3, epochs=50.0, batch_size=4, dropout=0.5,
@@ -143,7 +143,7 @@ for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
                            **FINETUNE | sight),
             "second half of every row" if data != "actor_hmdb51" else "the actor-only study", "video-finetune-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #c30
+# %% ../nbs/7_training/03_recipes.ipynb #0848af42
 def find(
     name: str,   # a key of `RECIPES`, or one with `-mini` behind it
 ) -> Recipe:
@@ -164,7 +164,7 @@ def changes(
         default["method"] = PretrainConfig().method
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
-# %% ../nbs/7_training/03_recipes.ipynb #c33
+# %% ../nbs/7_training/03_recipes.ipynb #6a002d55
 def list_recipes() -> list[str]:  # names
     "Names that `recipe` knows."
     return list(RECIPES)
@@ -183,7 +183,7 @@ def recipe(
         raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
     return override(config, **changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #c36
+# %% ../nbs/7_training/03_recipes.ipynb #36933694
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations per second
 
@@ -206,7 +206,7 @@ def gpu_hours(
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
-# %% ../nbs/7_training/03_recipes.ipynb #c39
+# %% ../nbs/7_training/03_recipes.ipynb #50302f65
 def cost(
     recipe: Recipe,
 ) -> str:
@@ -225,7 +225,7 @@ def describe_recipes() -> str:  # a table, one recipe per line
                                "reports them.\nBehind a full-size name, -mini stands for its small form. Hours are "
                                "estimates (see the lesson 7_training/03_recipes).")
 
-# %% ../nbs/7_training/03_recipes.ipynb #c40
+# %% ../nbs/7_training/03_recipes.ipynb #14420f9a
 def commands(
     name: str,  # of a recipe
 ) -> list[str]:  # command lines, in order
