@@ -100,12 +100,12 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/7_training/02_settings.ipynb #c0994411
+# %% ../nbs/7_training/02_settings.ipynb #f095f022
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # layout of tensors: auto, channels_last or default
+    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # of tensors: auto, channels_last, default
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
     activations: Literal["keep", "recompute"] = "keep"  # keep for backward, or recompute: less memory, slower
     accumulate: Count = 1           # parts of a batch, computed one after the other: less memory
@@ -170,7 +170,7 @@ class _ByMethod:
     def __reduce__(self):
         return _rebuild, (dataclasses.asdict(self),)  # the class of a method has no name that pickle could find
 
-# %% ../nbs/7_training/02_settings.ipynb #bc387541
+# %% ../nbs/7_training/02_settings.ipynb #edc2dbbd
 @dataclass(frozen=True)
 class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, OptimisationSettings, MethodSettings,
                      AugmentationSettings, DataSettings, RunSettings):
@@ -184,7 +184,7 @@ class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, Op
     def __post_init__(self):
         super().__post_init__()
         if self.method != type(self).method:  # `dataclasses.replace` cannot take another class
-            raise ValueError(f"These are settings of method={type(self).method}; be_nb.config.override changes the method.")
+            raise ValueError(f"These are settings of method={type(self).method}; be_nb.config.override changes it.")
         check_training(self)
         method = find_method(self.method)
         idle = [key for key, value in NEUTRAL.items() if key not in method.uses and getattr(self, key) != value]
