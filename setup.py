@@ -21,7 +21,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["be_nb", "be_nb.*"]),
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "site": cfg["site_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     include_package_data=True,
     zip_safe=False,

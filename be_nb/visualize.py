@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['to_png', 'Picture', 'strip', 'curves', 'Animation', 'animate', 'neighbours', 'embedding', 'Explorer', 'explore']
 
-# %% ../nbs/9_reference/01_visualize.ipynb #b8924b19
+# %% ../nbs/9_reference/01_visualize.ipynb #63416386
 import base64
+import functools
 import html
 import io
 import math
@@ -14,7 +15,6 @@ import sys
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 # %% ../nbs/9_reference/01_visualize.ipynb #eeb43bec
@@ -26,9 +26,15 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #83f8720d
-class Picture(Figure):
-    """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it."""
+# %% ../nbs/9_reference/01_visualize.ipynb #989bfb92
+class Picture:
+    """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
+
+    `Picture(figsize=…, dpi=…)` takes what `matplotlib.figure.Figure` takes, and what it makes is one.
+    """
+
+    def __new__(cls, *args, **settings):
+        return super().__new__(_picture_class())
 
     def png(self):
         """The picture as PNG bytes at its own dpi."""
@@ -38,6 +44,12 @@ class Picture(Figure):
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"image/png": base64.b64encode(self.png()).decode(), "text/plain": repr(self)}
+
+
+@functools.cache
+def _picture_class():
+    from matplotlib.figure import Figure  # not above: a training run draws nothing
+    return type("Picture", (Picture, Figure), {})
 
 # %% ../nbs/9_reference/01_visualize.ipynb #211b85eb
 def _as_image(clip):
@@ -71,18 +83,18 @@ def _row(image, n, room):
         frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
     return np.concatenate(np.pad(frames, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255), axis=1), shown
 
-# %% ../nbs/9_reference/01_visualize.ipynb #779075cc
+# %% ../nbs/9_reference/01_visualize.ipynb #d7fb12d1
 def strip(
     clips,         # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     n: int = 8,    # frames to show of each, evenly spaced
-    titles=None,   # one string a clip, written to its left
+    titles=None,   # one string per clip, written to its left
     dpi: int = 75,  # dots per inch; a strip is at most 12 inches wide
 ):
-    """Draw clips as film strips, one row a clip, time from left to right. Returns a matplotlib Figure."""
+    """Draw clips as film strips, one row per clip, time from left to right. Returns a matplotlib Figure."""
     clips = [clips] if hasattr(clips, "ndim") and clips.ndim == 4 else list(clips)
     titles = [titles] if isinstance(titles, str) else titles or [""] * len(clips)
     if len(titles) != len(clips) or not clips or n < 1:
-        raise ValueError(f"strip needs a clip, n ≥ 1 and a title a clip; got {len(clips)} clips, n={n} and "
+        raise ValueError(f"strip needs a clip, n ≥ 1 and a title for each; got {len(clips)} clips, n={n} and "
                          f"{len(titles)} titles")
     images = [_as_image(clip) for clip in clips]
     left = round(max(110, 6.4 * max(map(len, titles)) * dpi / 75)) if any(titles) else 4  # room for the titles
@@ -91,7 +103,7 @@ def strip(
     width, height = left + max(row.shape[1] for row, _ in rows) + 4, sum(row.shape[0] + gap for row, _ in rows) + foot
     figure = Picture(figsize=(width / dpi, height / dpi), dpi=dpi)
     top = height
-    for (row, shown), title in zip(rows, titles):
+    for (row, shown), title in zip(rows, titles):  # noqa: B007
         top -= row.shape[0]
         figure.figimage(row, left, top)
         figure.text((left - 6) / width, (top + row.shape[0] / 2) / height, title, ha="right", va="center", fontsize=10)
@@ -101,7 +113,7 @@ def strip(
                     va="top", fontsize=7.5, color="grey")
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #28e8909d
+# %% ../nbs/9_reference/01_visualize.ipynb #0eeb86b9
 def curves(
     history,          # rows of one run (a list of dicts), or {name: rows} of several runs
     keys=None,        # what to draw, one panel each; default: every key with numbers that is not a clock
@@ -109,7 +121,7 @@ def curves(
     references=None,  # {key: value}: a dotted line, e.g. {"loss": math.log(K + 1)}
     dpi: int = 75,    # dots per inch; the figure is 9 inches wide
 ):
-    """Draw the curves of one run or of several, one panel a key. Returns a matplotlib Figure."""
+    """Draw the curves of one run or of several, one panel per key. Returns a matplotlib Figure."""
     runs = history if isinstance(history, dict) else {"": history}
     if keys is None:
         found = {key: None for rows in runs.values() for row in rows for key, value in row.items()
@@ -151,10 +163,10 @@ class Animation:
         text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #09299a79
+# %% ../nbs/9_reference/01_visualize.ipynb #748181fb
 def animate(
     clips,               # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
-    fps: float = 8,      # frames a second, at most 50
+    fps: float = 8,      # frames per second, at most 50
     height: int = 120,   # of the film, pixels
     colours: int = 64,   # in the whole film, at most 256; fewer make a smaller file
 ) -> Animation:
@@ -200,7 +212,7 @@ def neighbours(
             axes.spines[:].set(color=colour, linewidth=3)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #738072f0
+# %% ../nbs/9_reference/01_visualize.ipynb #a481b911
 def embedding(
     features,         # (n, d), tensor or array
     colourings: dict,  # title → (n,) whole numbers, one panel each
@@ -212,7 +224,7 @@ def embedding(
     from sklearn.manifold import TSNE  # not above: it takes a second, and few need it
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or len(x) < 5 or any(len(labels) != len(x) for labels in colourings.values()) or not colourings:
-        raise ValueError(f"embedding needs features (n, d) with n ≥ 5 and n labels a colouring, got {x.shape} and "
+        raise ValueError(f"embedding needs features (n, d) with n ≥ 5 and n labels per colouring, got {x.shape} and "
                          f"{[len(labels) for labels in colourings.values()]}")
     tsne = TSNE(metric="cosine", init="random", perplexity=min(30, (len(x) - 1) / 3), random_state=seed)
     places = tsne.fit_transform(x)
@@ -226,12 +238,12 @@ def embedding(
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #f345eb5d
+# %% ../nbs/9_reference/01_visualize.ipynb #5f8d7cc3
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
         return drawn.png()
-    if isinstance(drawn, Figure):
+    if hasattr(drawn, "savefig"):  # a matplotlib Figure that is no `Picture`
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="png", dpi=drawn.dpi)
         if "matplotlib.pyplot" in sys.modules:  # a figure made by pyplot would be shown again, and kept for ever
@@ -253,7 +265,7 @@ def _control(name, abbreviation):
     control.description = control.description or name
     return control
 
-# %% ../nbs/9_reference/01_visualize.ipynb #5372d0ab
+# %% ../nbs/9_reference/01_visualize.ipynb #b37a6a8c
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 
@@ -285,7 +297,7 @@ class Explorer:
     def _update(self, change):
         try:
             self._image.value, self.error = _png(self.draw(**self.values)), ""
-        except Exception as error:  # whatever it is, the reader shall see it and go on
+        except Exception as error:  # whatever it is, the reader should see it and go on
             self.error = f"{type(error).__name__}: {error}"
         self._message.value = f"<pre style='color:#b00'>{html.escape(self.error)}</pre>" if self.error else ""
 

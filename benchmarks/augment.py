@@ -15,6 +15,7 @@ import os
 import platform
 import statistics
 import time
+from pathlib import Path
 from itertools import accumulate
 
 import torch
@@ -107,8 +108,9 @@ def row_of(step, size, device, clips, nbytes, took, copy, peak=None):
 def machine(device):
     if device == "cuda":
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] \
-        if os.path.exists("/proc/cpuinfo") else [platform.processor()]
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.exists() else [platform.processor()]
     return f"{names[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 

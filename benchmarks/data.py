@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from be_nb.data.pack.read import PackedVideos
-from be_nb.data.pack.write import encode_video, pack, Settings
 from be_nb.data.clips import ClipDataset, EpochSampler
+from be_nb.data.decode import count_frames, decode, ToRGB, video_frames
 from be_nb.data.lists import Split
+from be_nb.data.pack.read import PackedVideos
+from be_nb.data.pack.write import encode_video, pack, PackSettings
 from be_nb.data.videos import VideoFolder
-from be_nb.data.decode import _ToRGB, count_frames, decode, video_frames
 from be_nb.machine.device import machine
 
 FRAMES, SIZE = 16, (128, 171)
@@ -107,7 +107,8 @@ def ways(videos, work):
         found[name] = (lambda i, k, s=source: s.read(i, np.arange(k, k + FRAMES))), size_of(out.iterdir())
     np.save(work / "all.npy", everything)
     table, first = np.load(work / "all.npy", mmap_mode="r"), np.cumsum([0] + [count_frames(p) for p in videos])
-    found["uint8 memory map (ceiling)"] = (lambda i, k: torch.from_numpy(table[first[i] + k:first[i] + k + FRAMES].copy()),
+    found["uint8 memory map (ceiling)"] = (lambda i, k: torch.from_numpy(
+                                               table[first[i] + k:first[i] + k + FRAMES].copy()),
                                            size_of([work / "all.npy"]))
     return found, len(everything)
 
@@ -136,11 +137,11 @@ def clips_per_second(found, counts, repeats, budget):
 def packing_speed(videos, repeats):
     "Frames a second and core: decoding alone, with scaling, and packing."
     def scaled(path):
-        to_rgb = _ToRGB(SIZE)
+        to_rgb = ToRGB(SIZE)
         return sum(1 for frame in video_frames(path) if len(to_rgb(frame)))
     steps = {"decode": count_frames, "decode and scale": scaled,
-             "pack, jpeg quality 90": lambda p: len(encode_video(p, Settings(frame_size=SIZE))[0]),
-             "pack, raw": lambda p: len(encode_video(p, Settings(frame_size=SIZE, codec="raw"))[0])}
+             "pack, jpeg quality 90": lambda p: len(encode_video(p, PackSettings(frame_size=SIZE))[0]),
+             "pack, raw": lambda p: len(encode_video(p, PackSettings(frame_size=SIZE, codec="raw"))[0])}
     speeds = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -171,7 +172,8 @@ def worker_memory(source, clips):
 
 
 def commit():
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                          cwd=Path(__file__).parent)
     return done.stdout.strip()
 
 
@@ -196,7 +198,8 @@ def main():
         found, total = ways(videos, Path(folder))
         speeds = clips_per_second(found, counts, options.repeats, options.budget)
         rows = [dict(way=name, clips_per_s=round(mid, 1), lowest=round(low, 1), highest=round(high, 1),
-                     bytes_per_clip=round(found[name][1] / total * FRAMES)) for name, (mid, low, high) in speeds.items()]
+                     bytes_per_clip=round(found[name][1] / total * FRAMES))
+                for name, (mid, low, high) in speeds.items()]
         packing = {name: round(speed) for name, speed in packing_speed(videos, options.repeats).items()}
         memory = {codec: worker_memory(PackedVideos(Path(folder) / f"{codec}90", "all.txt"), options.clips)
                   for codec in ("jpeg", "raw")}

@@ -3,8 +3,8 @@
     python benchmarks/transfer.py --data VIDEOS --judge VIDEOS OTHERS --out small.json        # hours on a CPU
     python benchmarks/transfer.py --data VIDEOS --judge VIDEOS OTHERS --full --out full.json  # R3D-18 at 16×112²: a GPU
 
-Each folder has `train.txt` and `val.txt`. Every run pretrains without labels on `train.txt` of --data; retrieval, linear
-probe and kNN then fit `train.txt` and score `val.txt` of each --judge. Runs lie in --runs and are finished, not
+Each folder has `train.txt` and `val.txt`. Every run pretrains without labels on `train.txt` of --data; retrieval,
+linear probe and kNN then fit `train.txt` and score `val.txt` of each --judge. Runs lie in --runs and are finished, not
 repeated, when the command is given again. The record has the form of `nbs/results/real.json`.
 """
 import argparse

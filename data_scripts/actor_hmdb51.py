@@ -21,14 +21,14 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
-from be_nb.machine.files import write_atomically
 from be_nb.config import Amount, Config, Count, NonNegative
 from be_nb.data.actors import (crop_to_actor, find_people, grow_mask, inpaint_background, load_detector,
-                               other_backgrounds, read_masks, swap_background, write_video)
-from be_nb.data.prepare import extract_part, find_folder, locate_parts, Part
-from be_nb.data.pack.write import pack, run_all
+                               other_backgrounds, read_masks, swap_background)
+from be_nb.data.decode import decode, VideoError, write_video
 from be_nb.data.lists import read_hmdb51, read_list, Split
-from be_nb.data.decode import decode, VideoError
+from be_nb.data.pack.write import pack, run_all
+from be_nb.data.prepare import extract_part, find_folder, locate_parts, Part
+from be_nb.machine.files import write_atomically
 
 HMDB, JHMDB = "the HMDB page of the Serre Lab, Brown University", "the JHMDB page of the MPI for Intelligent Systems"
 PARTS = (
@@ -86,7 +86,8 @@ class Masks:
     def find(self, path):
         "(file, name in it) for the mask of a listed video; None if there is none."
         stem = str(Path(path).with_suffix(""))
-        places = [(self.puppets and self.puppets / stem / "puppet_mask.mat", None), (stem in self.packed and self.npz, stem),
+        places = [(self.puppets and self.puppets / stem / "puppet_mask.mat", None),
+                  (stem in self.packed and self.npz, stem),
                   (self.boxes and self.boxes / f"{Path(stem).name}.bb", None)]
         return next((place for place in places if place[0] and place[0].is_file()), None)
 
@@ -109,7 +110,7 @@ def take_apart(source, mask_at, targets, config, detector=None):
     except (ValueError, VideoError) as error:
         return str(error)
     for target, result in zip(targets, (crop, empty)):
-        write_atomically(target, lambda temporary: write_video(temporary, result, rate))
+        write_atomically(target, lambda temporary, result=result: write_video(temporary, result, rate))
     return ""
 
 
@@ -161,7 +162,8 @@ def locate(config):
         extract_part(f, config.workers)
     lists = read_lists(found["lists"].content, config.split)
     videos = found["jhmdb" if jhmdb else "videos"].content
-    return lists, find_folder(videos, lists["train.txt"].paths), Masks(found["masks"].content if "masks" in found else None)
+    masks = Masks(found["masks"].content if "masks" in found else None)
+    return lists, find_folder(videos, lists["train.txt"].paths), masks
 
 
 def deal_scenes(lists, target, seed):
@@ -198,7 +200,8 @@ def make(config, detector=None):
     at = {path: masks.find(path) for path in paths}
     problems = {path: "no mask, and no detector given" for path in paths if at[path] is None and detector is None}
     todo = [path for path in paths if path not in problems and not all(target(k, path).is_file() for k in KINDS[:2])]
-    results = results_of(take_apart, [(root / path, at[path], [target(kind, path) for kind in KINDS[:2]], config, detector)
+    results = results_of(take_apart,
+                         [(root / path, at[path], [target(kind, path) for kind in KINDS[:2]], config, detector)
                                    for path in todo], workers, "taking apart")
     problems |= {path: problem for path, problem in zip(todo, results) if problem}
     scenes = deal_scenes(lists, target, config.seed)
@@ -230,7 +233,8 @@ def main():
         raise SystemExit(2) from error
     if report:
         for kind, (videos, frames, size) in report["packs"].items():
-            print(f"pack-{kind}: {report['classes']} classes, {videos:,} videos, {frames:,} frames, {size / 1e6:,.1f} MB")
+            print(f"pack-{kind}: {report['classes']} classes, {videos:,} videos, {frames:,} frames, "
+                  f"{size / 1e6:,.1f} MB")
         print(f"problems: {len(report['problems'])}")
         for name, problem in list(report["problems"].items())[:10]:
             print(f"    {name!a}: {problem}")

@@ -1,4 +1,4 @@
-"""Prepare Diving48 (version 2): official archive in, a verified pack with the official split out. Nothing is downloaded.
+"""Prepare Diving48 (version 2): official archive in, verified pack with the official split out. Nothing is downloaded.
 
 DIR holds Diving48_rgb.tar.gz (or its folder rgb/), Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json:
 
@@ -6,7 +6,7 @@ DIR holds Diving48_rgb.tar.gz (or its folder rgb/), Diving48_V2_train.json, Divi
 
 Then train with --data diving48/pack --split train.txt, and test on test.txt.
 """
-from be_nb.data.prepare import Dataset, find_folder, main, Part
+from be_nb.data.prepare import Dataset, find_folder, Part, prepare_cli
 from be_nb.data.lists import read_diving48
 
 PAGE = "the Diving48 page of the Statistical Visual Computing Lab, UC San Diego"
@@ -25,4 +25,4 @@ DIVING48 = Dataset("Diving48", (
     read, {"train.txt": 15027, "test.txt": 1970}, classes=48)
 
 if __name__ == "__main__":
-    main(DIVING48, __doc__)
+    prepare_cli(DIVING48, __doc__)

@@ -7,7 +7,7 @@ testTrainMulti_7030_splits/):
 
 Then train with --data hmdb51/pack --split train1.txt, and test on test1.txt.
 """
-from be_nb.data.prepare import Dataset, find_folder, main, Part
+from be_nb.data.prepare import Dataset, find_folder, Part, prepare_cli
 from be_nb.data.lists import read_hmdb51
 
 PAGE = "the HMDB page of the Serre Lab, Brown University"
@@ -28,4 +28,4 @@ HMDB51 = Dataset("HMDB51", (
     read, COUNTS, classes=51)
 
 if __name__ == "__main__":
-    main(HMDB51, __doc__)
+    prepare_cli(HMDB51, __doc__)

@@ -8,7 +8,7 @@ replacement/replacement_for_corrupted_k400.tgz if you have it, and annotations/t
 Then train with --data k400/pack --split train.txt, and test on val.txt. Videos that nobody has any more stay in the
 lists; the report counts them.
 """
-from be_nb.data.prepare import Dataset, find_folder, main, Part, read_kinetics, video_files
+from be_nb.data.prepare import Dataset, find_folder, Part, prepare_cli, read_kinetics, video_files
 
 PAGE = "the Kinetics page of the Common Visual Data Foundation"
 
@@ -34,4 +34,4 @@ KINETICS400 = Dataset("Kinetics-400", (
     read, {}, classes=400)
 
 if __name__ == "__main__":
-    main(KINETICS400, __doc__)
+    prepare_cli(KINETICS400, __doc__)

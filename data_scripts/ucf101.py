@@ -6,7 +6,7 @@ DIR holds UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip, or what was 
 
 Then train with --data ucf101/pack --split train1.txt, and test on test1.txt.
 """
-from be_nb.data.prepare import Dataset, find_folder, main, Part
+from be_nb.data.prepare import Dataset, find_folder, Part, prepare_cli
 from be_nb.data.lists import read_ucf101
 
 PAGE = "the UCF101 page of the Center for Research in Computer Vision, University of Central Florida"
@@ -22,9 +22,9 @@ def read(folders):
 
 
 UCF101 = Dataset("UCF101", (
-    Part("the official lists", ("UCF101TrainTestSplits-RecognitionTask.zip",), ("ucfTrainTestlist", "classInd.txt"), PAGE,
-         into="lists"),
+    Part("the official lists", ("UCF101TrainTestSplits-RecognitionTask.zip",), ("ucfTrainTestlist", "classInd.txt"),
+         PAGE, into="lists"),
     Part("the videos", ("UCF101.rar",), ("UCF-101", "ApplyEyeMakeup"), PAGE, into="videos")), read, COUNTS, classes=101)
 
 if __name__ == "__main__":
-    main(UCF101, __doc__)
+    prepare_cli(UCF101, __doc__)

@@ -1,7 +1,7 @@
 """JupyterLab in headless Chromium: what a reader of the course does, done by a program.
 
-    with Lab(notebooks) as lab, lab.browser() as page:
-        lab.open(page, "10_distractor.ipynb")
+    with Lab(folder, ROOT / "nbs", ["1_core/04_distractor.ipynb"]) as lab, lab.browser() as page:
+        lab.open(page, "1_core/04_distractor.ipynb")
         lab.run_all(page)
         print(lab.state(page))
 """
@@ -19,7 +19,8 @@ import urllib.request
 from pathlib import Path
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # the last: containers with little of it
+         "--disable-component-update", "--disable-sync",
+         "--disable-dev-shm-usage"]  # containers have little of it
 SETTINGS = {  # what would cover the notebook or write beside the test
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
@@ -52,21 +53,20 @@ def free_port():
 
 
 class Lab:
-    "A JupyterLab server of its own on a copy of some notebooks; nothing of the user's settings, nothing in the checkout."
+    "A JupyterLab server of its own on a copy of some notebooks: none of the user's settings, nothing in the checkout."
 
     def __init__(
         self,
         folder,     # an empty folder; notebooks, settings and the log of the server go here
-        notebooks,  # paths of the notebooks to copy
-        extra=(),   # further files and folders that they read
+        root,       # folder of the course
+        names,      # notebooks and folders in it that are copied, each to its own place
     ):
         self.folder, self.token, self.port = Path(folder), secrets.token_hex(16), free_port()
         self.work = self.folder / "nbs"
-        self.work.mkdir()
-        for path in map(Path, notebooks):
-            shutil.copy(path, self.work)
-        for path in map(Path, extra):
-            shutil.copytree(path, self.work / path.name) if path.is_dir() else shutil.copy(path, self.work)
+        for name in names:
+            path, copy = Path(root) / name, self.work / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
         for name, content in SETTINGS.items():
             path = self.folder / "settings" / f"{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,11 +75,12 @@ class Lab:
     def __enter__(self):
         places = {f"JUPYTER_{kind}_DIR": str(self.folder / kind.lower()) for kind in ("CONFIG", "RUNTIME", "DATA")}
         places |= {"JUPYTERLAB_SETTINGS_DIR": str(self.folder / "settings"),
-                   "JUPYTERLAB_WORKSPACES_DIR": str(self.folder / "workspaces"), "IPYTHONDIR": str(self.folder / "ipython")}
+                   "JUPYTERLAB_WORKSPACES_DIR": str(self.folder / "workspaces"),
+                   "IPYTHONDIR": str(self.folder / "ipython")}
         env = {**os.environ, **places, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}",
-                   "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.work}", f"--IdentityProvider.token={self.token}",
-                   "--LabApp.expose_app_in_browser=True"]
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+                   f"--port={self.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.work}",
+                   f"--IdentityProvider.token={self.token}", "--LabApp.expose_app_in_browser=True"]
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a test run that is told to stop cleans up, too
         self.log = open(self.folder / "server.log", "w")
         # a session of its own, so that the kernels can be ended with it
@@ -128,13 +129,13 @@ class Lab:
 
     def open(self, page, name):
         "Open a notebook as by its address, and wait until its kernel is ready."
-        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={self.token}")  # reset: nothing else is open
+        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={self.token}")  # nothing else is open
         page.wait_for_function("name => window.jupyterapp?.shell?.currentWidget?.context?.path === name", arg=name)
         page.wait_for_function("() => window.jupyterapp.shell.currentWidget.context.isReady")
         page.wait_for_function(f"() => ({STATE})().kernel === 'idle'")
 
     def run_all(self, page, timeout=240):
-        "Run every cell, and wait until it is done: the command ends with the last cell, the first error, or after `timeout` s."
+        "Run every cell and wait: the command ends with the last cell, with the first error, or after `timeout` s."
         self.within(page, timeout, "window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(f"() => ({STATE})().kernel === 'idle'")
 

@@ -1,9 +1,9 @@
 """Runs, cleans and measures the lessons: the one place that knows what a stored notebook looks like.
 
-    python tests/notebooks.py run nbs/1_core/04_distractor.ipynb …   # execute in JupyterLab's own kernel, store clean outputs
+    python tests/notebooks.py run nbs/1_core/04_distractor.ipynb …   # execute, store clean outputs
     python tests/notebooks.py clean nbs/1_core/04_distractor.ipynb … # only strip what should not be stored
-    python tests/notebooks.py readme                          # write README.md from nbs/index.ipynb
-    python tests/notebooks.py badge nbs/*/*.ipynb             # a link to Colab, and the cell that installs the package there
+    python tests/notebooks.py readme                # list the lessons in nbs/index.ipynb, write README.md from it
+    python tests/notebooks.py badge nbs/*/*.ipynb   # a link to Colab, and the cell that installs the package there
 """
 import base64
 import configparser
@@ -78,13 +78,16 @@ def clean(nb, name):
 
 def execute(nb, folder, timeout=600):
     """Run every cell in a fresh kernel, in the folder of the notebook, as JupyterLab does; raise at the first error."""
-    skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code" and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
+    skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code"
+               and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
     run = nbformat.from_dict(nb)
     kept = {i: run.cells[i] for i in skipped}
     for i in skipped:
         run.cells[i] = nbformat.v4.new_raw_cell("")
-    env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute(env=env)
+    env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+           "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    NotebookClient(run, timeout=timeout, kernel_name="python3",
+                   resources={"metadata": {"path": str(folder)}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
     return run
@@ -141,6 +144,49 @@ def add_badge(nb, path):
     return nb
 
 
+WINGS = {  # folder → title, and what it is for
+    "1_core": ("Core", "an afternoon: the trap, every part of the method, and the claim"),
+    "2_methods": ("Methods", "add one of your own; SimCLR, triplet and pretext tasks, each with Background Erasing"),
+    "3_backbones": ("Backbones", "C3D, I3D, 3D ResNets, R(2+1)D, S3D-G, torchvision's networks, and what they cost"),
+    "4_machine": ("Machine", "devices, files, checkpoints, speed, several GPUs"),
+    "5_data": ("Data", "the built-in set, folders of videos, packs, official archives, actors"),
+    "6_judging": ("Judging", "features, protocols, retrieval, flow, activation maps, the background-bias report"),
+    "7_training": ("Training", "settings, recipes, runs that can be killed, fine-tuning, the command line"),
+    "8_studies": ("Studies", "the miniature, the speed of a step, laboratories"),
+    "9_reference": ("Reference", "pictures, results, glossary"),
+}
+# the part of the index that is made from the lessons
+COURSE = re.compile(r"<!-- lessons -->\n.*<!-- end of lessons -->", re.S)
+
+
+def promise(path):
+    "Title and first sentence of the promise of a lesson."
+    title, text = re.match(r"# (.+)\n\n> (.+)", read(path).cells[0].source).groups()
+    return title, re.split(r"(?<=[.:!?]) (?=[A-Z])", text)[0]
+
+
+def course():
+    "The list of lessons as Markdown: the core as a table, of each other wing a line."
+    parts = []
+    for folder, (wing, about) in WINGS.items():
+        lessons = [(f"[{promise(path)[0]}]({folder}/{path.name})", promise(path)[1])
+                   for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))]
+        if folder == "1_core":
+            parts += ["| lesson | what you build |", "|---|---|",
+                      *(f"| {k} {link} | {text} |" for k, (link, text) in enumerate(lessons, 1)), ""]
+        else:
+            parts.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
+    return "\n".join(["<!-- lessons -->", *parts, "<!-- end of lessons -->"])
+
+
+def list_lessons(index):
+    "The index with its list of lessons made anew."
+    for cell in index.cells:
+        if cell.cell_type == "markdown":
+            cell.source = COURSE.sub(lambda _: course(), cell.source)
+    return index
+
+
 def readme(index):
     """README.md from the index notebook, and its pictures as {path: bytes}.
 
@@ -161,7 +207,9 @@ def readme(index):
 
 def main(action, *paths):
     if action == "readme":
-        text, pictures = readme(read(ROOT / "nbs" / "index.ipynb"))
+        index = ROOT / "nbs" / "index.ipynb"
+        write(clean(list_lessons(read(index)), index.stem), index)
+        text, pictures = readme(read(index))
         (ROOT / "README.md").write_text(text, encoding="utf8")
         for path, content in pictures.items():
             path.parent.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import socket
 import sys
 import traceback
 
-import torch._dynamo  # noqa: F401: DistributedDataParallel imports it, which takes seconds, so once here
+import torch._dynamo  # noqa: F401  DistributedDataParallel imports it, which takes seconds, so once here
 
 from be_nb.machine.distributed import process_group
 

@@ -42,6 +42,7 @@ def rar4(members):
     parts = [b"Rar!\x1a\x07\x00", _block4(0x73, 0, bytes(6))]
     for name, data in members:
         name = name if isinstance(name, bytes) else name.encode()
-        body = struct.pack("<IIBIIBBHI", len(data), len(data), 3, zlib.crc32(data), 0x4A210000, 29, 0x30, len(name), 0o100644)
+        body = struct.pack("<IIBIIBBHI", len(data), len(data), 3, zlib.crc32(data), 0x4A210000, 29, 0x30, len(name),
+                           0o100644)
         parts += [_block4(0x74, 0x8000, body + name), data]
     return b"".join(parts) + _block4(0x7B, 0x4000, b"")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from be_nb.data.actors import (actor_boxes, boxes_to_mask, crop_to_actor, fill_holes, find_people, grow_mask,
                                inpaint_background, load_detector, other_backgrounds, PERSON, read_masks,
-                               still_background, swap_background, write_video)
-from be_nb.data.scenebias import SceneBias
+                               still_background, swap_background)
 from be_nb.data.decode import decode
+from be_nb.data.scenebias import SceneBias
 
 
 @st.composite
@@ -99,7 +99,8 @@ def test_filled_holes_are_harmonic():
     filled = fill_holes(picture, hole)
     assert torch.equal(filled[:, ~hole], picture[:, ~hole])
     for y, x in hole.nonzero().tolist():  # the definition, pixel by pixel
-        near = [filled[:, v, u] for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)) if 0 <= v < 12 and 0 <= u < 15]
+        near = [filled[:, v, u] for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
+                if 0 <= v < 12 and 0 <= u < 15]
         torch.testing.assert_close(filled[:, y, x], torch.stack(near).mean(0), rtol=0, atol=1e-2)
     with pytest.raises(ValueError, match="nothing is known"):
         fill_holes(picture, torch.ones(12, 15, dtype=torch.bool))
@@ -185,7 +186,8 @@ def test_detectors_with_boxes_and_with_masks():
                  "labels": torch.tensor([PERSON, PERSON, 17]), "scores": torch.tensor([0.9, 0.2, 0.99])} for k in at]
 
     def masks(pictures):
-        return [result | {"masks": boxes_to_mask([b[None].numpy() for b in result["boxes"]], (16, 20))[:, None].float() * 0.8}
+        return [result
+                | {"masks": boxes_to_mask([b[None].numpy() for b in result["boxes"]], (16, 20))[:, None].float() * 0.8}
                 for result in boxes(pictures)]
 
     expected = boxes_to_mask([[[k, 1, k + 4, 9]] for k in range(5)], (16, 20))
@@ -200,14 +202,8 @@ def test_detectors_of_torchvision_are_loaded_from_a_file(tmp_path):
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     loaded = load_detector(tmp_path / "w.pt", name)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b)
+               for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
     assert find_people(torch.zeros(1, 3, 40, 40, dtype=torch.uint8), loaded).shape == (1, 40, 40)
     with pytest.raises(ValueError, match="no detector"):
         load_detector(tmp_path / "w.pt", "resnet18")
-
-
-def test_written_videos_come_back(tmp_path):
-    clip = (torch.arange(21 * 35).view(1, 1, 21, 35) % 250).expand(7, 3, -1, -1).to(torch.uint8)
-    write_video(tmp_path / "name.without.mp4.tmp", clip)
-    back = torch.from_numpy(decode(tmp_path / "name.without.mp4.tmp")).permute(0, 3, 1, 2)
-    assert back.shape == clip.shape and (back.float() - clip.float()).abs().mean() < 2

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from be_nb.augment import (Augment, augment_clips, CenterCrop, ClipParameters, denormalize, IMAGENET_MEAN,
-                           IMAGENET_STD)
 from be_nb.pixels import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from be_nb.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, CenterCrop, ClipParameters, augment_clips, denormalize
 
 BILINEAR = tv.InterpolationMode.BILINEAR
 STRONG = dict(degrees=15, crop=(.5, .9), flip=.5, brightness=.5, contrast=.5, saturation=.5, hue=.5)

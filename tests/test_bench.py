@@ -11,15 +11,19 @@ from test_train import write_video
 
 from be_nb.backbones import create_backbone
 from be_nb.backbones.measure import describe
-from be_nb.studies.bench import bench, BenchReport, Ceilings, measure, Part, PARTS, RandomVideos, run_of, Stopwatch
 from be_nb.cli import main
-from be_nb.settings import BenchConfig, PretrainConfig
 from be_nb.config import override
-from be_nb.recipes import recipe
 from be_nb.data.clips import ClipDataset
 from be_nb.data.sources import build_loader, build_source
+from be_nb.methods import find_method
+from be_nb.recipes import recipe
+from be_nb.settings import BenchConfig, PretrainConfig
+from be_nb.studies.bench import bench, BenchReport, Ceilings, measure, PARTS, RandomVideos, run_of, StepPart, Stopwatch
+from be_nb.training.run import restore
+from be_nb.training.step import train_step
 
-SMALL = PretrainConfig(batch_size=4, frames=4, size=16, queue_size=16, dim=8, device="cpu", amp="fp32")
+SHARED = dict(batch_size=4, frames=4, size=16, device="cpu", amp="fp32")
+SMALL = PretrainConfig(queue_size=16, dim=8, **SHARED)
 
 
 def script(name):
@@ -73,19 +77,30 @@ def test_update_bytes(optimizer, states):
     assert by_name(config)["optimiser"].bytes == 4 * numbers * (3 + 2 * states + 3)
 
 
-def test_methods_without_a_distractor_or_key_encoder():
-    parts = by_name(override(SMALL, method="rotnet"))
-    macs = 4 * 4 * describe(create_backbone("tiny"), 4, 16).macs  # each clip in four directions
-    assert (parts["forward"].macs, parts["backward"].macs) == (macs, 2 * macs)
-    assert "distractor" not in parts
+def test_without_a_distractor_there_is_nothing_to_read_or_write():
     assert by_name(override(SMALL, distractor="none"))["distractor"].bytes == 0
+    parts = by_name(PretrainConfig(method="rotnet", **SHARED | dict(distractor="none")))
+    macs = 4 * 4 * describe(create_backbone("tiny"), 4, 16).macs  # each clip in four directions
+    assert (parts["forward"].macs, parts["backward"].macs) == (macs, 2 * macs) and "distractor" not in parts
+
+
+@pytest.mark.parametrize("method", ["simclr", "triplet", "rotnet", "order", "pace"])
+@pytest.mark.parametrize("distractor", ["none", "intra_frame"])
+def test_methods_of_any_kind_can_be_measured(method, distractor):
+    "What is counted on the way through their networks is the work that they name for the cost of recipes."
+    config = PretrainConfig(method=method, **SHARED | dict(distractor=distractor, short="loop"))
+    parts = by_name(config)
+    assert set(parts) | {"distractor"} == set(PARTS)
+    assert all(0 < part.seconds < math.inf and math.isfinite(part.share) for part in parts.values())
+    macs = 4 * describe(create_backbone("tiny"), 4, 16).macs
+    assert parts["forward"].macs + parts["backward"].macs == find_method(method).passes(config) * macs
+    window = find_method(method).windows(config)
+    assert parts["loader"].bytes == 4 * window.count * (window.frames or 4) * 3 * 30 * 30
 
 
 def test_what_was_measured_was_not_changed_by_measuring():
     "The steps with and without the watch are steps of one training: its losses are those of the trainer's own."
     from be_nb.studies import bench as module
-    from be_nb.training.run import restore
-    from be_nb.training.step import train_step
 
     losses = []
     record = lambda *args: losses.append(train_step(*args)["loss"].item())
@@ -94,16 +109,17 @@ def test_what_was_measured_was_not_changed_by_measuring():
         measure(SMALL, 2)
     config = override(SMALL, steps=1000, data_size=8)
     run = restore(config, ROOT, torch.device("cpu"), None)
-    loader = iter(build_loader(config, run.method, build_source(config)))
-    first = [next(loader)["clips"] for _ in range(4)]
+    loader = iter(build_loader(config, run.method.windows(config), build_source(config)))
+    first = [next(loader) for _ in range(4)]
     batches = first + first[:2]  # the loader begins anew for the watched steps
-    expected = [train_step(run.method, clips, run.optimizer, k, config)["loss"].item()
-                for k, clips in enumerate(batches)]
+    expected = [train_step(run.method, batch, run.optimizer, k, config)["loss"].item()
+                for k, batch in enumerate(batches)]
     assert losses == expected
 
 
 def test_the_bottleneck_takes_longest():
-    parts = [Part(name, seconds, 0, 10, 5.) for name, seconds in (("loader", .5), ("augment", 2.), ("optimiser", 1.))]
+    parts = [StepPart(name, seconds, 0, 10, 5.)
+             for name, seconds in (("loader", .5), ("augment", 2.), ("optimiser", 1.))]
     report = BenchReport({"machine": "a machine", "batch_size": 8}, parts, 4., Ceilings(1., 1., 1., 1.))
     assert report.bottleneck is parts[1] and report.as_dict()["bottleneck"] == "augment"
     assert parts[1].rate == 5 and parts[1].share == 1 and report.as_dict()["clips_per_second"] == 2
@@ -174,7 +190,7 @@ def test_reference_step_has_our_loss(changes):
     config = override(SMALL, warmup_steps=0, momentum=.9, **changes)
     cpu = torch.device("cpu")
     reference, ours = step.ReferenceStep(config, cpu), step.OurStep(config, cpu)
-    loader = build_loader(config, ours.method, build_source(override(config, data_size=16)))
+    loader = build_loader(config, ours.method.windows(config), build_source(override(config, data_size=16)))
     pairs = [(ours(batch["clips"], k), reference(batch["clips"], k)) for k, batch in zip(range(5), loader)]
     assert len(pairs) == 5 and len({round(a, 4) for a, _ in pairs}) == 5
     assert [b for _, b in pairs] == pytest.approx([a for a, _ in pairs], abs=2e-3)
@@ -187,7 +203,7 @@ def test_loops_give_our_pixels():
     step = script("step")
     ours = step.OurStep(override(SMALL, degrees=10., hue=.5, contrast=.5, saturation=.5, flip=.5), torch.device("cpu"))
     clips = torch.randint(0, 256, (3, 4, 3, 30, 40), dtype=torch.uint8)
-    augment, distractor = ours.method.augment, ours.method.distractor
+    augment, distractor = ours.method.views.augment, ours.method.views.distractor
     drawn = augment.sample(3, 30, 40)
     views = augment.view(clips, drawn)
     assert torch.allclose(step.augment_by_loops(clips, drawn, 16), views, atol=2e-3)
@@ -218,7 +234,7 @@ def test_cases():
 
 
 def test_transfer_study_goes_on_where_it_stopped(tmp_path):
-    "Two classes of made videos: rows for both sets, the same again from the records of the runs, no path in the report."
+    "Two classes of made videos: rows for both sets, the same from the records of the runs, no path in the report."
     for number in range(16):
         path = tmp_path / "videos" / "ab"[number % 2] / f"v {number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,8 +246,8 @@ def test_transfer_study_goes_on_where_it_stopped(tmp_path):
     transfer, folder = script("transfer"), str(tmp_path / "videos")
     changes = dict(batch_size=4, queue_size=8, size=16, frame_size=(20, 24), steps=2, warmup_steps=1, stride=1,
                    negative_offset=8, frames=4)
-    options = SimpleNamespace(seeds=[0], arms=["random", "be"], data=folder, judge=[folder], runs=str(tmp_path / "runs"),
-                              device="cpu")
+    options = SimpleNamespace(seeds=[0], arms=["random", "be"], data=folder, judge=[folder],
+                              runs=str(tmp_path / "runs"), device="cpu")
     rows = transfer.study(options, **changes)
     assert [(row["arm"], row["data"], row["queries"], row["gallery"]) for row in rows] == [
         ("random", "videos", 4, 12), ("be", "videos", 4, 12)]

@@ -1,25 +1,31 @@
-"""be_nb.judging.perturb, be_nb.judging.bias.report, be_nb.judging.bias.page: altered clips by their properties, intervals, and a report that is complete."""
+"""be_nb.judging.perturb and be_nb.judging.bias: altered clips by their properties, intervals, and a complete report."""
 import json
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from test_pack import folder_of_videos, quiet_pack
+from torchvision.models import get_model
+
+import be_nb.judging.bias.exam
 import be_nb.judging.bias.report
-from be_nb.settings import BiasConfig
-from be_nb.judging.bias.score import Bootstrap, drifts, predict
-from be_nb.judging.bias.report import bias
-from be_nb.judging.bias.words import compare_sentences, sentences, side
-from be_nb.judging.bias.exam import run_names
 from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Draw, intra_frame
+from be_nb.judging.bias.exam import make_exam, open_networks, run_names
+from be_nb.judging.bias.page import bar, html_table, Markup, page, reaches_out, section, tag
+from be_nb.judging.bias.report import bias, report_page
+from be_nb.judging.bias.score import Bootstrap, drifts, predict_versions
+from be_nb.judging.bias.words import compare_sentences, sentences, side
 from be_nb.judging.features import Features
-from be_nb.judging.bias.page import bar, Markup, page, reaches_out, section, table, tag
-from be_nb.judging.perturb import (CONDITIONS, distract, draw_partners, fit_mask, MaskedVideos, open_stage,
-                                   reverse_time, shots, shuffle_time, Stage, stop_time)
-from be_nb.train import pretrain
+from be_nb.judging.perturb import (condition_titles, CONDITIONS, distract, draw_partners, fit_mask, MaskedVideos,
+                                   open_stage, PlainStage, reverse_time, shots, shuffle_time, stop_time)
+from be_nb.saving.weights import load
+from be_nb.settings import BiasConfig
+from be_nb.train import finetune, pretrain
 
 FAST = dict(data_size=30, clips=1, resamples=50)
 
@@ -43,7 +49,8 @@ def stack(n=2, t=6, seed=0):
 def test_time_perturbations(t, seed):
     clips = stack(t=t, seed=seed)
     assert (stop_time(clips).int().diff(dim=1) == 0).all() and torch.equal(stop_time(clips)[:, 0], clips[:, t // 2])
-    assert torch.equal(reverse_time(reverse_time(clips)), clips) and torch.equal(reverse_time(clips)[:, 0], clips[:, -1])
+    assert torch.equal(reverse_time(reverse_time(clips)), clips)
+    assert torch.equal(reverse_time(clips)[:, 0], clips[:, -1])
     mixed = shuffle_time(clips, np.random.default_rng(seed))
     frames = lambda clip: sorted(bytes(frame.numpy().tobytes()) for frame in clip)
     assert all(frames(a) == frames(b) for a, b in zip(mixed, clips))
@@ -80,7 +87,7 @@ def test_empty_scenes_do_not_depend_on_the_actor(source):
 
 
 def test_shots_without_masks(source):
-    made = shots(Stage(source), 3, np.arange(8)[None], 4, np.arange(8)[None], (.5,))
+    made = shots(PlainStage(source), 3, np.arange(8)[None], 4, np.arange(8)[None], (.5,))
     assert list(made) == ["real", "still", "shuffled", "reversed", "lambda_0.5"]
 
 
@@ -108,7 +115,8 @@ def test_bootstrap():
     value, low, high = Bootstrap(300)(values)
     assert value == pytest.approx(values.mean(), abs=1e-4)
     error = values.std() / 300 ** .5  # the interval of the normal approximation
-    assert low == pytest.approx(value - 1.96 * error, abs=.004) and high == pytest.approx(value + 1.96 * error, abs=.004)
+    assert low == pytest.approx(value - 1.96 * error, abs=.004)
+    assert high == pytest.approx(value + 1.96 * error, abs=.004)
     assert Bootstrap(4)([1, np.nan, 0, np.nan])[0] == .5 and Bootstrap(4)([0] * 4, [0] * 4) is None
     assert Bootstrap(4)([1, 1, 1, 0], [1, 1, 1, 1])[0] == .75
     assert Bootstrap(5)([1] * 5) == [1, 1, 1]
@@ -120,7 +128,7 @@ def test_judges_and_drift_on_features_that_are_known():
     x = torch.eye(4)[y] * 5 + .01 * torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     train = Features(x, y, [""] * 40, list("abcd"))
     made = {"real": x, "swapped": x.roll(1, 0)}
-    said, weights = predict(train, made, k=3)
+    said, weights = predict_versions(train, made, k=3)
     for judge in ("probe", "knn", "r1"):
         assert torch.equal(said[judge]["real"], y) and not (said[judge]["swapped"] == y).any()
     far, unrelated = drifts(train, made, np.roll(np.arange(40), 1))
@@ -178,16 +186,18 @@ def test_report_is_complete(checkpoint, tmp_path):
 
 
 def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, monkeypatch):
-    judged, real = [], be_nb.judging.bias.score.judge
+    judged, real = [], be_nb.judging.bias.score.score_network
 
-    def judge(net, train, exam, settings, config, progress):
+    def score_network(net, train, exam, settings, config, progress):
         if len(judged) == 1 and config.out.endswith("halves"):
             judged.append("interrupted")
             raise KeyboardInterrupt
         judged.append(net)
         return real(net, train, exam, settings, config, progress)
-    monkeypatch.setattr(be_nb.judging.bias.report, "judge", judge)
-    ask = lambda out, **changes: bias(BiasConfig((checkpoint,), out=str(tmp_path / out), **FAST | changes), progress=False)
+    monkeypatch.setattr(be_nb.judging.bias.report, "score_network", score_network)
+    few = FAST | dict(data_size=12, lams=(), pictures=False)
+    ask = lambda out, **changes: bias(BiasConfig((checkpoint,), out=str(tmp_path / out), **few | changes),
+                                      progress=False)
     with pytest.raises(KeyboardInterrupt):
         ask("halves")
     assert [p.name for p in (tmp_path / "halves").iterdir()] == ["judged-0.pt"]
@@ -200,6 +210,83 @@ def test_an_interrupted_report_goes_on_and_is_the_same(checkpoint, tmp_path, mon
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other/judged-0.pt").write_bytes(kept)
         assert ask("other", seed=int(kept is once)) and len(judged) == 2
+
+
+@pytest.fixture(scope="module")
+def others(checkpoint, tmp_path_factory):
+    "A fine-tuned run, and weights of torchvision as anybody would save them."
+    out = tmp_path_factory.mktemp("others")
+    tuned = finetune(checkpoint=checkpoint, out=str(out), name="tuned", steps=1, batch_size=6, data_size=18,
+                     test_size=6, clips=1, validation=0, progress=False).checkpoint
+    torch.manual_seed(0)
+    torch.save(get_model("mc3_18", weights=None).state_dict(), out / "mc3.pth")
+    return str(tuned), str(out / "mc3.pth")
+
+
+def test_fine_tuned_and_foreign_networks_are_reported(checkpoint, others, tmp_path):
+    "Neither has a pretraining method; each is named by what it has learned from, and the report is as complete as any."
+    small = dict(data_size=12, clips=1, resamples=20, frames=4, size=24)
+    report = bias(BiasConfig((checkpoint, *others), out=str(tmp_path / "r"), **small), progress=False)
+    document = check_complete(report, tmp_path / "r", True)
+    facts = {network["name"]: (network["backbone"], network["pretraining"]) for network in report["networks"]}
+    assert facts == {"untrained": ("tiny", "nothing"),
+                     "a<b>&run": ("tiny", "moco, distractor intra_frame, negative intra_video, 0 steps"),
+                     "tuned": ("tiny", "labels of scenebias, all weights, 1 steps, from a<b>&run"),
+                     "mc3.pth": ("tv_mc3_18", "torchvision/mc3_18, supervised, data: not known")}
+    assert "torchvision/mc3_18" in document and len(report["comparisons"]) == 6
+    own = {name: tuple(net.pretrain_config[key] for key in ("frames", "stride", "size"))
+           for name, net in open_networks(BiasConfig(others, **small)).items()}
+    assert own == {"untrained": (8, 1, 24), "tuned": (8, 1, 24), "mc3.pth": (16, 2, 112)}
+    alone = open_networks(BiasConfig(others[1:], **small))  # an untrained one of a foreign shape
+    assert type(alone["untrained"]) is type(alone["mc3.pth"])
+
+
+def test_an_order_run_is_shown_its_own_clips(tmp_path, monkeypatch):
+    "Training reads 3·4 + 2·2 frames of a video; exam, probe, pictures and maps show the clips of 4 it learned from."
+    path = pretrain(out=str(tmp_path), name="order", method="order", distractor="none", frames=4, gap=2, steps=0,
+                    data_size=8, batch_size=2, progress=False).checkpoint
+    seen = set()
+
+    def watched(path):
+        backbone = load(path)
+        real = backbone.features
+        backbone.features = lambda clips: seen.add(tuple(clips.shape[1:])) or real(clips)
+        return backbone
+    monkeypatch.setattr(be_nb.judging.bias.exam, "load", watched)
+    config = BiasConfig((str(path),), out=str(tmp_path / "r"), data_size=12, clips=2, resamples=20, lams=(),
+                        untrained=False)
+    network, = bias(config, progress=False)["networks"]
+    assert network["frames"] == 4 and seen == {(3, 4, 24, 24)}
+    exam = make_exam(config, SceneBias("test", size=12), {key: network[key] for key in ("frames", "stride", "size")})
+    assert exam.videos[0][1].shape == (2, 4, 3, 30, 30)
+
+
+def test_a_pack_gives_the_report_of_its_folder(tmp_path):
+    "Frames packed as they are: every number is the same. A pack has no masks, and asking for them is an error."
+    root = folder_of_videos(tmp_path / "videos", {f"{k}.mp4": 8 + k for k in range(10)})
+    quiet_pack(root, ("train.txt", "val.txt"), tmp_path / "videos-packed", None, codec="raw")
+    run = pretrain(out=str(tmp_path), name="run", steps=0, frame_size=(48, 64), progress=False).checkpoint
+    ask = lambda folder, **more: bias(BiasConfig((str(run),), out=str(tmp_path / f"r-{folder}"), clips=1, resamples=20,
+                                                 data=str(tmp_path / folder), frames=4, untrained=False, **more),
+                                                 progress=False)
+    folder, packed = ask("videos"), ask("videos-packed")
+    assert folder.pop("data") == "videos" and packed.pop("data") == "videos-packed"
+    assert folder == packed and folder["train"] == {"list": "train.txt", "videos": 5}
+    np.savez(tmp_path / "videos-packed/actor_masks.npz", **{"0": np.zeros((8, 48, 8), np.uint8)})
+    assert ask("videos-packed")["networks"] == packed["networks"]  # lying about, they are not taken
+    with pytest.raises(ValueError, match="a pack does not keep. Give the folder of the videos"):
+        ask("videos-packed", masks=str(tmp_path / "videos-packed/actor_masks.npz"))
+
+
+def test_titles_follow_the_settings():
+    titles = condition_titles((.1, .25))
+    assert list(titles) == [*CONDITIONS, "lambda_0.1", "lambda_0.25"]
+    assert titles["lambda_0.25"] == "distracted, λ = 0.25"
+
+
+def test_reports_of_earlier_versions_can_be_drawn():
+    for report in json.loads((ROOT / "nbs/results/bias.json").read_text(encoding="utf8"))["reports"]:
+        assert not reaches_out(report_page(report))
 
 
 def test_report_without_pictures_shows_no_clip(checkpoint, tmp_path):
@@ -247,9 +334,9 @@ def test_run_names():
 @given(st.text(max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_html_is_escaped(text):
-    document = page(text, text, section(text, table(text, [text], [(text, text, [bar([.5, .4, .6])])], text)))
+    document = page(text, text, section(text, html_table(text, [text], [(text, text, [bar([.5, .4, .6])])], text)))
     assert document.count("<script") == 0 and not reaches_out(document)
-    plain = page("", "", section("", table("", [""], [("", "", [bar([.5, .4, .6])])], "")))
+    plain = page("", "", section("", html_table("", [""], [("", "", [bar([.5, .4, .6])])], "")))
     assert document.count("<") == plain.count("<") and document.count('"') == plain.count('"')
 
 

@@ -1,9 +1,9 @@
-"""The course where people use it: lessons opened and run in JupyterLab, in a real browser, and a slider moved by hand."""
+"""The course where people use it: lessons opened and run in JupyterLab, in a real browser, a slider moved by hand."""
 import browser
 import pytest
 from conftest import ROOT
 
-LESSONS = ["10_distractor", "04_augment", "57_widgets"]
+DISTRACTOR, VIEWS, LABS = LESSONS = ["1_core/04_distractor", "1_core/03_views", "8_studies/03_labs"]
 
 
 def test_lessons_in_jupyterlab(tmp_path):
@@ -11,8 +11,8 @@ def test_lessons_in_jupyterlab(tmp_path):
     pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     if browser.chromium() is None:
         pytest.skip("no Chromium: apt-get install chromium, or name one by CHROMIUM=/path/to/chromium")
-    paths = [ROOT / "nbs" / f"{name}.ipynb" for name in LESSONS]
-    with browser.Lab(tmp_path, paths, [ROOT / "nbs" / "results"]) as lab, lab.browser() as page:
+    names = [f"{name}.ipynb" for name in LESSONS] + ["results"]
+    with browser.Lab(tmp_path, ROOT / "nbs", names) as lab, lab.browser() as page:
         complaints = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         for name in LESSONS:
@@ -22,9 +22,9 @@ def test_lessons_in_jupyterlab(tmp_path):
             state = lab.state(page)
             assert state["errors"] == [], name
             assert state["ran"] == list(range(1, len(state["ran"]) + 1)), f"{name}: a cell did not run, or out of turn"
-            if name == "10_distractor":
+            if name == DISTRACTOR:
                 move_the_slider(page, "lam")
-            if name == "57_widgets":
+            if name == LABS:
                 assert page.locator("img.widget-image").count() == 5, "a laboratory does not show"
                 move_the_slider(page, "frame", -1)
             lab.close(page)
@@ -36,7 +36,8 @@ def move_the_slider(page, name, number=0):
     row = page.locator(".widget-hslider", has_text=name).nth(number)
     picture = page.locator("img.widget-image").nth(number)
     row.scroll_into_view_if_needed()
-    source, value, looks = picture.get_attribute("src"), row.locator(".widget-readout").inner_text(), picture.screenshot()
+    source, value = picture.get_attribute("src"), row.locator(".widget-readout").inner_text()
+    looks = picture.screenshot()
     row.locator(".noUi-handle").focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")

@@ -112,4 +112,5 @@ def test_heat_colours_only_where_the_map_is():
     spot = torch.zeros(2, 3, 3)
     spot[:, 0, 0] = 7
     drawn = heat(clip, spot)
-    assert torch.equal(drawn[:, :, 16:, 16:], clip[:, :, 16:, 16:]) and not torch.equal(drawn[..., :8, :8], clip[..., :8, :8])
+    assert torch.equal(drawn[:, :, 16:, 16:], clip[:, :, 16:, 16:])
+    assert not torch.equal(drawn[..., :8, :8], clip[..., :8, :8])

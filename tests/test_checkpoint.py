@@ -68,7 +68,7 @@ def test_a_failing_write_changes_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
-        def write(temporary):
+        def write(temporary, error=error):
             temporary.write_text("half of the n")
             raise error
         with pytest.raises(type(error)):
@@ -202,7 +202,7 @@ def test_newest_intact_checkpoint_and_a_warning_for_each_other(tmp_path):
     paths = list_checkpoints(tmp_path)
     paths[2].write_bytes(paths[2].read_bytes()[:-1])
     paths[1].write_bytes(b"noise")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="step-") as caught:
         path, state = newest_checkpoint(tmp_path)
     assert path == paths[0] and state["step"] == 4
     assert len(caught) == 2
@@ -293,7 +293,8 @@ def test_an_old_run_is_loaded_and_goes_on_as_if_nothing_had_happened(tmp_path, n
     assert {key for key in settings if now[key] != settings[key]} == set(today)
     assert now["frames"] == config.frames, "evaluation shows the network the clips that it knows"
     kept = torch.load(first, weights_only=True)["method"]
-    assert same(dict(net.state_dict()), {k.removeprefix("backbone."): kept[k] for k in kept if k.startswith("backbone.")})
+    assert same(dict(net.state_dict()),
+                {k.removeprefix("backbone."): kept[k] for k in kept if k.startswith("backbone.")})
 
     again = pretrain(config, progress=False, resume=True)
     state = read_checkpoint(again.checkpoint)
@@ -323,6 +324,7 @@ def test_a_later_format_is_told_from_a_file_that_is_none(tmp_path):
 
 
 def test_settings_of_format_1_made_by_hand_are_no_crash(tmp_path):
-    for config in ({}, {"method": "order"}, {"method": "puzzles"}, {"method": "puzzles", "frames": 1}, {"method": "mine"}):
+    for config in ({}, {"method": "order"}, {"method": "puzzles"}, {"method": "puzzles", "frames": 1},
+                   {"method": "mine"}):
         torch.save({"format": 1, **a_state(config=config)}, tmp_path / "x.pt")
         assert read_checkpoint(tmp_path / "x.pt")["config"].get("method") == config.get("method")

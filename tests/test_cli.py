@@ -1,5 +1,6 @@
 """The command line: every setting is a flag with its comment, mistakes cost one line, and neither needs torch."""
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -8,17 +9,21 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from conftest import ROOT
 from test_config import configs
 
 from be_nb import __version__, cli
-from be_nb.settings import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, PackConfig, PretrainConfig,
-                            RetrieveConfig)
-from be_nb.recipes import list_recipes, recipe
 from be_nb.config import settings
+from be_nb.recipes import list_recipes, recipe
+from be_nb.saving.checkpoint import read_checkpoint
+from be_nb.settings import (BenchConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, PackConfig,
+                            PretrainConfig, RetrieveConfig)
 
 NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 
@@ -27,6 +32,7 @@ NEEDED = ["--checkpoint", "runs/a", "--data", "videos"]
 def calls(monkeypatch):
     "What the commands call, without loading or running it."
     seen = []
+    monkeypatch.setattr(cli, "look_first", lambda *what: None)  # paths are made up here
 
     def record(name):
         def called(config):
@@ -56,7 +62,7 @@ def to_args(config):
 
 
 @hypothesis_settings(max_examples=12, deadline=None)
-@given(st.sampled_from([PretrainConfig, RetrieveConfig]).flatmap(configs))
+@given(st.sampled_from(["PretrainConfig", "simclr", "RetrieveConfig"]).flatmap(configs))
 def test_flags_say_all_that_a_config_can(config):
     assert cli.parse("test", type(config), to_args(config), "") == config
 
@@ -86,6 +92,8 @@ def help_of(args, capsys, monkeypatch):
 
 @pytest.mark.parametrize("args, config", [
     (["pretrain"], PretrainConfig()), (["pretrain", "scenebias-moco"], recipe("scenebias-moco")),
+    (["pretrain", "--method", "simclr"], PretrainConfig(method="simclr")),
+    (["pretrain", "scenebias-order-be"], recipe("scenebias-order-be")), (["finetune"], FinetuneConfig()),
     (["evaluate"], EvaluateConfig), (["retrieve"], RetrieveConfig), (["export"], ExportConfig), (["pack"], PackConfig),
     (["doctor"], DoctorConfig), (["bench"], BenchConfig)])
 def test_help_gives_every_setting_a_line_of_its_own(args, config, capsys, monkeypatch):
@@ -146,7 +154,8 @@ def test_errors_for_the_user_are_messages(error, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("resume", True), ("checks", False), ("device", "cuda"), ("data", "scenebias"), ("on_error", "skip"), ("steps", 12), ("rho", .5)])
+    ("resume", True), ("checks", False), ("device", "cuda"), ("data", "scenebias"), ("on_error", "skip"), ("steps", 12),
+    ("rho", .5)])
 def test_a_setting_in_a_message_becomes_the_flag_that_sets_it(name, value):
     before, flag, after = re.split("<|>", cli.as_flags(f"x={value!r} or <{name}={value!r}>, y={value!r}."))
     assert (before, after) == (f"x={value!r} or ", f", y={value!r}.") and flag.startswith("--")
@@ -159,7 +168,8 @@ def test_messages_speak_to_a_shell_and_warnings_are_one_line(monkeypatch, capsys
         warnings.warn("old function", DeprecationWarning, stacklevel=1)
         raise ValueError("The run exists. Continue it with resume=True, or choose another name.")
     monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=fail))
-    monkeypatch.setattr(warnings, "showwarning", lambda *w: print(warnings.formatwarning(*w[:4]), end="", file=sys.stderr))
+    monkeypatch.setattr(warnings, "showwarning",
+                        lambda *w: print(warnings.formatwarning(*w[:4]), end="", file=sys.stderr))
     before = warnings.formatwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -194,6 +204,94 @@ def test_usage_recipes_and_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
+MINE = """
+from dataclasses import dataclass
+
+import torch
+
+from be_nb.config import Config, Positive
+from be_nb.methods.base import Method, Views
+
+
+class Mine(Method):
+    "The smallest method: features of two views are to be alike, and as long as `length`."
+
+    title, uses = "mine", ("distractor", "gamma")
+
+    @dataclass(frozen=True)
+    class Settings(Config):
+        "My own knob."
+
+        length: Positive = 2.0  # how long a feature is to be
+
+    def __init__(self, backbone, length=2.0, views=None):
+        super().__init__()
+        self.backbone, self.length, self.views = backbone, length, Views() if views is None else views
+
+    @classmethod
+    def passes(cls, config):
+        return 6
+
+    def reference_loss(self, batch_size):
+        return self.length
+
+    def forward(self, batch):
+        first, second = (self.backbone(view).float() for view in (self.views.erased(batch), self.views.clean(batch)))
+        loss = (first - second).square().mean() + (first.norm(dim=1) - self.length).abs().mean()
+        return loss, {"norm": first.detach().norm(dim=1).mean()}
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    "A folder with a method of a stranger's, and an environment without the folder in Python's path."
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "mine.py").write_text(MINE)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+
+    def run(*command):
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return folder, run
+
+
+TINY = ["--steps", "3", "--data-size", "16", "--batch-size", "8", "--frames", "2", "--size", "16", "--log-every", "1",
+        "--amp", "fp32", "--device", "cpu"]
+
+
+def test_a_method_of_ones_own_from_the_command_line(mine):
+    "Its class's settings are flags with their comments; a mistake in its name is told in a line."
+    folder, run = mine
+    script = str(Path(sys.executable).with_name("be-nb"))
+    shown = run(script, "pretrain", "--method", "mine:Mine", "--help").stdout
+    assert re.search(r"--length FLOAT +how long a feature is to be \(default: 2.0\)", shown) and "mine options" in shown
+    assert "--queue-size" not in shown and "--negative STR" not in shown.replace("--negative-offset", "")
+    done = run(script, "pretrain", "scenebias-be", "--method=mine:Mine", "--length", "3", *TINY, "--name", "one")
+    assert done.returncode == 0, done.stderr
+    saved = read_checkpoint(folder / "runs" / "one" / "step-00000003.pt")
+    assert saved["config"]["method"] == "mine:Mine" and saved["config"]["length"] == 3
+    for wrong, told in ((["--method", "mine:Your"], "nothing named 'Your'"),
+                        (["--method", "yours:Mine"], "no module 'yours'"),
+                        (["--method", "mine:Mine", "--length", "0"], "length must be above 0"),
+                        (["--method", "mine:Mine", "--negative", "other_video"], "makes no use of negative"),
+                        (["--method", "mine:Mine", "--queue-size", "3"], "Unknown flag --queue-size")):
+        done = run(script, "pretrain", *wrong)
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_method_of_ones_own_on_two_ranks(mine):
+    folder, run = mine
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for ranks in (1, 2):
+        done = run(*torchrun, str(ranks), "-m", "be_nb.cli", "pretrain", "--method", "mine:Mine", *TINY, "--bn-groups",
+                   "2", "--name", f"ranks{ranks}")
+        assert done.returncode == 0, done.stderr
+    one, two = ([json.loads(line)
+                 for line in (folder / "runs" / f"ranks{n}" / "history.jsonl").read_text().splitlines()]
+                for n in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)
+
+
 # One fresh interpreter for all: `main` with each of these lines, then a look at what was imported.
 NO_TORCH = """
 import contextlib, io, sys
@@ -208,11 +306,73 @@ for line in sys.argv[1:]:
 
 
 def test_help_and_mistakes_do_not_load_torch():
-    lines = ["", "--help", "recipes", "--version", "pretrain --help", "pretrain scenebias-be --help", "evaluate --help",
-             "retrieve -h", "export --help", "pack --help", "doctor", "pretain", "pretrain xyzzy", "pretrain --rhoo 1",
-             "pretrain --rho 7"]
+    "But for pretraining: there the method is asked for its settings, and methods are networks."
+    lines = ["", "--help", "--version", "recipes --help", "evaluate --help", "retrieve -h", "export --help",
+             "pack --help", "doctor", "bias --help", "bench --help", "pretain", "evaluate --clipss 1",
+             "retrieve --ks 0"]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *lines], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# What only some commands use; each of these lines needs none of it.
+NOT_AT_ONCE = """
+import contextlib, io, os, sys
+from be_nb.cli import main
+for line in sys.argv[1:]:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        with contextlib.suppress(SystemExit):
+            main(line.split())
+    early = {"sklearn", "torchvision", "tensorboard", "matplotlib", "scipy"} & set(sys.modules)
+    assert not early, (line, early)
+    if "nowhere" in line:
+        assert "nowhere" in told.getvalue() and told.getvalue().count("\\n") == 1, (line, told.getvalue())
+    if "nowhere" in line or "--help" in line:
+        assert "torch" not in sys.modules, line
+import be_nb.data.pack.doctor, be_nb.saving.export, be_nb.data.prepare, be_nb.evaluate, be_nb.train, be_nb.judging.bias.report
+import be_nb.data.actors, be_nb.studies.bench
+early = {"sklearn", "torchvision", "tensorboard", "matplotlib", "scipy"} & set(sys.modules)
+assert not early, early
+"""
+
+
+def test_help_and_wrong_paths_come_before_slow_imports(tmp_path):
+    "A missing checkpoint, folder or list is told without PyTorch, and no module of the library loads what only some use."
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "run").mkdir()
+    there = "--checkpoint run --data videos"
+    lines = ["evaluate --help", "doctor --help", "export --help", "evaluate --checkpoint nowhere --data videos",
+             "retrieve --checkpoint run --data nowhere", f"retrieve {there} --train-split nowhere.txt", "doctor nowhere",
+             "export --checkpoint nowhere --out w", "bias --checkpoint nowhere", "bias --checkpoint run --data nowhere",
+             "finetune --data nowhere", "finetune --checkpoint nowhere", "finetune --data videos --split nowhere.txt",
+             f"bias {there} --test-split nowhere.txt"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", NOT_AT_ONCE, *lines], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("wrong, told", [
+    (lambda: int("one"), False), (lambda: [0 for a, b in [(1,)]], False), (lambda: json.loads("{"), False),
+    (lambda: b"\xff".decode("utf8"), False), (lambda: np.zeros(2).reshape(3), False),
+    (lambda: torch.utils.data.DataLoader([1], batch_size=-1), False), (lambda: PretrainConfig(rho=7), True),
+    (lambda: recipe("xyzzy"), True), (lambda: open("/nowhere/at/all"), True)])
+def test_only_what_somebody_wrote_for_users_is_a_message(wrong, told, monkeypatch):
+    "A `ValueError` of Python, NumPy or torch keeps its traceback; an unknown recipe is a sentence."
+    monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=lambda config: wrong()))
+    with pytest.raises(SystemExit if told else ValueError) as caught:
+        cli.main(["pretrain"])
+    assert not told or caught.value.code == 2
+
+
+def test_ranks_say_it_once(mine):
+    folder, run = mine
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "be_nb.cli"]
+    done = run(*torchrun, "pretrain", "--data", "nowhere")
+    assert done.returncode != 0
+    assert len([line for line in done.stderr.splitlines() if line.startswith("be-nb: ")]) == 1, done.stderr
+    one = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # no store to ask: better twice than never
+    assert cli.is_first("text") and run(sys.executable, "-c", f"import os; os.environ.update({one}); from be_nb import cli; "
+                                        "assert cli.is_first('x')").returncode == 0
 
 
 def test_module_and_console_script_are_the_same():

@@ -16,12 +16,12 @@ from conftest import ROOT
 from rar import rar4, rar5
 from test_archives import tar_bytes, zip_bytes
 
-from be_nb.data.actors import PERSON, write_video
-from be_nb.data.prepare import main, prepare, PrepareConfig
-from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_videos
-from be_nb.data.decode import decode
+from be_nb.data.actors import PERSON
+from be_nb.data.decode import decode, write_video
 from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.prepare import prepare, prepare_cli, PrepareConfig
+from be_nb.data.sources import open_source
 
 SCRIPTS = ROOT / "data_scripts"
 
@@ -45,7 +45,7 @@ def video(tmp_path_factory):
 
 
 def fake_ucf101(folder, video):
-    "Two classes, four videos each, names with blanks and brackets, lists with Windows line ends; UCF101.rar is a RAR 4."
+    "Two classes of four videos, names with blanks and brackets, lists with Windows line ends; UCF101.rar is a RAR 4."
     names = [f"{c}/v_{c} [{g}]_g0{g}_c01.avi" for c in ("Archery", "Bowling") for g in range(4)]
     (folder / "UCF101.rar").write_bytes(rar4([(f"UCF-101/{name}", video) for name in names]))
     lists = {"classInd.txt": "1 Archery\r\n2 Bowling\r\n"}
@@ -87,7 +87,8 @@ def fake_kinetics400(folder, video):
         (folder / part).mkdir()
     for side, some in rows.items():
         with open(folder / "annotations" / f"{side}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([("label", "youtube_id", "time_start", "time_end", "split"), *(r + (side,) for r in some)])
+            csv.writer(file).writerows([("label", "youtube_id", "time_start", "time_end", "split"),
+                                        *(r + (side,) for r in some)])
     (folder / "train/part_0.tar.gz").write_bytes(tar_bytes({name(rows["train"][0]): video}))
     (folder / "train/part_1.tar.gz").write_bytes(tar_bytes({name(rows["train"][1]): b"broken"}))
     (folder / "val/part_0.tar.gz").write_bytes(tar_bytes({name(rows["val"][0]): video}))
@@ -124,9 +125,10 @@ def test_from_archives_to_a_pack_and_again(name, tmp_path, video, capsys):
     assert made.videos == len(names) - len(gone) and made.frames == 6 * made.videos and made.classes == 2
     assert list(made.problems) == gone and made.verified
     assert json.loads((out / "report.json").read_text())["videos"] == made.videos
-    assert set(doctor(out / "pack", progress=False).problems) == set(gone)
+    checked = doctor(out / "pack", progress=False)
+    assert not checked.problems and set(checked.left_out) == set(gone)
     first = next(iter(made.lists))
-    videos = open_videos(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
+    videos = open_source(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
     assert len(videos) == made.lists[first] - len(gone) and videos.read(0, [0, 5]).shape == (2, 3, 24, 32)
     done = files(tmp_path)
     prepare(dataset(name), config)
@@ -140,7 +142,8 @@ def test_unpacked_folders_do_as_well(tmp_path, video):
         source = tmp_path / name
         source.mkdir()
         FAKES[name](source, video)
-        first = prepare(dataset(name), PrepareConfig(archives=str(source), out=str(tmp_path / f"{name}-a"), check_counts=False))
+        first = prepare(dataset(name),
+                        PrepareConfig(archives=str(source), out=str(tmp_path / f"{name}-a"), check_counts=False))
         unpacked = tmp_path / f"{name}-unpacked"
         unpacked.mkdir()
         lists, videos = tmp_path / f"{name}-a/extracted/lists", tmp_path / f"{name}-a/extracted/videos"
@@ -158,7 +161,7 @@ READERS = {"ucf101": read_ucf101, "hmdb51": read_hmdb51, "diving48": lambda fold
 @pytest.mark.parametrize("name", READERS)
 def test_official_lists_have_the_official_counts_and_come_out_as_they_went_in(name, tmp_path, footage, capsys):
     lists = footage / "lists" / name
-    main(dataset(name), "", ["--archives", str(lists), "--out", str(tmp_path), "--lists-only"])
+    prepare_cli(dataset(name), "", ["--archives", str(lists), "--out", str(tmp_path), "--lists-only"])
     for k in (1,) if name == "diving48" else (1, 2, 3):
         for side, official in READERS[name](lists, k)._asdict().items():
             written = read_list(tmp_path / f"{side}{'' if name == 'diving48' else k}.txt")
@@ -169,23 +172,25 @@ def test_official_lists_have_the_official_counts_and_come_out_as_they_went_in(na
 def test_hmdb51_has_6766_videos(footage):
     folder = footage / "lists/hmdb51/testTrainMulti_7030_splits"
     for k in (1, 2, 3):
-        lines = [line for path in folder.glob(f"*_test_split{k}.txt") for line in path.read_text().splitlines() if line.strip()]
+        lines = [line for path in folder.glob(f"*_test_split{k}.txt") for line in path.read_text().splitlines()
+                 if line.strip()]
         assert len(lines) == 6766
 
 
 def test_lists_that_are_not_official_stop_before_the_videos_are_touched(tmp_path, video, capsys):
     fake_ucf101(tmp_path, video)
     with pytest.raises(SystemExit) as stop:
-        main(dataset("ucf101"), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
+        prepare_cli(dataset("ucf101"), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
-    assert stop.value.code == 2 and "train1.txt: 6 videos, the official list has 9537" in told and "--no-check-counts" in told
+    assert stop.value.code == 2 and "train1.txt: 6 videos, the official list has 9537" in told
+    assert "--no-check-counts" in told
     assert not (tmp_path / "out/extracted/videos").exists()
 
 
 @each_set
 def test_what_is_missing_is_named_with_its_source(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(dataset(name), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
+        prepare_cli(dataset(name), "", ["--archives", str(tmp_path), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
     assert stop.value.code == 2
     for part in dataset(name).parts:
@@ -195,14 +200,16 @@ def test_what_is_missing_is_named_with_its_source(name, tmp_path, capsys):
 
 def test_a_bad_video_is_reported_not_fatal(tmp_path, video):
     fake_diving48(tmp_path, video)
-    (tmp_path / "Diving48_rgb.tar.gz").write_bytes(tar_bytes({f"rgb/-x{k}_00{k}.mp4": video if k else b"bad" for k in range(4)}))
-    made = prepare(dataset("diving48"), PrepareConfig(archives=str(tmp_path), out=str(tmp_path / "o"), check_counts=False))
+    (tmp_path / "Diving48_rgb.tar.gz").write_bytes(
+        tar_bytes({f"rgb/-x{k}_00{k}.mp4": video if k else b"bad" for k in range(4)}))
+    made = prepare(dataset("diving48"),
+                   PrepareConfig(archives=str(tmp_path), out=str(tmp_path / "o"), check_counts=False))
     assert made.videos == 3 and list(made.problems) == ["-x0_000.mp4"]
 
 
 def test_scripts_run_from_any_folder(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPTS / "ucf101.py", "--help"], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, SCRIPTS / "ucf101.py", "--help"], cwd=tmp_path, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and "--archives" in done.stdout and "--dry-run" in done.stdout
 
 
@@ -210,7 +217,7 @@ def test_a_killed_script_goes_on(tmp_path, video):
     fake_diving48(tmp_path, video)
     program = textwrap.dedent("""
         import os, signal, sys
-        from be_nb.data import pack
+        from be_nb.data.pack import write as pack
         encode = pack.encode_video
         def dying(path, settings):
             if "-x2" in str(path):
@@ -252,7 +259,8 @@ def fake_jhmdb(folder):
     np.savez(folder / "actor_masks.npz", **packed)
     (folder / "classes.txt").write_text("catch\nwave\n")
     for side, keep in (("train", (0, 1, 3)), ("val", (2,))):
-        (folder / f"{side}.txt").write_text("".join(f"{n}.mp4 {int(n[0] == 'w')}\n" for n in names if int(n.split("_")[1][0]) in keep))
+        (folder / f"{side}.txt").write_text("".join(f"{n}.mp4 {int(n[0] == 'w')}\n" for n in names
+                                                    if int(n.split("_")[1][0]) in keep))
     return names
 
 
@@ -262,7 +270,8 @@ def test_actor_sets(tmp_path):
     source.mkdir()
     names = fake_jhmdb(source)
     config = actors.ActorConfig(archives=str(source), out=str(out), short_side=24, grow=1)
-    assert actors.make(actors.ActorConfig(archives=str(source), out=str(out), dry_run=True)) is None and not out.exists()
+    assert actors.make(actors.ActorConfig(archives=str(source), out=str(out), dry_run=True)) is None
+    assert not out.exists()
 
     def detector(pictures):
         assert all(picture.shape == (3, 30, 40) and float(picture.max()) <= 1 for picture in pictures)
@@ -271,7 +280,7 @@ def test_actor_sets(tmp_path):
                  "labels": torch.tensor([PERSON]), "scores": torch.tensor([0.9])} for f in found]
     report = actors.make(config, detector)
     assert report["problems"] == {} and report["classes"] == 2
-    assert {kind: values[:2] for kind, values in report["packs"].items()} == dict.fromkeys(actors.KINDS, [8, 62])
+    assert {kind: values[:2] for kind, values in report["packs"].items()} == {kind: [8, 62] for kind in actors.KINDS}
     scenes = json.loads((out / "scenes.json").read_text())
     assert all(path.split("/")[0] != scene.split("/")[0] for path, scene in scenes.items())
     assert sorted(scenes.values()) == sorted(f"{n}.mp4" for n in names)

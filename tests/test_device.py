@@ -62,8 +62,8 @@ def test_bf16_is_fast_asks_the_hardware(monkeypatch):
         pretend(monkeypatch, capability=capability)
         assert D.bf16_is_fast(gpu) is fast
     for amx, avx512 in ((False, False), (True, True), (False, True)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda avx512=avx512: avx512, raising=False)
         assert D.bf16_is_fast(CPU) is amx and D.bf16_is_safe(CPU) is (amx or not avx512)
         with D.autocast(CPU, "auto"):
             out = nn.Conv3d(1, 1, 1)(torch.ones(1, 1, 1, 1, 1))
@@ -89,7 +89,8 @@ def test_convolutions_write_all_of_their_gradients(dtype, tolerance, order, kern
     def tensors(number):
         generator = torch.Generator().manual_seed(0)
         shapes = (8, 32, frames, side, side), (32, 32, *kernel)
-        return [torch.randn(s, generator=generator, dtype=torch.float64).to(number).contiguous(memory_format=order) for s in shapes]
+        return [torch.randn(s, generator=generator, dtype=torch.float64).to(number).contiguous(memory_format=order)
+                for s in shapes]
 
     def answers(clips, weight):
         clips, weight = clips.requires_grad_(), weight.requires_grad_()

@@ -37,7 +37,8 @@ SMALL = PretrainConfig(data_size=64, batch_size=4, queue_size=14, size=16, frame
 def same_run(one, other):
     "Two runs agree up to the last bits of sums."
     a, b = (read_checkpoint(list_checkpoints(folder)[-1]) for folder in (one, other))
-    assert a["step"] == b["step"] and a["config"] == b["config"] | {k: a["config"][k] for k in ("name", "out", "resume")}
+    assert a["step"] == b["step"]
+    assert a["config"] == b["config"] | {k: a["config"][k] for k in ("name", "out", "resume")}
     assert a["videos"] == b["videos"] and a["method"].keys() == b["method"].keys()
     for name, value in a["method"].items():
         assert torch.allclose(value, b["method"][name], atol=2e-5, rtol=1e-4), name
@@ -59,7 +60,8 @@ def test_two_ranks_are_one_process_with_two_groups(alone, tmp_path):
     assert path == same_path and len(history) == len(other) == len(alone.history) == 20
     for rows in zip(alone.history, history, other):
         for key in rows[0].keys() - {"clips_per_second"}:
-            assert all(math.isclose(rows[0][key], row[key], rel_tol=1e-4, abs_tol=1e-5) for row in rows[1:]), (key, rows)
+            assert all(math.isclose(rows[0][key], row[key], rel_tol=1e-4, abs_tol=1e-5)
+                       for row in rows[1:]), (key, rows)
         assert abs(rows[0]["loss"] - rows[1]["loss"]) < 1e-5
     same_run(alone.checkpoint.parent, tmp_path / "two")
     assert len((tmp_path / "two" / "history.jsonl").read_text().splitlines()) == 20  # one writer
@@ -67,7 +69,8 @@ def test_two_ranks_are_one_process_with_two_groups(alone, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [dict(negative="other_video", distractor="inter_frame", batch_size=8, bn_groups=4),
-                                     dict(joint=True, distractor="video_cutmix"), dict(activations="recompute", clip_grad=.5)],
+                                     dict(joint=True, distractor="video_cutmix"),
+                                     dict(activations="recompute", clip_grad=.5)],
                          ids=["borrowing", "one pass", "recompute"])
 def test_every_kind_of_step_is_the_same_on_two_ranks(tmp_path, changes):
     run = lambda name: pretrain(SMALL, progress=False, out=str(tmp_path), name=name, steps=4, checks=False, **changes)
@@ -152,7 +155,7 @@ def test_messages_between_three_ranks(tmp_path):
         average_([a, b])
         with pytest.raises(ValueError, match="only rank 0 knows"):
             on_main(lambda: (_ for _ in ()).throw(ValueError("only rank 0 knows")))
-        known = on_main(lambda: os.getpid())
+        known = on_main(os.getpid)
         return everyone.tolist(), own_rows(everyone).tolist() == mine.tolist(), objects, a.tolist(), b.item(), known
     found = on_ranks(3, joined(talk), tmp_path)
     expected = ([0, 1, 10, 11, 20, 21], True, ["", "x", "xx"], [[1, 1], [1, 1]], 3.0)
@@ -199,7 +202,7 @@ def signalled_in_rank_1(folder, at, number):
 
 
 def test_a_rank_that_dies_takes_the_others_along_and_the_next_start_goes_on(alone, tmp_path):
-    codes, _ = exit_codes(2, signalled_in_rank_1(tmp_path, 10, signal.SIGKILL), tmp_path)  # it returns: that is the point
+    codes, _ = exit_codes(2, signalled_in_rank_1(tmp_path, 10, signal.SIGKILL), tmp_path)  # it returns
     assert codes == [1, -signal.SIGKILL]
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000008.pt"]
     pretrain(SMALL, progress=False, out=str(tmp_path), name="run", resume=True)  # now in one process
@@ -225,7 +228,7 @@ def leave_by(way):
 
 @pytest.mark.parametrize("way", ["return", "exit"])
 def test_leaving_the_group_never_hangs(tmp_path, way):
-    "What a wrapped module holds of the group must go before the group does, or its threads and Python wait for each other."
+    "What a wrapped module holds of the group must go before the group, or its threads and Python wait for each other."
     for _ in range(15):
         assert exit_codes(2, leave_by(way), tmp_path)[0] == [0, 0]
 

@@ -3,7 +3,6 @@ import itertools
 import json
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +16,15 @@ from torch import nn
 
 from be_nb import evaluate
 from be_nb.augment import CenterCrop
-from be_nb.settings import RetrieveConfig
-from be_nb.judging.features import clip_batches, evaluating, extract_features, VideoClips
-from be_nb.judging.judges import chance_recall, check_set, knn, largest, linear_probe, nearest, retrieval
+from be_nb.data import sources
 from be_nb.evaluate import fitting_ks
-
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+from be_nb.judging import judges
+from be_nb.judging.features import clip_batches, evaluating, extract_features, VideoClips
+from be_nb.judging.judges import (chance_recall, check_set, knn, largest, linear_probe, nearest_neighbours,
+                                  retrieval)
+from be_nb.saving.weights import load
+from be_nb.settings import EvaluateConfig, RetrieveConfig
+from be_nb.train import pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +140,7 @@ def test_the_backbone_comes_back_after_an_error_too():
     with pytest.raises(RuntimeError, match="no such frame"):
         extract_features(net, Broken([9]), **HOW)
     assert all(module.training for module in net.modules())
-    with pytest.raises(ValueError, match=r"one vector a clip, \(b, d\); it gave \(2, 3, 4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"one vector per clip, \(b, d\); it gave \(2, 3, 4, 8, 8\)"):
         extract_features(nn.Identity(), Videos([9]), clips=2, **HOW)
 
 
@@ -204,14 +206,12 @@ def test_windows_are_read_once_a_video_and_in_order():
         assert torch.equal(found[k], source.videos[0][start : start + 7 : 2])
 
 
-def test_real_videos():
-    if not (DATA / "ucf101-6").is_dir():
-        pytest.skip("the UCF101 clips are not at ../shared/data/ucf101-6")
+def test_real_videos(footage):
     from be_nb.data.lists import read_list, Split
     from be_nb.data.videos import VideoFolder
-    listed = read_list(DATA / "ucf101-6" / "val.txt")
+    listed = read_list(footage / "ucf101-6" / "val.txt")
     few = Split(listed.paths[:3], listed.labels[:3], listed.classes)
-    source = VideoFolder(DATA / "ucf101-6", few, frame_size=(32, 43))
+    source = VideoFolder(footage / "ucf101-6", few, frame_size=(32, 43))
     found = extract_features(Net(), source, clips=3, frames=4, size=24, batch_size=4, progress=False)
     assert found.features.shape == (3, 6) and found.features.isfinite().all() and found.names == listed.paths[:3]
 
@@ -240,18 +240,18 @@ def test_largest_is_a_stable_sort(n, k, values, seed):
 def test_neighbours_match_scikit_learn():
     gallery, queries = (blobs(n, seed=n)[0].double() for n in (200, 90))
     distance, rows = NearestNeighbors(n_neighbors=50, metric="cosine").fit(gallery.numpy()).kneighbors(queries.numpy())
-    similarity, ours = nearest(gallery, queries, 50)
+    similarity, ours = nearest_neighbours(gallery, queries, 50)
     assert np.array_equal(rows, ours.numpy())
     np.testing.assert_allclose(1 - distance, similarity.numpy(), atol=1e-8)
 
 
 def test_slices_change_nothing(monkeypatch):
     gallery, queries = (blobs(n, seed=n)[0].double() for n in (50, 41))
-    whole, without = nearest(gallery, queries, 7), nearest(queries, queries, 7, exclude_self=True)
+    whole, without = nearest_neighbours(gallery, queries, 7), nearest_neighbours(queries, queries, 7, exclude_self=True)
     for held in (1, 150, 41 * 50):                                              # 1, 3 and 41 queries at a time
-        monkeypatch.setattr(evaluate, "SLICE", held)
-        assert torch.equal(nearest(gallery, queries, 7)[1], whole[1])
-        assert torch.equal(nearest(queries, queries, 7, exclude_self=True)[1], without[1])
+        monkeypatch.setattr(judges, "_SLICE", held)
+        assert torch.equal(nearest_neighbours(gallery, queries, 7)[1], whole[1])
+        assert torch.equal(nearest_neighbours(queries, queries, 7, exclude_self=True)[1], without[1])
     assert not (without[1] == torch.arange(41)[:, None]).any()
 
 
@@ -413,7 +413,8 @@ def test_a_vector_of_length_zero_is_no_error():
 
 
 @pytest.mark.parametrize("gallery, ks, fitting", [
-    (10, None, (1, 5, 10)), (9, None, (1, 5)), (1, None, (1,)), (500, None, (1, 5, 10, 20, 50)), (10, (3, 10), (3, 10))])
+    (10, None, (1, 5, 10)), (9, None, (1, 5)), (1, None, (1,)), (500, None, (1, 5, 10, 20, 50)),
+    (10, (3, 10), (3, 10))])
 def test_a_small_gallery_needs_no_flag(gallery, ks, fitting):
     config = RetrieveConfig("a", "b") if ks is None else RetrieveConfig("a", "b", ks=ks)
     assert fitting_ks(config, gallery) == fitting
@@ -422,21 +423,51 @@ def test_a_small_gallery_needs_no_flag(gallery, ks, fitting):
 
 
 def test_reports_of_a_checkpoint(tmp_path, capsys):
-    from be_nb.settings import EvaluateConfig
-    from be_nb.evaluate import evaluate, retrieve
-    from be_nb.train import pretrain
-
     run = pretrain(out=str(tmp_path), name="untrained", steps=0, progress=False)
     common = dict(checkpoint=str(run.checkpoint), data="scenebias", train_split="swapped", test_split="test", clips=1)
     written = tmp_path / "deep" / "report.json"
-    found = retrieve(RetrieveConfig(**common, ks=(1, 5), out=str(written)))
+    found = evaluate.retrieve(RetrieveConfig(**common, ks=(1, 5), out=str(written)))
     assert json.loads(written.read_text()) == json.loads(json.dumps(found))
     assert found["test"] == {"scored": 512, "too short": 0, "unreadable": 0} and found["frames"] == 8
     out = capsys.readouterr().out
     assert found["R@1"] <= found["R@5"] and "R@5" in out and "512 scored, 0 too short, 0 unreadable" in out
-    judged = evaluate(EvaluateConfig(**common))
+    judged = evaluate.evaluate(EvaluateConfig(**common))
     assert 0 <= judged["linear probe"] <= 1 and 0 <= judged["knn"] <= 1
     with pytest.raises(ValueError, match="512 videos"):
-        retrieve(RetrieveConfig(**common, ks=(1, 513)))
+        evaluate.retrieve(RetrieveConfig(**common, ks=(1, 513)))
     with pytest.raises(ValueError, match="no split"):
-        evaluate(EvaluateConfig(**common | {"test_split": "val.txt"}))
+        evaluate.evaluate(EvaluateConfig(**common | {"test_split": "val.txt"}))
+
+
+def test_the_roof_names_the_judges():
+    from be_nb.judging.features import extract_features as features
+    from be_nb.judging.judges import knn as vote, linear_probe as probe, retrieval as search
+
+    assert (features, vote, probe, search) == (extract_features, knn, linear_probe, retrieval)
+    assert {"evaluate", "retrieve", "extract_features", "linear_probe", "knn", "retrieval"} <= set(evaluate.__all__)
+
+
+@pytest.mark.parametrize("age", ["new", "format 1"])
+def test_an_order_run_is_shown_its_own_clips(age, tmp_path, monkeypatch):
+    "Training reads a window of 3·4 + 2·2 frames, the network sees clips of 4; so does evaluation, without being told."
+    path = pretrain(out=str(tmp_path), method="order", distractor="none", frames=4, gap=2, steps=0, progress=False,
+                    data_size=8, batch_size=2).checkpoint
+    if age == "format 1":  # there `frames` was the window
+        state = torch.load(path, weights_only=True)
+        assert state["config"]["frames"] == 4
+        torch.save(state | {"format": 1, "config": state["config"] | {"frames": 16}}, path)
+    seen, real = set(), sources.SceneBias
+    monkeypatch.setattr(sources, "SceneBias", lambda split, *a, **k: real(split, *a[:2], **k | {"size": 30}))
+
+    def watched(path):
+        backbone = load(path)
+        backbone.register_forward_pre_hook(lambda module, args: seen.add(tuple(args[0].shape[1:])))
+        return backbone
+    monkeypatch.setattr(evaluate, "load", watched)
+    how = dict(checkpoint=str(path), data="scenebias", train_split="swapped", test_split="test", clips=1)
+    for run, config in ((evaluate.evaluate, EvaluateConfig(**how)),
+                        (evaluate.retrieve, RetrieveConfig(**how, ks=(1,)))):
+        seen.clear()
+        assert run(config)["frames"] == 4 and seen == {(3, 4, 24, 24)}
+    seen.clear()
+    assert evaluate.evaluate(EvaluateConfig(**how, frames=6))["frames"] == 6 and seen == {(3, 6, 24, 24)}

@@ -1,4 +1,4 @@
-"""The tools that run folded answers, open lessons in Colab and link the glossary; the lessons' own answers run in test_lessons."""
+"""The tools that run folded answers, open lessons in Colab and link the glossary; answers are run in test_lessons."""
 import re
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import notebooks
 import pytest
 from conftest import ROOT
 
+SOME_LESSON = ROOT / "nbs/1_core/some_lesson.ipynb"
 ANSWER = "**1.** Why?\n\n<details><summary>Answer</summary>\n\nThus:\n\n```python\n{}\n```\n\n</details>"
 
 
@@ -18,13 +19,13 @@ def lesson(answer):
 
 
 def test_answers_run_with_the_names_of_the_lesson():
-    ran = notebooks.execute(notebooks.with_answers(lesson("base += 1\nprint(base)")))
+    ran = notebooks.execute(notebooks.with_answers(lesson("base += 1\nprint(base)")), ROOT)
     assert ran.cells[-1].outputs[0].text == "42\n"
 
 
 def test_a_wrong_answer_is_an_error():
     with pytest.raises(Exception, match="NameError"):
-        notebooks.execute(notebooks.with_answers(lesson("print(unknown)")))
+        notebooks.execute(notebooks.with_answers(lesson("print(unknown)")), ROOT)
 
 
 def test_prose_and_other_languages_are_not_run():
@@ -34,33 +35,34 @@ def test_prose_and_other_languages_are_not_run():
 
 
 def test_badge_is_added_once_and_keeps_the_promise():
-    once = notebooks.add_badge(lesson("x"), "some_lesson")
+    once = notebooks.add_badge(lesson("x"), SOME_LESSON)
     sources = [c.source for c in once.cells]
-    assert re.match(r"# T\n\n> P\n\n\[!\[Open in Colab\].*some_lesson\.ipynb\)$", sources[0])
+    assert re.match(r"# T\n\n> P\n\n\[!\[Open in Colab\].*1_core/some_lesson\.ipynb\)$", sources[0])
     assert "google.colab" in sources[1] and sources[2] == "base = 41"
-    assert [c.source for c in notebooks.add_badge(once, "some_lesson").cells] == sources
+    assert [c.source for c in notebooks.add_badge(once, SOME_LESSON).cells] == sources
 
 
 def test_badge_cell_does_nothing_here():
-    ran = notebooks.execute(notebooks.add_badge(lesson("x"), "some_lesson"))
+    ran = notebooks.execute(notebooks.add_badge(lesson("x"), SOME_LESSON), ROOT)
     assert ran.cells[1].outputs == []
 
 
 def test_glossary_leads_to_lessons():
-    prose = "\n".join(c.source for c in notebooks.read(ROOT / "nbs/90_glossary.ipynb").cells)
+    prose = "\n".join(c.source for c in notebooks.read(ROOT / "nbs/9_reference/03_glossary.ipynb").cells)
     targets = re.findall(r"\]\(([^):]+\.ipynb)\)", prose)
     assert len(targets) > 40
-    assert {t for t in targets if not (ROOT / "nbs" / t).exists()} == set()
+    assert {t for t in targets if not (ROOT / "nbs/9_reference" / t).exists()} == set()
     terms = re.findall(r"^- \*\*(.+?)\*\*", prose, re.M)
     assert len(terms) == len(set(terms))
 
 
-@pytest.mark.parametrize("name", ["10_distractor", "80_capstone"])
+@pytest.mark.parametrize("name", ["1_core/04_distractor", "2_methods/01_a_method_in_forty_lines"])
 def test_lesson_runs_as_a_script(name, tmp_path):
     "Plain Python, no kernel: a cell's last expression is evaluated and not shown, as in a script."
     nb = notebooks.read(ROOT / f"nbs/{name}.ipynb")
-    cells = [c.source for c in nb.cells if c.cell_type == "code" and not re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)]
+    cells = [c.source for c in nb.cells if c.cell_type == "code"
+             and not re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)]
     script = tmp_path / "lesson.py"
     script.write_text("\n\n".join(s for s in cells if "google.colab" not in s), encoding="utf8")
-    done = subprocess.run([sys.executable, script], cwd=ROOT / "nbs", capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script], cwd=(ROOT / "nbs" / name).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -214,7 +214,8 @@ def test_what_is_written_down(straight):
     draw_confusion({"many": torch.eye(101)}, [str(k) for k in range(101)]).png()
 
 
-UCF = [f"{c}/v_{c}_g{g:02}_c{k:02}.avi" for c in ("Archery", "Biking") for g in range(1, 9) for k in range(1, 3 + g % 4)]
+UCF = [f"{c}/v_{c}_g{g:02}_c{k:02}.avi" for c in ("Archery", "Biking") for g in range(1, 9)
+       for k in range(1, 3 + g % 4)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.5])

@@ -27,7 +27,8 @@ def test_translation(x, y):
 
 def test_pull_by_whole_pixels_is_a_roll():
     picture = texture()
-    assert torch.allclose(pull(picture, constant(2, -1))[..., 1:, :-2], picture.roll((1, -2), (2, 3))[..., 1:, :-2], atol=1e-5)
+    assert torch.allclose(pull(picture, constant(2, -1))[..., 1:, :-2], picture.roll((1, -2), (2, 3))[..., 1:, :-2],
+                          atol=1e-5)
 
 
 def test_known_motion():

@@ -7,22 +7,29 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import test_train
 from conftest import needs_bf16
-from test_train import SMALL, assert_same_run, small, straight  # noqa: F401: `straight` is a fixture
+from test_train import SMALL, assert_same_run, small
 
 import be_nb.train as T
-from be_nb.training import watch as H
+from be_nb.config import override
+from be_nb.data.clips import ClipDataset
+from be_nb.data.scenebias import SceneBias
+from be_nb.data.sources import build_loader, build_source, knn_sources
+from be_nb.methods import METHODS
+from be_nb.methods.base import Batch, build_method
+from be_nb.moco import MoCo
 from be_nb.saving.checkpoint import list_checkpoints, read_checkpoint
 from be_nb.settings import PretrainConfig
-from be_nb.config import override
-from be_nb.data.scenebias import SceneBias
-from be_nb.data.clips import ClipDataset
+from be_nb.train import pretrain
+from be_nb.training import preflight as P
+from be_nb.training import watch as H
 from be_nb.training.divergence import Diverged, reproduce
-from be_nb.methods.base import build_method
-from be_nb.training.step import build_optimizer
-from be_nb.data.sources import build_source
+from be_nb.training.step import build_optimizer, seed_of
 
 CONFIG = PretrainConfig(**SMALL)
+
+straight = test_train.straight  # a fixture
 
 
 def test_alignment_uniformity_and_spread_by_loops():
@@ -45,6 +52,25 @@ def test_the_monitors_are_in_the_history_and_say_what_the_embeddings_are(straigh
     assert H.embedding_health(torch.nn.Linear(2, 2), 5, 8) == {}  # a method that shows nothing
 
 
+@pytest.mark.parametrize("method", ["simclr", "triplet"])
+def test_the_monitors_need_no_queue(tmp_path, method):
+    "Alignment, uniformity and spread are those of two views; without a queue no key has an age, and collapse is told."
+    settings = {key: value for key, value in SMALL.items() if key != "queue_size"}
+    config = PretrainConfig(method=method, **settings | dict(steps=4))
+    rows = pretrain(config, progress=False, out=str(tmp_path), name="run").history
+    assert all({"alignment", "uniformity", "spread"} <= row.keys() and "queue_age" not in row for row in rows)
+    assert all(0 <= row["alignment"] <= 4 and -4.1 < row["uniformity"] <= 0 and row["spread"] >= 0 for row in rows)
+    late = config.warmup_steps + 51
+    assert "collapsed" in H.collapse_warning({"step": late, "spread": .01}, config)
+    assert H.collapse_warning({"step": late - 1, "spread": .01}, config) == ""
+
+
+def test_a_method_that_shows_nothing_is_not_watched(tmp_path):
+    row, = pretrain(method="rotnet", progress=False, out=str(tmp_path), steps=1, data_size=16, batch_size=4, size=16,
+                    frames=4).history
+    assert not {"alignment", "uniformity", "spread", "queue_age"} & row.keys()
+
+
 def test_collapse_is_told_when_it_is_late_enough():
     late = int(CONFIG.warmup_steps + 2 * CONFIG.queue_size / CONFIG.batch_size) + 1
     assert "collapsed" in H.collapse_warning({"step": late, "spread": .01}, CONFIG)
@@ -52,21 +78,20 @@ def test_collapse_is_told_when_it_is_late_enough():
         assert H.collapse_warning(row, CONFIG) == ""
 
 
-class Poisoned(torch.nn.Module):
+class Poisoned(MoCo):
     "MoCo whose loss or gradient is ruined by one step's batch. Which step it is, is read off the randomness."
 
     ruin, kind = 7, "loss"
 
-    def __init__(self, config, backbone):
-        super().__init__()
-        self.inner = T.moco(config, backbone)
-        self.backbone, self.windows, self.min_offset = self.inner.backbone, self.inner.windows, self.inner.min_offset
-        self.reference_loss, self.after_step = self.inner.reference_loss, self.inner.after_step
-        self.seed = T.seed_of(config.seed, self.ruin)
+    @classmethod
+    def from_config(cls, config, backbone):
+        method = super().from_config(config, backbone)
+        method.seed = seed_of(config.seed, cls.ruin)
+        return method
 
-    def forward(self, clips, generator):
-        now = generator.initial_seed() == self.seed
-        loss, metrics = self.inner(clips, generator)
+    def forward(self, batch):
+        loss, metrics = super().forward(batch)
+        now = batch.draw.initial_seed() == self.seed
         if now and self.kind == "loss":
             loss = loss * float("nan")
         if now and self.kind == "gradient":
@@ -77,11 +102,12 @@ class Poisoned(torch.nn.Module):
 @pytest.mark.parametrize("kind, ruin", [("loss", 7), ("gradient", 4), ("loss", 1), ("gradient", 11)])
 def test_a_nan_is_traced_to_its_step_and_videos(tmp_path, monkeypatch, kind, ruin):
     monkeypatch.setattr(Poisoned, "ruin", ruin), monkeypatch.setattr(Poisoned, "kind", kind)
-    monkeypatch.setitem(T.METHODS, "poisoned", f"{__name__}:Poisoned")
+    monkeypatch.setitem(METHODS, "poisoned", Poisoned)
     with pytest.raises(Diverged) as caught:
         small(tmp_path, method="poisoned", log_every=5)
     config, message = override(CONFIG, method="poisoned"), str(caught.value)
-    batch = list(T.build_loader(config, build_method(config), build_source(config), ruin))[0]["index"].tolist()
+    loader = build_loader(config, build_method(config).windows(config), build_source(config), ruin)
+    batch = next(iter(loader))["index"].tolist()
     names = [build_source(config).names[i] for i in batch]
     assert message.startswith(f"Step {ruin} ") and all(name in message for name in names)
     path = tmp_path / "run" / f"diverged-step-{ruin:08d}.pt"
@@ -97,7 +123,9 @@ def test_a_nan_is_traced_to_its_step_and_videos(tmp_path, monkeypatch, kind, rui
 
 
 def test_a_failure_that_does_not_come_again_is_told_as_one(tmp_path, monkeypatch):
-    def once(method, clips, optimizer, step, config, real=T.train_step, done=[]):
+    done = []
+
+    def once(method, clips, optimizer, step, config, real=T.train_step):
         metrics = real(method, clips, optimizer, step, config)
         if step == 4 and not done:
             done.append(step)
@@ -110,7 +138,7 @@ def test_a_failure_that_does_not_come_again_is_told_as_one(tmp_path, monkeypatch
 
 
 def test_other_videos_cannot_reproduce(tmp_path, monkeypatch):
-    monkeypatch.setitem(T.METHODS, "poisoned", f"{__name__}:Poisoned")
+    monkeypatch.setitem(METHODS, "poisoned", Poisoned)
     with pytest.raises(Diverged) as caught:
         small(tmp_path, method="poisoned")
     with pytest.raises(ValueError, match="does not hold the videos"):
@@ -126,11 +154,11 @@ def ready():
 def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
     method, optimizer, dataset = ready()
     before = {k: v.clone() for k, v in method.state_dict().items()}
-    lines = H.preflight(method, optimizer, dataset, tmp_path / "new", CONFIG)
+    lines = P.preflight(method, optimizer, dataset, tmp_path / "new", CONFIG)
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items()) and not (tmp_path / "new").exists()
     assert torch.__version__ in lines[0] and "64 videos" in lines[1]
     for size, crowded in ((64, False), (65, True), (320, True)):
-        more = H.preflight(method, optimizer, dataset, tmp_path / "new", override(CONFIG, queue_size=size))[2:]
+        more = P.preflight(method, optimizer, dataset, tmp_path / "new", override(CONFIG, queue_size=size))[2:]
         assert [line for line in more if "queue_size" in line] == more and bool(more) == crowded
     assert "5 times" in more[0]
     small(tmp_path, checks=False)
@@ -144,13 +172,13 @@ def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
         small(tmp_path)
     assert not any(tmp_path.iterdir())
     small(tmp_path, keep=1)
-    assert "room" not in H.check_room(tmp_path / "run", 8 * 10**6, override(CONFIG, keep=1))  # one is there already
+    assert "room" not in P.check_room(tmp_path / "run", 8 * 10**6, override(CONFIG, keep=1))  # one is there already
 
 
 def test_the_size_of_a_checkpoint_is_known_before(straight):
     method, optimizer, _ = ready()
     real = list_checkpoints(straight)[-1].stat().st_size
-    assert abs(H.checkpoint_bytes(method, optimizer) / real - 1) < .05
+    assert abs(P.checkpoint_bytes(method, optimizer) / real - 1) < .05
 
 
 def test_the_last_video_is_read_before_the_first_step(tmp_path, monkeypatch):
@@ -166,10 +194,10 @@ def test_the_last_video_is_read_before_the_first_step(tmp_path, monkeypatch):
 
 
 def test_a_number_format_that_changes_the_loss_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(H, "precision_gap", lambda *_: (2., .4))
+    monkeypatch.setattr(P, "precision_gap", lambda *_: (2., .4))
     with pytest.warns(UserWarning, match="40%"):
         small(tmp_path, steps=1)
-    monkeypatch.setattr(H, "precision_gap", lambda *_: (float("nan"), 0))
+    monkeypatch.setattr(P, "precision_gap", lambda *_: (float("nan"), 0))
     with pytest.raises(ValueError, match="untouched network is nan"):
         small(tmp_path, steps=1, name="other")
 
@@ -177,26 +205,26 @@ def test_a_number_format_that_changes_the_loss_is_told(monkeypatch, tmp_path):
 @needs_bf16
 def test_precision_gap_is_that_of_the_losses():
     method, _, dataset = ready()
-    clips = H.sample_clips(dataset, 4)
-    loss, gap = H.precision_gap(method, clips, "bf16")
-    assert H.precision_gap(method, clips, "fp32") == (loss, 0) and 0 < gap < .1
+    batch = Batch(P.sample_clips(dataset, 4)["clips"])
+    loss, gap = P.precision_gap(method, batch, "bf16")
+    assert P.precision_gap(method, batch, "fp32") == (loss, 0) and 0 < gap < .1
 
 
 def test_knn_takes_labelled_videos_and_at_most_so_many(tmp_path):
-    assert H.knn_sources(CONFIG) == ()
-    assert [len(s) for s in H.knn_sources(override(CONFIG, knn_every=1, knn_videos=700))] == [700, 512]
+    assert knn_sources(CONFIG) == ()
+    assert [len(s) for s in knn_sources(override(CONFIG, knn_every=1, knn_videos=700))] == [700, 512]
     (tmp_path / "train.txt").write_text("a.mp4 0\nb.mp4 -1\n")
     with pytest.raises(ValueError, match="1 videos have no label"):
-        H.knn_sources(override(CONFIG, knn_every=1, data=str(tmp_path)))
+        knn_sources(override(CONFIG, knn_every=1, data=str(tmp_path)))
     with pytest.raises(ValueError, match="no split 'prob'"):
-        H.knn_sources(override(CONFIG, knn_every=1, knn_train="prob"))
+        knn_sources(override(CONFIG, knn_every=1, knn_train="prob"))
 
 
 def test_online_knn_is_the_knn_of_the_extracted_features():
     from be_nb.judging.features import extract_features
     from be_nb.judging.judges import knn
     config = override(CONFIG, knn_every=1, knn_videos=30)
-    sources, method = H.knn_sources(config), build_method(config).train()
+    sources, method = knn_sources(config), build_method(config).train()
     found = [extract_features(method.backbone, s, 1, config.frames, size=config.size, progress=False) for s in sources]
     expected = knn(found[0].features, found[0].labels, found[1].features, found[1].labels, k=20).accuracy
     assert H.online_knn(method, sources, config) == expected and method.backbone.training

@@ -1,6 +1,9 @@
 """Every notebook of the course: stored clean, short enough to teach, and running from top to bottom."""
+import ast
 import json
 import re
+from collections import Counter
+from functools import cache
 
 import notebooks
 import pytest
@@ -34,9 +37,11 @@ def test_lesson_budget(path):
     lines = sum(len(code_lines(s)) for s in code)
     assert prose >= 3 * lines, f"{prose} words for {lines} lines of code: at least three words a line"
     assert all(len(s.splitlines()) <= 40 for s in code), "a code cell is longer than 40 lines"
-    assert all(len(s.splitlines()) <= 16 for s in code if s.startswith("#| hide")), "a hidden cell is longer than 15 lines"
+    assert all(len(s.splitlines()) <= 16 for s in code
+               if s.startswith("#| hide")), "a hidden cell is longer than 15 lines"
     assert path.stat().st_size <= 300_000, "the notebook is larger than 300 KB"
-    assert max((len(line) for s in code for line in s.splitlines()), default=0) <= 120, "a line is longer than 120 columns"
+    assert max((len(line) for s in code for line in s.splitlines()),
+               default=0) <= 120, "a line is longer than 120 columns"
     first = nb.cells[0].source
     assert re.match(r"# .+\n\n> .+", first), "the first cell is `# Title`, an empty line, `> promise`"
 
@@ -54,7 +59,8 @@ def test_lesson_teaches(path):
     if path.stem in ("index", "02_results", "03_glossary"):
         pytest.skip("a map, a record and a glossary, not lessons")
     prose = "\n".join(c.source for c in cells(nb, "markdown")).lower()
-    pictures = [o for c in cells(nb, "code") for o in c.outputs if any(k.startswith("image/") for k in o.get("data", {}))]
+    pictures = [o for c in cells(nb, "code") for o in c.outputs
+                if any(k.startswith("image/") for k in o.get("data", {}))]
     assert pictures, "no picture is stored"
     assert prose.count("<details>") >= 3, "at least three exercises with folded answers"
     assert "summary" in prose and "exercises" in prose
@@ -85,6 +91,13 @@ def test_lesson_opens_in_colab(path):
     assert [c.source for c in again.cells] == [c.source for c in nb.cells], "run: python tests/notebooks.py badge"
 
 
+def test_index_lists_the_lessons():
+    index = notebooks.read(ROOT / "nbs/index.ipynb")
+    before = [c.source for c in index.cells]
+    assert any(notebooks.COURSE.search(source) for source in before)
+    assert [c.source for c in notebooks.list_lessons(index).cells] == before, "run: make export"
+
+
 def test_readme_is_the_index():
     text, pictures = notebooks.readme(notebooks.read(ROOT / "nbs/index.ipynb"))
     assert (ROOT / "README.md").read_text(encoding="utf8") == text, "run: make export"
@@ -101,3 +114,87 @@ def test_readme_table_is_the_record():
 
     rows = json.loads((ROOT / "nbs/results/scenebias.json").read_text())["rows"]
     assert table([row for row in rows if row["rho"] == 0.9]) in (ROOT / "README.md").read_text(encoding="utf8")
+
+
+# Order: a lesson uses what came before it. All may use the ground; two lessons frame the story and may use anything.
+GROUND = {f"be_nb.{m}"
+          for m in ("visualize", "data.scenebias", "config", "settings", "recipes", "machine.device", "methods")}
+FRAMES = {"1_core/01_the_wall.ipynb", "1_core/11_the_claim.ipynb"}
+
+
+@cache
+def lessons():
+    "{place below nbs/: code of its cells} in reading order, which is that of the names; not the index."
+    found = {}
+    for path in LESSONS:
+        stored = json.loads(path.read_text(encoding="utf8"))["cells"]
+        found[path.relative_to(ROOT / "nbs").as_posix()] = "\n".join(
+            "".join(c["source"]) for c in stored if c["cell_type"] == "code")
+    del found["index.ipynb"]
+    return found
+
+
+def exported_module(code):
+    name = re.search(r"^#\| *default_exp +(\S+)", code, re.M)
+    return name and f"be_nb.{name[1]}".removesuffix(".__init__")
+
+
+@cache
+def imported_modules(code):
+    found = set()
+    for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", code, flags=re.M))):  # %pip is not Python
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def forward_references(order):
+    "Sentences: which lesson imports the module of which later one."
+    places = list(order)
+    made = {exported_module(code): places.index(place) for place, code in order.items() if exported_module(code)}
+    return [f"{place} imports {module}, which {places[made[module]]} makes"
+            for here, (place, code) in enumerate(order.items()) if place not in FRAMES
+            for module in sorted(imported_modules(code) - GROUND) if made.get(module, -1) > here]
+
+
+def misnumbered(places):
+    "Folders and lessons without a number of their own: their order would depend on spelling."
+    numbers = [re.match(r"(\d)_[a-z]\w*/(\d\d)_[a-z]\w*\.ipynb$", place) for place in places]
+    folders = Counter(folder[0] for folder in {place.split("/")[0] for place in places})
+    lessons = Counter(m.groups() for m in numbers if m)
+    return [place for place, m in zip(places, numbers) if not m or lessons[m.groups()] > 1 or folders[m[1]] > 1]
+
+
+def test_lessons_look_back_only():
+    assert forward_references(lessons()) == []
+
+
+def test_order_of_lessons_is_said_by_their_numbers():
+    assert misnumbered(lessons()) == []
+
+
+def test_one_module_one_lesson():
+    made = Counter(filter(None, map(exported_module, lessons().values())))
+    assert {module for module, n in made.items() if n > 1} == set()
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+               for p in (ROOT / "be_nb").rglob("*.py") if p.name != "_modidx.py" and p.stat().st_size}
+    assert modules - {"be_nb"} == set(made)
+
+
+@pytest.mark.parametrize("statement", [
+    "from be_nb.studies.miniature import table", "from be_nb.studies import miniature",
+    "import be_nb.studies.miniature as m", "def f():\n    from be_nb.studies.miniature import table",
+])
+def test_a_planted_forward_reference_is_found(statement):
+    planted = f"\n%pip list\n{statement}\nfrom be_nb import settings"
+    early, late = "5_data/02_decode.ipynb", "8_studies/02_bench.ipynb"  # the later one may import it
+    order = {place: code + planted * (place in (early, late)) for place, code in lessons().items()}
+    new = set(forward_references(order)) - set(forward_references(lessons()))
+    assert new == {f"{early} imports be_nb.studies.miniature, which 8_studies/01_miniature.ipynb makes"}
+
+
+@pytest.mark.parametrize("place", ["5_data/02_again.ipynb", "5_other/77_more.ipynb", "5_data/more.ipynb", "more.ipynb"])
+def test_a_planted_double_number_is_found(place):
+    assert place in misnumbered([*lessons(), place])

@@ -65,7 +65,7 @@ def test_gradients_match_finite_differences():
     assert torch.autograd.gradcheck(lambda q, e: info_nce(q, key, queue, e, 0.3), (query, extra))
     features = [torch.randn(2, 3, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     for pool in ("avg", "max"):
-        assert torch.autograd.gradcheck(lambda o, d: be_consistency(o, d, pool), features)
+        assert torch.autograd.gradcheck(lambda o, d, pool=pool: be_consistency(o, d, pool), features)
     points = [torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     negatives = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, p, n: triplet(a, p, n, 5.0), (*points, negatives))

@@ -1,8 +1,12 @@
 """The main job at a terminal: it can be interrupted without a traceback, and little is done twice after that."""
+import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
+from be_nb.recipes import changes, find, RECIPES
+from be_nb.settings import FinetuneConfig, PretrainConfig
 from be_nb.studies import miniature
 
 
@@ -32,3 +36,24 @@ def test_an_arm_can_be_resumed_and_keeps_what_the_caller_wants(arm, monkeypatch,
         seen = caught.value.args[0]
         assert seen["resume"] and seen["checkpoint_every"] == every and seen["name"] == f"{arm}-rho0.5-seed1-data2"
         assert seen["steps"] == miniature.ARMS[arm].get("steps", 20)
+
+
+def test_other_methods_are_those_of_their_recipes():
+    for arm in miniature.OTHERS:
+        config = PretrainConfig(**miniature.ARMS[arm])
+        assert config.method == arm.removesuffix("-be")
+        assert (config.distractor == "none") != (arm == "triplet" or arm.endswith("-be"))
+        assert config == find("scenebias-triplet-be" if arm == "triplet" else f"scenebias-{arm}").config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_changes_makes_it_again(name):
+    config = find(name).config
+    kind = FinetuneConfig if isinstance(config, FinetuneConfig) else PretrainConfig
+    assert kind(**changes(name)) == config
+
+
+def test_the_command_is_the_module():
+    done = subprocess.run([sys.executable, "-m", "be_nb.studies.miniature", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "python -m be_nb.studies.miniature" in done.stdout and "--arms" in done.stdout
+    assert "-m be_nb.studies.miniature\n" in (ROOT / "Makefile").read_text()

@@ -10,14 +10,12 @@ import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb.settings import PretrainConfig
 from be_nb.distractor import Distractor, VARIANTS
-from be_nb.moco import contrast, MoCo, momentum_update, MomentumEncoders, Queue
-from be_nb.moco import shuffled
-from be_nb.methods.splitbn import SplitBatchNorm3d, split_batch_norm
-from be_nb.methods.base import pick_windows, projection
 from be_nb.losses import unit
-from be_nb.methods.base import build_method
+from be_nb.methods.base import Batch, build_method, projection, Views, Windows
+from be_nb.methods.splitbn import split_batch_norm, split_method, SplitBatchNorm3d
+from be_nb.moco import contrast, MoCo, momentum_update, MomentumEncoders, Queue, shuffled
+from be_nb.settings import PretrainConfig
 
 quickly = settings(max_examples=40, deadline=None)
 
@@ -41,18 +39,30 @@ class Brighten(nn.Module):
         return clips.transpose(1, 2).double() / 255 + torch.rand(len(clips), 1, 1, 1, 1, generator=generator).double()
 
 
-def make(seed=0, **options):
+class AsTheyAre(nn.Module):
+    "No augmentation at all: any module will do."
+
+    def forward(self, clips, generator=None):
+        return clips
+
+
+def make(seed=0, kind=MoCo, negative="intra_video", distractor=None, bn_groups=1, **options):
     torch.manual_seed(seed)
-    options = dict(dim=5, queue_size=7, momentum=.9, augment=Brighten()) | options
-    return MoCo(Small(), **options).double()
+    views = Views(Brighten(), distractor, negative)
+    method = kind(Small(), views=views, **dict(dim=5, queue_size=7, momentum=.9) | options).double()
+    return split_method(method, bn_groups) if bn_groups > 1 else method
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def videos(batch=4, windows=2, seed=0):
-    return torch.randint(0, 256, (batch, windows, 4, 3, 9, 9), generator=torch.Generator().manual_seed(seed)).byte()
+    return torch.randint(0, 256, (batch, windows, 4, 3, 9, 9), generator=generator(seed)).byte()
 
 
 def train_step(method, optimizer, clips, seed):
-    loss, _ = method(clips, torch.Generator().manual_seed(seed))
+    loss, _ = method(Batch(clips, generator(seed)))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -202,18 +212,17 @@ def test_batch_norm_without_running_average_is_refused(layer):
 @quickly
 def test_order_is_restored_after_shuffling(batch, seed):
     numbers = torch.arange(batch)[:, None]
-    generator = lambda: torch.Generator().manual_seed(seed)
-    assert torch.equal(shuffled(lambda x: x, numbers, generator()), numbers)
-    order = torch.randperm(batch, generator=generator())             # what the encoder saw, and where it went
-    place = shuffled(lambda x: torch.arange(batch)[:, None], numbers, generator())
+    drawn = lambda: Batch(numbers, generator(seed))
+    assert torch.equal(shuffled(lambda x: x, numbers, drawn()), numbers)
+    order = torch.randperm(batch, generator=generator(seed))         # what the encoder saw, and where it went
+    place = shuffled(lambda x: torch.arange(batch)[:, None], numbers, drawn())
     assert torch.equal(order[place[:, 0]], numbers[:, 0])
 
 
 def test_shuffled_keys_belong_to_their_clips():
-    encoders = MomentumEncoders(Small(), 5, 8, .9, "linear", bn_groups=2).train()
-    clips, generator = torch.randn(6, 3, 4, 9, 9), torch.Generator().manual_seed(1)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(1)).tolist()
-    keys = encoders.embed_keys(clips, generator)
+    encoders = split_method(MomentumEncoders(Small(), 5, 8, .9, "linear"), 2).train()
+    clips, order = torch.randn(6, 3, 4, 9, 9), torch.randperm(6, generator=generator(1)).tolist()
+    keys = encoders.embed_keys(clips, Batch(clips, generator(1)))
     by_hand = [None] * 6
     for group in (order[:3], order[3:]):                             # each group alone through an unsplit copy
         plain = Small()
@@ -223,7 +232,7 @@ def test_shuffled_keys_belong_to_their_clips():
     assert torch.allclose(keys, torch.stack(by_hand), atol=1e-5)
     encoders.eval()                                                  # no neighbours: the shuffle changes nothing
     in_order = unit(encoders.key_head(encoders.key_backbone(clips)))
-    assert torch.allclose(encoders.embed_keys(clips), in_order, atol=1e-6)
+    assert torch.allclose(encoders.embed_keys(clips, Batch(clips)), in_order, atol=1e-6)
 
 
 # The whole step, against explicit lists in double precision
@@ -238,17 +247,17 @@ class Reference:
         self.queue = [key.clone() for key in method.queue.keys]
         self.method, self.lr = method, lr
 
-    def step(self, clips, generator):
+    def step(self, clips, draw):
         normal = lambda rows: [row / (row * row).sum().sqrt() for row in rows]
-        augment, distract = self.method.augment, self.method.distractor
+        augment, distract, negative = self.method.views.augment, self.method.views.distractor, self.method.views.kind
         windows = [video[0] for video in clips]
-        queries = normal(self.net(distract(augment(torch.stack(windows), generator), generator)))
-        keys = [key.detach() for key in normal(self.slow(augment(torch.stack(windows), generator)))]
+        queries = normal(self.net(distract(augment(torch.stack(windows), draw), draw)))
+        keys = [key.detach() for key in normal(self.slow(augment(torch.stack(windows), draw)))]
         negatives = [[] for _ in clips]
-        if self.method.negative != "none":
-            same_video = self.method.negative == "intra_video"
+        if negative != "none":
+            same_video = negative == "intra_video"
             others = [video[1] for video in clips] if same_video else [windows[-1], *windows[:-1]]
-            negatives = [[n] for n in normal(self.net(augment(torch.stack(others), generator)))]
+            negatives = [[n] for n in normal(self.net(augment(torch.stack(others), draw)))]
         losses = []
         for query, key, extra in zip(queries, keys, negatives):
             weights = [((query * c).sum() / self.method.temperature).exp() for c in [key, *self.queue, *extra]]
@@ -273,7 +282,7 @@ def test_three_steps_equal_the_reference(negative, head, variant):
     reference, optimizer = Reference(method, lr=.1), torch.optim.SGD(learning(method), lr=.1)
     for step, batch in enumerate((4, 3, 5)):                         # ragged, and the queue of 7 wraps
         clips = videos(batch, seed=step)
-        expected = reference.step(clips, torch.Generator().manual_seed(step))
+        expected = reference.step(clips, generator(step))
         assert math.isclose(train_step(method, optimizer, clips, step), expected, rel_tol=1e-9)
         for parameter, gradient in zip(learning(method), reference.gradients, strict=True):
             assert torch.allclose(parameter.grad, gradient, atol=1e-9)
@@ -288,7 +297,7 @@ def test_three_steps_equal_the_reference(negative, head, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_distractor_is_one_setting_of_a_step(variant):
     method = build_method(PretrainConfig(distractor=variant, queue_size=8, frames=4, size=16, batch_size=4, amp="fp32"))
-    assert method.distractor.variant == variant
+    assert method.views.distractor.variant == variant
     before = copy.deepcopy(method.state_dict())
     loss = train_step(method, torch.optim.SGD(learning(method), lr=.1), videos(), 0)
     assert math.isfinite(loss) and method.queue.pointer == 4
@@ -301,21 +310,22 @@ def test_the_query_of_a_step_is_the_formula():
     method, seen = make(distractor=Distractor("intra_frame", gamma=.3)), []
     method.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     clips = videos()
-    method(clips, torch.Generator().manual_seed(5))
-    g = torch.Generator().manual_seed(5)
-    x = method.augment(clips[:, 0], g)
-    draw = method.distractor.sample(x, g)
+    method(Batch(clips, generator(5)))
+    g = generator(5)
+    x = method.views.augment(clips[:, 0], g)
+    draw = method.views.distractor.sample(x, g)
     for query, clip, lam, k in zip(seen[0], x, draw.lam.double(), draw.frame.tolist()):
         for t in range(clip.shape[1]):
             assert torch.allclose(query[:, t], (1 - lam) * clip[:, t] + lam * clip[:, k], atol=1e-6)
-    assert torch.equal(seen[1], method.augment(clips[:, 1], _after_key(method, clips)))  # and the negative is not mixed
+    unmixed = method.views.augment(clips[:, 1], _after_key(method.views, clips))
+    assert torch.equal(seen[1], unmixed)  # and the negative is not mixed
 
 
-def _after_key(method, clips):
+def _after_key(views, clips):
     "The generator as the step has it when it comes to the negative: after query, distractor and key."
-    g = torch.Generator().manual_seed(5)
-    method.distractor(method.augment(clips[:, 0], g), g)
-    method.augment(clips[:, 0], g)
+    g = generator(5)
+    views.distractor(views.augment(clips[:, 0], g), g)
+    views.augment(clips[:, 0], g)
     return g
 
 
@@ -326,7 +336,7 @@ def test_no_gradient_reaches_keys_or_queue():
     method = make()
     key_side = [*method.key_backbone.parameters(), *method.key_head.parameters()]
     assert not any(p.requires_grad for p in key_side)
-    loss, metrics = method(videos())
+    loss, metrics = method(Batch(videos()))
     assert not method.seen[1].requires_grad and not method.queue.keys.requires_grad
     assert not any(value.requires_grad for value in metrics.values())
     loss.backward()
@@ -349,7 +359,7 @@ def test_intra_video_negative_has_gradient(monkeypatch):
         return embeddings[-1]
 
     monkeypatch.setattr(method, "embed", record)
-    method(videos())[0].backward()
+    method(Batch(videos()))[0].backward()
     query, negative = embeddings                                     # dL/dn = p_n · q / T, of a mean over the batch
     logits = torch.cat([(query * method.seen[1]).sum(1, keepdim=True), query @ method.queue.keys.T,
                         (query * negative).sum(1, keepdim=True)], dim=1) / .07
@@ -367,9 +377,8 @@ def test_the_negative_reaches_the_weights():
 
     gradients = []
     for kind in (MoCo, Detached):
-        torch.manual_seed(0)
-        method = kind(Small(), dim=5, queue_size=7, augment=Brighten()).double()
-        method(videos(), torch.Generator().manual_seed(0))[0].backward()
+        method = make(kind=kind)
+        method(Batch(videos(), generator()))[0].backward()
         gradients.append(method.backbone.conv.weight.grad)
     assert not torch.allclose(*gradients, rtol=1e-3)
 
@@ -406,7 +415,7 @@ def test_a_step_depends_on_its_generator_alone():
     for seed, noise in ((3, 0), (3, 1), (4, 1)):
         method.load_state_dict(state)
         torch.manual_seed(noise)
-        losses.append(method(videos(), torch.Generator().manual_seed(seed))[0].item())
+        losses.append(method(Batch(videos(), generator(seed)))[0].item())
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -420,11 +429,11 @@ def test_the_callers_backbone_is_the_one_that_learns():
 @pytest.mark.parametrize("negative, candidates", [("intra_video", 9), ("other_video", 9), ("none", 8)])
 def test_reference_loss_is_that_of_equal_candidates(negative, candidates):
     method = make(negative=negative)
-    assert math.isclose(method.reference_loss, math.log(candidates))
+    assert math.isclose(method.reference_loss(4), math.log(candidates))
     same = unit(torch.ones(4, 5))
     extra = None if negative == "none" else same[:, None]
     loss, metrics = contrast(same, same, same[:1].expand(7, -1), extra, .07)
-    assert math.isclose(loss, method.reference_loss, rel_tol=1e-5)
+    assert math.isclose(loss, method.reference_loss(4), rel_tol=1e-5)
     assert all(math.isclose(metrics[name], 1, rel_tol=1e-5) for name in metrics.keys() - {"accuracy"})
 
 
@@ -440,18 +449,21 @@ def test_metrics_are_mean_cosines():
 
 def test_windows_by_role():
     clips = videos(3)
-    now, other = pick_windows(clips, "other_video")
-    assert torch.equal(now, clips[:, 0])
-    assert all(not torch.equal(a, b) for a, b in zip(now, other))    # never the video itself
-    assert {name: make(negative=name).windows for name in ("intra_video", "other_video", "none")} == \
-        {"intra_video": 2, "other_video": 1, "none": 1}
+    found = {kind: Views(AsTheyAre(), None, kind) for kind in ("intra_video", "other_video", "none")}
+    for views in found.values():
+        assert torch.equal(views.clean(Batch(clips)), clips[:, 0])
+    assert torch.equal(found["intra_video"].negative(Batch(clips)), clips[:, 1])
+    assert torch.equal(found["other_video"].negative(Batch(clips)), clips[[2, 0, 1], 0])  # never the video itself
+    assert found["none"].negative(Batch(clips)) is None
+    assert {name: MoCo.windows(PretrainConfig(negative=name, negative_offset=6)) for name in found} == \
+        {"intra_video": Windows(2, apart=6), "other_video": Windows(), "none": Windows()}
 
 
 def test_embeddings_have_length_one_and_full_precision_under_autocast():
     method = make().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embeddings = method.embed(torch.randn(3, 3, 4, 9, 9))
-        keys = method.embed_keys(torch.randn(3, 3, 4, 9, 9))
+        keys = method.embed_keys(torch.randn(3, 3, 4, 9, 9), Batch(videos(3)))
     for vectors in (embeddings, keys):
         assert vectors.dtype == torch.float32
         assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-6)
@@ -464,10 +476,10 @@ def test_embeddings_have_length_one_and_full_precision_under_autocast():
     (lambda: projection("mlpp", 4, 4), "Did you mean mlp"),
     (lambda: make(negative="intra-video"), "Did you mean intra_video"),
     (lambda: make(momentum=1.5), r"\[0, 1\]"),
-    (lambda: make(temperature=0)(videos()), "temperature"),
-    (lambda: make()(videos(windows=1)), "windows=2"),
-    (lambda: make()(videos()[:, 0]), r"\(b, windows, t, c, h, w\)"),
-    (lambda: make(negative="other_video")(videos(batch=1)), "batch of two"),
+    (lambda: make(temperature=0)(Batch(videos())), "temperature"),
+    (lambda: make()(Batch(videos(windows=1))), "windows=2"),
+    (lambda: make()(Batch(videos()[:, 0])), r"\(b, windows, t, c, h, w\)"),
+    (lambda: make(negative="other_video")(Batch(videos(batch=1))), "two or more"),
 ])
 def test_mistakes_are_refused_with_advice(mistake, says):
     with pytest.raises(ValueError, match=says):
@@ -478,7 +490,7 @@ def test_after_step_wants_a_forward_first():
     method = make()
     with pytest.raises(RuntimeError, match="forward"):
         method.after_step()
-    method(videos())
+    method(Batch(videos()))
     method.after_step()
     with pytest.raises(RuntimeError, match="forward"):
         method.after_step()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from conftest import little_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,17 +24,19 @@ from torch.utils.data import DataLoader
 
 import be_nb.data.pack.write as module
 from be_nb import cli
-from be_nb.settings import EvaluateConfig, PretrainConfig
-from be_nb.data.pack.format import CODECS, is_pack, PackError, scan_shard
-from be_nb.data.pack.read import fit, PackedVideos
-from be_nb.data.pack.doctor import doctor
-from be_nb.data.sources import open_videos
-from be_nb.data.pack.write import pack
-from be_nb.data.pack.stream import stream
 from be_nb.data.clips import ClipDataset, EpochSampler
-from be_nb.data.lists import Split
 from be_nb.data.decode import decode, VideoError
+from be_nb.data.lists import Split
+from be_nb.data.pack.doctor import doctor
+from be_nb.data.pack.format import (CODECS, FRAME, frame_to_bytes, is_pack, jpegs_to_frames, PackError, scan_shard, seal_of,
+                                    sha256, VIDEO)
+from be_nb.data.pack.read import cover, PackedVideos
+from be_nb.data.pack.stream import stream
+from be_nb.data.pack.write import pack
+from be_nb.data.scenebias import SceneBias, SPLITS
+from be_nb.data.sources import build_source, knn_sources, labelled_source, open_list, open_source, usual_lists
 from be_nb.data.videos import VideoFolder
+from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
 quiet_pack = functools.partial(pack, progress=False)
 NAMES = {"a [b] (c).avi": 20, "#1 hash!.mp4": 12, "sub/plain.mkv": 31, "50% é.avi": 7, "one.mp4": 1, "v2.avi": 9,
@@ -157,7 +160,7 @@ def test_portrait_videos_and_fit(tmp_path):
     with pytest.warns(UserWarning, match="larger than 1 of 1 videos.*short_side=48"):
         PackedVideos(tmp_path / "p", "a.txt", (48, 64))
     clip = torch.arange(24 * 40).reshape(1, 1, 24, 40).expand(2, 3, -1, -1).to(torch.uint8)
-    assert torch.equal(fit(clip, (24, 32)), clip[..., 4:36]) and fit(clip, (12, 12)).shape == (2, 3, 12, 12)
+    assert torch.equal(cover(clip, (24, 32)), clip[..., 4:36]) and cover(clip, (12, 12)).shape == (2, 3, 12, 12)
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -168,13 +171,16 @@ def test_names_that_are_not_utf8(tmp_path):
     (tmp_path / "train.txt").write_bytes(b"caf\xe9.avi 0\ngone\xff.avi 1\n")
     report = quiet_pack(tmp_path, ["train.txt"], tmp_path / "p", 16)
     assert list(report.problems) == ["gone\udcff.avi"] and b"\\udcff" in str(report).encode()
-    assert (tmp_path / "p" / "train.txt").read_bytes() == (tmp_path / "train.txt").read_bytes()
-    with pytest.warns(UserWarning, match="1 of 2 videos left out"):
-        source = PackedVideos(tmp_path / "p", "train.txt", on_error="skip")
+    assert (tmp_path / "p" / "train.txt").read_bytes() == b"caf\xe9.avi 0\n"  # what was left out is in none of its lists
+    for on_error in ("skip", "raise"):
+        with pytest.warns(UserWarning, match="1 of 2 videos left out"):
+            source = PackedVideos(tmp_path / "p", "train.txt", on_error=on_error)
+        assert list(source.skipped) == ["gone\udcff.avi"]
     assert os.fsencode(source.names[0]) == b"caf\xe9.avi" and source.num_frames(0) == 5
     (tmp_path / "list.txt").write_bytes(b"caf\xe9.avi 3\n")  # a list from elsewhere
     assert PackedVideos(tmp_path / "p", tmp_path / "list.txt").labels.tolist() == [3]
-    assert list(doctor(tmp_path / "p", progress=False).problems) == ["gone\udcff.avi"]
+    checked = doctor(tmp_path / "p", progress=False)
+    assert checked.problems == {} and list(checked.left_out) == ["gone\udcff.avi"]
 
 
 # --- the same bytes, whatever happens ---------------------------------------------------------------------------------
@@ -209,7 +215,7 @@ def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
     assert list(out.glob(".*.tmp")) and not (out / "pack.json").exists()
     for scan in out.glob("shard-*.tar"):
         scan_shard(scan)  # a shard that has its name is whole
-    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_videos(out, "train.txt"), lambda: doctor(out)):
+    for broken in (lambda: PackedVideos(out, "train.txt"), lambda: open_source(out, "train.txt"), lambda: doctor(out)):
         with pytest.raises(PackError, match="not finished"):
             broken()
     finished, calls = content(out).keys() & content(packs["jpeg"]).keys(), []
@@ -230,13 +236,24 @@ def test_stopped_by_an_error(root, tmp_path):
         make(on_error="raise")
     report = make()
     assert list(report.problems) == ["v3.avi"] and str(tmp_path) not in report.problems["v3.avi"] and report.videos == 7
-    checked = doctor(tmp_path / "p", progress=False)
-    assert list(checked.problems) == ["v3.avi"] and "left out when packed: v3.avi: truncated" in checked.problems["v3.avi"]
+    checked = doctor(tmp_path / "p", progress=False)  # a sound pack, which says what it does not hold
+    assert not checked.problems and list(checked.left_out) == ["v3.avi"] and "v3.avi: truncated" in checked.left_out["v3.avi"]
     assert "'v3.avi': left out when packed: truncated" in str(checked)  # the name once
+    cli.main(["doctor", str(tmp_path / "p")])  # no exit code
     with pytest.raises(VideoError, match="val.txt, line 2: v3.avi is not in the pack: .*truncated"):
-        PackedVideos(tmp_path / "p", "val.txt")
-    with pytest.warns(UserWarning, match="1 of 3 videos left out"):
-        assert PackedVideos(tmp_path / "p", "val.txt", on_error="skip").names == ["v2.avi", "v4.avi"]
+        PackedVideos(tmp_path / "p", tmp_path / "v/val.txt")
+    for open_it in (PackedVideos, lambda *args, **kwargs: open_source(*args, frame_size=(24, 32), **kwargs)):
+        for on_error in ("skip", "raise"):
+            with pytest.warns(UserWarning, match="1 of 3 videos left out of val.txt when it was packed: v3.avi: truncated"):
+                source = open_it(tmp_path / "p", "val.txt", on_error=on_error)
+            assert source.names == ["v2.avi", "v4.avi"] and list(source.skipped) == ["v3.avi"]
+            assert source.labels.tolist() == [1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = ClipDataset(PackedVideos(tmp_path / "p", "val.txt"), 4, seed=1)
+    for item in (items := list(stream(tmp_path / "p", "val.txt", 4, seed=1, buffer=0))):
+        assert torch.equal(item["clips"], dataset[0, item["index"]]["clips"])
+    assert sorted(item["index"] for item in items) == [0, 1]
     before = (tmp_path / "p/shard-000000.tar").stat().st_mtime_ns
     (tmp_path / "v/videos/v3.avi").write_bytes(good)  # repaired: only its shard is made anew
     assert not make(on_error="raise").problems and not doctor(tmp_path / "p", progress=False).problems
@@ -317,10 +334,9 @@ def test_no_damage_goes_unseen(broken, codec, which, place, bit, cut):
                 found = read_all(folder)
         except (PackError, VideoError, ValueError) as error:
             assert str(error)
-        else:  # what is wrong lies outside the frames, or is a pixel of a raw frame: only the doctor looks at those
-            assert path.suffix == ".tar" or path.suffix == ".txt" or (codec, path.name) == ("raw", "frames.npy")
-            if not (codec == "raw" and path.suffix == ".tar") and path.suffix != ".txt":
-                assert found.keys() == frames.keys() and all(torch.equal(found[name], frames[name]) for name in frames)
+        else:  # what is wrong lies outside the frames and the lists: the doctor's business. classes.txt is in pack.json, too
+            assert path.suffix == ".tar" or path.name == "classes.txt"
+            assert found.keys() == frames.keys() and all(torch.equal(found[name], frames[name]) for name in frames)
     finally:
         path.write_bytes(good)
 
@@ -369,6 +385,208 @@ def test_lists_of_any_bytes(packs, tmp_path_factory, text):
         assert all(number(source.read(i, [0])[0]) == 0 for i in range(len(source)))
 
 
+# --- lies: what a file says about itself is a claim -------------------------------------------------------------------
+
+def reseal(folder, content, **files):
+    "Write a pack.json, and files with it, as somebody would who wants them to be believed."
+    for name, data in files.items():
+        name = name.replace("_", ".")
+        (folder / name).write_bytes(data)
+        content["files"][name], content["sizes"][name] = sha256(data), len(data)
+    (folder / "pack.json").write_text(json.dumps({**content, "seal": seal_of(content)}))
+
+
+def same_or_a_named_error(folder, frames):
+    "Whatever reads a pack gives what was packed, or one of the two errors that name a file."
+    for read in (read_all, lambda folder: doctor(folder, progress=False),
+                 lambda folder: [list(stream(folder, split, buffer=0)) for split in ("train.txt", "val.txt")]):
+        try:
+            with warnings.catch_warnings(), little_memory():
+                warnings.simplefilter("ignore")
+                found = read(folder)
+        except (PackError, VideoError) as error:
+            assert "\n" not in str(error) and (str(folder) in str(error) or any(name in str(error) for name in NAMES)), error
+        else:
+            if isinstance(found, dict):
+                assert found.keys() <= frames.keys() and all(torch.equal(found[name], frames[name]) for name in found)
+
+
+def places(tree, path=()):
+    "All places in a tree of JSON."
+    if path:
+        yield path
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from places(value, (*path, key))
+
+
+LIES = [None, True, -1, 0, 1.5, 2**31, 2**63, 10**30, "", "../../etc/passwd", "/etc/passwd", "names.txt", [], {}, [[]], {"x": 1},
+        "jpeg", "raw", "shard-000000.tar"]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(codec=st.sampled_from(CODECS), which=st.integers(0, 10**6), lie=st.sampled_from(LIES))
+def test_a_pack_that_lies_is_one_named_error(broken, codec, which, lie):
+    folder, frames = broken[codec]
+    good = (folder / "pack.json").read_text()
+    content = json.loads(good)
+    *way, last = (found := list(places(content)))[which % len(found)]
+    functools.reduce(lambda tree, key: tree[key], way, content)[last] = lie
+    try:
+        reseal(folder, content)
+        same_or_a_named_error(folder, frames)
+    finally:
+        (folder / "pack.json").write_text(good)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(codec=st.sampled_from(CODECS), table=st.sampled_from([("videos.npy", c) for c in VIDEO.names] + [
+    ("frames.npy", c) for c in FRAME.names]), row=st.integers(0, 10**6),
+    lie=st.sampled_from([-2**31, -1, 0, 1, 5, 4096, 10**6, 2**31 - 1]), twice=st.booleans())
+def test_an_index_with_rows_outside_is_one_named_error(broken, codec, table, row, lie, twice):
+    folder, frames = broken[codec]
+    good = {name: (folder / name).read_bytes() for name in ("pack.json", table[0])}
+    rows = np.load(folder / table[0])
+    rows[table[1]][row % len(rows)] = abs(lie) if table[1] == "crc32" else lie
+    if twice:  # larger than the table
+        rows = np.concatenate([rows, rows])
+    file = io.BytesIO()
+    np.save(file, rows)
+    try:
+        reseal(folder, json.loads(good["pack.json"]), **{table[0].replace(".", "_"): file.getvalue()})
+        same_or_a_named_error(folder, frames)
+    finally:
+        for name, data in good.items():
+            (folder / name).write_bytes(data)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(codec=st.sampled_from(CODECS), which=st.sampled_from(["pack.json", "videos.npy", "frames.npy", "names.txt", "val.txt", "record",
+       "record"]), place=st.floats(0, 1, exclude_max=True), bytes_=st.binary(min_size=1, max_size=40), insert=st.booleans())
+def test_bytes_of_anybody_are_one_named_error(broken, codec, which, place, bytes_, insert):
+    folder, frames = broken[codec]
+    path, span = (folder / "shard-000001.tar", 2000) if which == "record" else (folder / which, None)
+    good = path.read_bytes()
+    at = int(place * len(good[:span]))
+    path.write_bytes(good[:at] + bytes_ + good[at + (0 if insert else len(bytes_)):])
+    try:
+        same_or_a_named_error(folder, frames)
+        if which == "record":
+            try:
+                scan_shard(path)
+            except PackError as error:
+                assert "shard-000001.tar" in str(error)
+    finally:
+        path.write_bytes(good)
+
+
+def test_a_pack_opens_only_files_of_its_folder(packs, tmp_path):
+    for name in ("shard-000000.tar", "frames.npy", "train.txt", "pack.json"):
+        shutil.copytree(packs["jpeg"], tmp_path / name)
+        (tmp_path / f"{name}.elsewhere").write_bytes((tmp_path / name / name).read_bytes())
+        (tmp_path / name / name).unlink()
+        (tmp_path / name / name).symlink_to(tmp_path / f"{name}.elsewhere")
+        with pytest.raises(PackError, match="only files of its own folder"):
+            read_all(tmp_path / name)
+    (tmp_path / "link").symlink_to(packs["jpeg"])  # the folder itself may be anywhere
+    assert read_all(tmp_path / "link").keys() == set(NAMES)
+    for name in ("pack.json", "videos.npy", "val.txt", "names.txt", "frames.npy"):  # a hole of a terabyte takes no room on the disk
+        shutil.copytree(packs["jpeg"], tmp_path / f"{name}.hole")
+        os.truncate(tmp_path / f"{name}.hole" / name, 2**40)
+        with little_memory(), pytest.raises(PackError, match=name):
+            read_all(tmp_path / f"{name}.hole")
+
+
+def test_pictures_that_claim_to_be_large_are_not_decoded():
+    bomb = frame_to_bytes(np.zeros((16, 16, 3), np.uint8), "jpeg")
+    at = bomb.index(b"\xff\xc0")
+    bomb = bomb[:at + 5] + b"\xff\xff\xff\xff" + bomb[at + 9:]
+    for height, width in ((16, 16), (40_000, 40_000)):
+        with little_memory(), pytest.raises(ValueError, match="65535×65535 pixels, the index says"):
+            jpegs_to_frames([bomb] * 8, height, width)
+
+
+@pytest.mark.parametrize("label", ["2000000000", "1" * 30, "1" * 5000, "10000"], ids=len)
+def test_a_label_is_bounded_by_the_classes(root, packs, tmp_path, label):
+    (tmp_path / "train.txt").write_text(f"v2.avi 0\nv3.avi {label}\n")
+    for opened in (lambda: VideoFolder(root, tmp_path / "train.txt"), lambda: PackedVideos(packs["jpeg"], tmp_path / "train.txt"),
+                   lambda: open_source(root, tmp_path / "train.txt"), lambda: quiet_pack(root, {"a.txt": tmp_path / "train.txt"},
+                                                                                      tmp_path / "p")):
+        with little_memory(), pytest.raises(ValueError, match="train.txt, line 2: "):
+            opened()
+    assert Split(["a"] * 20_000, range(20_000)).labels[-1] == 19_999  # each video a class of its own
+
+
+# --- what is reused is recognised by what it was made from -------------------------------------------------------------
+
+def test_what_changed_is_packed_again(root, tmp_path, monkeypatch):
+    shutil.copytree(root / "videos", tmp_path / "v")
+    split, calls, real = {"few.txt": Split(["v2.avi", "v3.avi", "v4.avi"], [0, 1, 0])}, [], module.encode_video
+    make = functools.partial(quiet_pack, tmp_path / "v", split, tmp_path / "p", 24, shard_videos=1)
+    make()
+    monkeypatch.setattr(module, "encode_video", lambda path, settings: calls.append(os.path.basename(path)) or real(path, settings))
+    victim = tmp_path / "v/v3.avi"
+    before, times = victim.read_bytes(), os.stat(victim)
+    other = tmp_path / "other.avi"
+    write(other, [frame(20 + k, 48, 64) for k in range(9)], bf=2)
+    data = other.read_bytes()
+    size = max(len(before), len(data))
+    assert (make(), calls) == (make(), [])
+    for content in (data.ljust(size, b"\0"), before.ljust(size, b"\0"), data.ljust(size, b"\0")):  # of one size
+        victim.write_bytes(content)
+        os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # and of one time
+        calls.clear()
+        make()
+        assert calls == ["v3.avi"]
+        assert number(PackedVideos(tmp_path / "p", "few.txt").read(1, [0])[0]) == (20 if content[:len(data)] == data else 0)
+    calls.clear()
+    shutil.move(tmp_path / "v", tmp_path / "moved")  # the same videos at another place, with other times
+    for path in (tmp_path / "moved").iterdir():
+        path.touch()
+    quiet_pack(tmp_path / "moved", split, tmp_path / "p", 24, shard_videos=1)
+    assert not calls
+
+
+@each_codec
+def test_packing_again_repairs_what_the_doctor_names(root, packs, tmp_path, codec, monkeypatch):
+    shutil.copytree(packs[codec], tmp_path / "p")
+    again = functools.partial(quiet_pack, root, ("train.txt", "val.txt"), tmp_path / "p", 24, codec=codec, shard_videos=2)
+    good, calls, real = content(packs[codec]), [], module.encode_video
+    monkeypatch.setattr(module, "encode_video", lambda path, settings: calls.append(path) or real(path, settings))
+    shard = tmp_path / "p/shard-000001.tar"
+    size = shard.stat().st_size
+    for at in (1, 600, 2000, size // 2, size - 3000, size - 1, "cut", "gone"):
+        data = bytearray(good[shard.name])
+        if at == "gone":
+            shard.unlink()
+        else:
+            if at != "cut":
+                data[at] ^= 4
+            shard.write_bytes(data[:-5000] if at == "cut" else data)
+        assert doctor(tmp_path / "p", progress=False).problems, at
+        calls.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again()
+        assert 1 <= len(calls) <= 2 and content(tmp_path / "p") == good, at
+    for name in ("videos.npy", "frames.npy", "train.txt", "pack.json", "names.txt"):
+        (tmp_path / "p" / name).write_bytes(good[name][:-9])
+        calls.clear()
+        again()
+        assert not calls and content(tmp_path / "p") == good, name
+
+
+def test_packs_of_the_first_format_are_read(packs, tmp_path):
+    shutil.copytree(packs["jpeg"], tmp_path / "p")
+    about = json.loads((tmp_path / "p/pack.json").read_text())
+    listed = (tmp_path / "p/val.txt").read_bytes() + b"gone.avi 1\n"  # its lists named everything
+    old = {key: value for key, value in about.items() if key not in ("sizes", "left_out")} | {"format": 1, "sizes": {}}
+    reseal(tmp_path / "p", old | {"problems": {"gone.avi": "gone.avi: no such file"}}, val_txt=listed)
+    with pytest.warns(UserWarning, match="1 of 4 videos left out of val.txt"):
+        source = PackedVideos(tmp_path / "p", "val.txt")
+    assert list(source.skipped) == ["gone.avi"] and len(source) == 3
+    assert not doctor(tmp_path / "p", progress=False).problems
+
+
 # --- many readers -----------------------------------------------------------------------------------------------------
 
 @each_codec
@@ -395,18 +613,34 @@ def test_reading_writes_nothing_and_holds_few_files(packs, monkeypatch):
 
 
 def test_one_place_chooses_the_source(root, packs, tmp_path):
-    from be_nb.data.sources import labelled_source
-    from be_nb.settings import FinetuneConfig
-    from be_nb.data.sources import open_list
-    from be_nb.data.sources import build_source
     assert is_pack(packs["raw"]) and not is_pack(root)
     for data, kind in ((str(root), VideoFolder), (str(packs["raw"]), PackedVideos)):
-        config = PretrainConfig(data=data, frame_size=(24, 32))
-        found = [open_videos(data, "val.txt", (24, 32)), build_source(config),
+        config = PretrainConfig(data=data, frame_size=(24, 32), knn_every=1)
+        found = [open_source(data, "val.txt", frame_size=(24, 32)), build_source(config), *knn_sources(config),
                  labelled_source(EvaluateConfig("runs/a", data), "val.txt", {"frame_size": (24, 32)}),
                  open_list(FinetuneConfig(data=data, frame_size=(24, 32)), "val.txt", 0)]
         assert all(type(source) is kind for source in found)
-        assert torch.equal(found[0].read(1, [2]), open_videos(root, "val.txt", (24, 32)).read(1, [2]))
+        assert torch.equal(found[0].read(1, [2]), open_source(root, "val.txt", frame_size=(24, 32)).read(1, [2]))
+
+
+def test_the_built_in_set_is_opened_with_what_concerns_it():
+    for kind, wanted in ((SceneBias("probe", 0.5, 3, 8), dict(rho=0.5, data_seed=3, size=8, frame_size=(1, 1))),
+                         (SceneBias("probe", 0.9, 0, 5), dict(most=5)),
+                         (SceneBias("probe", 0.9, 0, 3), dict(most=5, size=3, labelled=True)),
+                         (SceneBias("probe", damping=1.5), dict(damping=1.5))):
+        assert repr(open_source("scenebias", "probe", **wanted)) == repr(kind)
+    assert set(usual_lists("scenebias")) <= set(SPLITS) and usual_lists("anything") == ("train.txt", "val.txt")
+    with pytest.raises(ValueError, match="no split 'prob'"):
+        open_source("scenebias", "prob", most=5)
+
+
+def test_a_part_of_a_list_is_spread_over_it_and_labels_are_looked_at_first(root, packs):
+    for data in (root, packs["raw"]):
+        whole, part = (open_source(data, "train.txt", frame_size=(24, 32), most=most) for most in (None, 3))
+        assert len(whole) == 5 and part.names == [whole.names[i] for i in (0, 2, 4)]
+        assert part.labels.tolist() == whole.labels[[0, 2, 4]].tolist() and part.classes == whole.classes
+    with pytest.raises(ValueError, match="1 videos have no label"):
+        open_source(root, Split(["nowhere.mp4"], [-1]), labelled=True)
 
 
 def test_command_line_packs(root, tmp_path, capsys):
@@ -513,4 +747,5 @@ def test_odd_real_files(footage, tmp_path):
         nearest_other = (between + np.diag(np.full(len(b), np.inf))).min(1)
         distinct = np.flatnonzero(nearest_other > 0)  # a frame may stand twice in a file
         assert len(distinct) > len(b) // 2 and (distance[distinct].argmin(1) == distinct).all()
-    assert doctor(tmp_path / "p", progress=False).problems.keys() == {"corrupted.mp4"}
+    checked = doctor(tmp_path / "p", progress=False)
+    assert not checked.problems and checked.left_out.keys() == {"corrupted.mp4"}

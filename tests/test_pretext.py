@@ -1,9 +1,8 @@
 """Pretext tasks against slow oracles: lists and loops for the questions, a sum written out for the loss."""
-import dataclasses
 import itertools
 import math
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -11,21 +10,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from be_nb.methods import pretext
-from be_nb import train
 from be_nb.augment import Augment
-from be_nb.settings import PretrainConfig
-from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Distractor
+from be_nb.methods.base import Batch, build_method, Views, Windows
 from be_nb.methods.order import arrange, ClipOrder, orders, PairwiseHead, shuffle_pieces
-from be_nb.methods.puzzles import CubicPuzzles, take_cuboids
+from be_nb.methods.pace import Pace
 from be_nb.methods.pretext import Pretext
+from be_nb.methods.puzzles import box_size, CubicPuzzles, draw_corners, KINDS, take_cuboids, window_frames
 from be_nb.methods.rotnet import RotNet3D
+from be_nb.settings import PretrainConfig
 from be_nb.training.step import build_optimizer, train_step
-from be_nb.methods.base import evaluation_clip
 
 quickly = settings(max_examples=40, deadline=None)
-TASKS = {"rotnet": (RotNet3D, 4), "puzzles": (CubicPuzzles, 8), "order": (lambda: ClipOrder(gap=1), 11)}
+# class, its own knobs, frames of a window, classes
+TASKS = {"rotnet": (RotNet3D, {}, 4, 4), "puzzles": (CubicPuzzles, {}, 8, 24), "order": (ClipOrder, dict(gap=1), 11, 6),
+         "pace": (Pace, {}, 13, 4)}
 
 
 class Small(nn.Module):
@@ -46,13 +45,24 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def clips_of(name, batch=3):
+    return videos(TASKS[name][2], batch)
+
+
 def videos(frames, batch=3, seed=0):
     return torch.randint(0, 256, (batch, 1, frames, 3, 16, 16), generator=generator(seed)).byte()
 
 
-def make(name, beta=0., **options):
+def make(name, beta=1., augment=None, gamma=.3, distractor="intra_frame", **options):
+    kind, own = TASKS[name][:2]
     torch.manual_seed(0)
-    return Pretext(TASKS[name][0](), Small(), Augment(12), beta=beta, **options)
+    views = Views(augment or Augment(12), Distractor(distractor, gamma))
+    return kind(Small(), beta=beta, views=views, **own | options)
+
+
+def asked(task, views, seed=0, **options):
+    "What a task asks of given views (b, p, c, t, h, w)."
+    return task(Small(), **options).question(views, Batch(views, generator(seed)))
 
 
 @pytest.mark.parametrize("count", range(1, 6))
@@ -74,7 +84,7 @@ def test_orders_need_a_piece():
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(0, 10**6))
 def test_shuffled_pieces_are_undone_by_their_class(batch, count, seed):
     pieces = torch.randn(batch, count, 2, 3, generator=generator(seed))
-    mixed, which = shuffle_pieces(pieces, generator(seed))
+    mixed, which = shuffle_pieces(pieces, Batch(pieces, generator(seed)))
     assert mixed.shape == pieces.shape and which.shape == (batch,)
     for item, row, k in zip(pieces, mixed, which.tolist()):
         order = list(itertools.permutations(range(count)))[k]
@@ -82,14 +92,15 @@ def test_shuffled_pieces_are_undone_by_their_class(batch, count, seed):
 
 
 def test_all_orders_are_drawn_equally():
-    _, which = shuffle_pieces(torch.zeros(24000, 4), generator())
+    pieces = torch.zeros(24000, 4)
+    _, which = shuffle_pieces(pieces, Batch(pieces, generator()))
     counts = which.bincount(minlength=24)
     assert counts.sum() == 24000 and ((counts - 1000).abs() < 5 * 1000**.5).all()
 
 
 def test_rotations_turn_back():
     views = torch.randn(3, 1, 3, 4, 6, 6)
-    questions, target = RotNet3D().make(views)
+    questions, target = asked(RotNet3D, views)
     assert questions.shape == (12, 1, 3, 4, 6, 6) and target.tolist() == [0, 1, 2, 3] * 3
     for i, (question, k) in enumerate(zip(questions, target.tolist())):
         for frame, original in zip(question[0].unbind(1), views[i // 4, 0].unbind(1)):
@@ -97,49 +108,51 @@ def test_rotations_turn_back():
                 frame = frame.transpose(-2, -1).flip(-1)
             assert torch.equal(frame, original)
     with pytest.raises(ValueError, match="square"):
-        RotNet3D().make(views[..., :5])
+        asked(RotNet3D, views[..., :5])
 
 
 @quickly
-@given(st.integers(2, 4), st.integers(0, 9), st.integers(1, 5), st.integers(0, 8))
-def test_clips_lie_gap_apart(clips, gap, length, extra):
-    frames = clips * length + (clips - 1) * gap + extra
-    window, task = torch.arange(frames).view(1, frames, 1, 1, 1), ClipOrder(gap, clips)
-    if extra % clips:
-        with pytest.raises(ValueError, match="Set frames to"):
+@given(st.integers(0, 9), st.integers(1, 5), st.integers(0, 8))
+def test_clips_lie_gap_apart(gap, length, extra):
+    frames = 3 * length + 2 * gap + extra
+    window, task = torch.arange(frames).view(1, frames, 1, 1, 1), ClipOrder(Small(), gap)
+    if extra % 3:
+        with pytest.raises(ValueError, match="are not 3 clips"):
             task.cut(window)
         return
-    length += extra // clips
-    starts = [i * (length + gap) for i in range(clips)]
+    length += extra // 3
+    starts = [i * (length + gap) for i in range(3)]
+    assert ClipOrder.windows(PretrainConfig(method="order", frames=length, gap=gap)) == Windows(frames=frames)
     assert task.cut(window)[0].flatten(1).tolist() == [list(range(s, s + length)) for s in starts]
-    assert starts[-1] + length == frames and task.classes == math.factorial(clips)
+    assert starts[-1] + length == frames and task.classes == math.factorial(task.clips)
 
 
 def test_clips_of_the_paper():
-    parts = ClipOrder().cut(torch.arange(64).view(1, 64, 1, 1, 1))[0].flatten(1).tolist()
+    assert ClipOrder.windows(PretrainConfig(method="order", frames=16)) == Windows(frames=64)
+    parts = ClipOrder(Small()).cut(torch.arange(64).view(1, 64, 1, 1, 1))[0].flatten(1).tolist()
     assert parts == [list(range(16)), list(range(24, 40)), list(range(48, 64))]
-    with pytest.raises(ValueError, match="such as 64"):
-        ClipOrder().cut(torch.zeros(1, 65, 1, 1, 1))
-    for wrong in (dict(gap=-1), dict(clips=1)):
-        with pytest.raises(ValueError, match="Clip order needs"):
-            ClipOrder(**wrong)
+    with pytest.raises(ValueError, match=r"3·length \+ 16"):
+        ClipOrder(Small()).cut(torch.zeros(1, 65, 1, 1, 1))
+    with pytest.raises(ValueError, match="gap"):
+        PretrainConfig(method="order", gap=-1)
 
 
 def test_clips_are_augmented_one_by_one():
-    method = Pretext(ClipOrder(gap=0), Small(), Augment(12, crop=(.5, .6)))
+    method = make("order", augment=Augment(12, crop=(.5, .6)), gap=0)
     still = videos(1, batch=8).expand(-1, -1, 6, -1, -1, -1)
-    questions, _ = method.ask(still, generator())
+    questions, _ = method.ask(Batch(still, generator()))
     assert (questions - questions[:, :, :, :1]).abs().max() == 0         # within a clip nothing moves
     assert not torch.equal(questions[:, 0], questions[:, 1])             # but every clip has a crop of its own
 
 
 @pytest.mark.parametrize("kind", ["both", "space", "time"])
 @pytest.mark.parametrize("shape", [(32, 24, 24), (4, 2, 2), (17, 9, 13)])
-@pytest.mark.parametrize("jitter", [0, .25, .9])
-def test_cuboids_lie_in_their_cells(kind, shape, jitter):
-    corners, size = CubicPuzzles(jitter, kind).sample(200, shape, generator())
-    cell = [shape[0] // 4, shape[1] // 2, shape[2] // 2]
-    assert all(1 <= s <= c for s, c in zip(size, cell)) and (jitter or list(size) == cell)
+def test_cuboids_lie_in_their_cells(kind, shape):
+    cell, size = box_size(shape)
+    corners = draw_corners(200, cell, size, KINDS[kind], generator())
+    cell, size = cell.tolist(), size.tolist()
+    assert cell == [shape[0] // 4, shape[1] // 2, shape[2] // 2]
+    assert all(s == max(1, round(.75 * c)) for s, c in zip(size, cell))
     space = [(y, x) for y in range(2) for x in range(2)]
     kinds = set()
     for four in corners.tolist():
@@ -152,12 +165,20 @@ def test_cuboids_lie_in_their_cells(kind, shape, jitter):
     assert kinds == ({"space", "time"} if kind == "both" else {kind})
 
 
-def test_every_cell_and_jitter_is_drawn():
-    corners, size = CubicPuzzles(.5).sample(3000, (16, 8, 8), generator())
-    assert size == (2, 2, 2)
+@pytest.mark.parametrize("size", [(4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 4, 2)])
+def test_every_cell_and_jitter_is_drawn(size):
+    corners = draw_corners(3000, torch.tensor([4, 4, 4]), torch.tensor(size), .5, generator())
     cells = {tuple(c) for c in (corners // 4).flatten(0, 1).tolist()}
     assert cells == set(itertools.product(range(4), range(2), range(2)))
-    assert {tuple(c) for c in (corners % 4).flatten(0, 1).tolist()} == set(itertools.product(range(3), repeat=3))
+    room = [range(4 - s + 1) for s in size]
+    assert {tuple(c) for c in (corners % 4).flatten(0, 1).tolist()} == set(itertools.product(*room))
+
+
+@quickly
+@given(st.integers(1, 40))
+def test_a_window_is_the_shortest_whose_boxes_have_so_many_frames(frames):
+    lengths = [n for n in range(4, 400) if box_size((n, 2, 2))[1][0] == frames]
+    assert window_frames(frames) == lengths[0] and window_frames(frames) % 4 == 0
 
 
 def test_cuboids_are_slices():
@@ -174,7 +195,7 @@ def test_puzzles_are_solved_by_their_answer(kind):
     t, y, x = torch.meshgrid(torch.arange(4), torch.arange(2), torch.arange(2), indexing="ij")
     cells = (t * 4 + y * 2 + x).repeat_interleave(8, 0).repeat_interleave(6, 1).repeat_interleave(6, 2).float()
     views = torch.stack([cells, 100 + cells, 200 + cells])[None, None].expand(50, 1, 3, 32, 12, 12)
-    boxes, target = CubicPuzzles(kind=kind).make(views, generator())
+    boxes, target = asked(CubicPuzzles, views, kind=kind)
     assert (boxes == boxes[:, :1, :1, :1, :1, :1] // 100 * 100 + boxes[:, :, :1, :1, :1, :1] % 100).all()  # one channel
     assert set((boxes[:, 0, 0, 0, 0, 0] // 100).tolist()) == {0, 1, 2}                     # each of them now and then
     number = boxes[:, :, 0, 0, 0, 0] % 100
@@ -183,11 +204,11 @@ def test_puzzles_are_solved_by_their_answer(kind):
 
 
 def test_puzzles_refuse_what_cannot_be():
-    for wrong in (dict(jitter=1), dict(jitter=-.1), dict(kind="tmie")):
-        with pytest.raises(ValueError, match="jitter is a share"):
-            CubicPuzzles(**wrong)
-    with pytest.raises(ValueError, match="4 frames"):
-        CubicPuzzles().sample(1, (3, 8, 8))
+    with pytest.raises(ValueError, match="Did you mean time"):
+        CubicPuzzles(Small(), kind="tmie")
+    for small in ((3, 8, 8), (4, 1, 8), (4, 8, 1)):
+        with pytest.raises(ValueError, match="4 frames"):
+            box_size(small)
 
 
 def test_pairwise_head_is_a_loop():
@@ -197,17 +218,17 @@ def test_pairwise_head_is_a_loop():
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("pool", ["avg", "max"])
-def test_loss_is_the_sum(name, pool):
-    clips, beta = videos(TASKS[name][1]), .7
-    method = make(name, beta, distractor=Distractor(gamma=1.), pool=pool).eval()
-    loss, metrics = method(clips, generator(5))
-    g = generator(5)
-    questions, target = method.ask(clips, g)
+def test_loss_is_the_sum(name):
+    clips, beta = clips_of(name), .7
+    method = make(name, beta, gamma=1.).eval()
+    loss, metrics = method(Batch(clips, generator(5)))
+    batch = Batch(clips, generator(5))
+    questions, target = method.ask(batch)
     flat = questions.flatten(0, 1)
-    maps, distracted = method.backbone.features(flat), method.backbone.features(method.distractor(flat, g))
+    maps = method.backbone.features(flat)
+    distracted = method.backbone.features(method.views.distractor(flat, batch.draw))
     logits = method.head(maps.mean((2, 3, 4)).view(*questions.shape[:2], -1))
-    psi = [x.mean((3, 4)) if pool == "avg" else x.flatten(3).max(3).values for x in (maps, distracted)]
+    psi = [x.mean((3, 4)) for x in (maps, distracted)]
     be = ((psi[0] - psi[1])**2).mean()
     assert torch.allclose(loss, F.cross_entropy(logits, target) + beta * be)
     assert torch.allclose(metrics["be"], be) and be > 0
@@ -218,15 +239,17 @@ def test_loss_is_the_sum(name, pool):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_without_erasing_nothing_is_paid(name):
-    clips, found = videos(TASKS[name][1]), {}
-    for beta in (0., 2.):
-        method = make(name, beta).eval()
-        found[beta] = method(clips, generator(3)), method.backbone.calls
-    (loss, metrics), calls = found[0.]
-    assert calls == 1 and found[2.][1] == 2
+    clips, found = clips_of(name), {}
+    for distractor in ("none", "intra_frame"):
+        method = make(name, 2., distractor=distractor).eval()
+        found[distractor] = method(Batch(clips, generator(3))), method.backbone.calls
+    (loss, metrics), calls = found["none"]
+    (_, erasing), more = found["intra_frame"]
+    assert (calls, more) == (1, 2)
     assert sorted(metrics) == ["accuracy", "pretext"] and loss.item() == metrics["pretext"].item()
-    assert torch.equal(metrics["pretext"], found[2.][0][1]["pretext"])       # the same questions, with and without
-    assert torch.equal(metrics["accuracy"], found[2.][0][1]["accuracy"])
+    assert torch.equal(metrics["pretext"], erasing["pretext"])               # the same questions, with and without
+    assert torch.equal(metrics["accuracy"], erasing["accuracy"])
+    assert make(name, 0.).beta == make(name, 2., distractor="none").beta == 0
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -234,9 +257,9 @@ def test_trains_and_repeats(name):
     config = PretrainConfig(batch_size=3, warmup_steps=0, lr=1e-2, amp="fp32", schedule="constant")
     weights = []
     for _ in range(2):
-        method, clips = make(name, 1.).train(), videos(TASKS[name][1])
+        method, found = make(name).train(), {"clips": clips_of(name)}
         optimizer = build_optimizer(config, method)
-        rows = [train_step(method, clips, optimizer, step, config) for step in range(3)]
+        rows = [train_step(method, found, optimizer, step, config) for step in range(3)]
         weights.append(torch.cat([p.detach().flatten() for p in method.parameters()]))
         assert all(torch.isfinite(row["loss"]) for row in rows)
     assert torch.equal(*weights)
@@ -246,11 +269,11 @@ def test_trains_and_repeats(name):
 def test_a_task_can_be_learned():
     config = PretrainConfig(batch_size=8, warmup_steps=0, lr=2e-2, amp="fp32", schedule="constant")
     torch.manual_seed(0)
-    method = Pretext(RotNet3D(), Small(), Augment(12, crop=(1., 1.))).train()
+    method = make("rotnet", distractor="none", augment=Augment(12, crop=(1., 1.))).train()
     ramp = torch.linspace(20, 230, 12).byte().view(1, 1, 1, 1, 12, 1).expand(8, 1, 4, 3, 12, 12)
     optimizer = build_optimizer(config, method)
-    rows = [train_step(method, ramp, optimizer, step, config) for step in range(150)]
-    assert rows[0]["loss"] > .5 * method.reference_loss and rows[-1]["accuracy"] == 1
+    rows = [train_step(method, {"clips": ramp}, optimizer, step, config) for step in range(150)]
+    assert rows[0]["loss"] > .5 * method.reference_loss(8) and rows[-1]["accuracy"] == 1
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -258,86 +281,85 @@ def test_reference_loss_is_that_of_equal_logits(name):
     method = make(name)
     nn.init.zeros_(list(method.head.parameters())[-1])
     nn.init.zeros_(list(method.head.parameters())[-2])
-    loss, _ = method(videos(TASKS[name][1]), generator())
-    assert loss.item() == pytest.approx(method.reference_loss) == pytest.approx(math.log(method.task.classes))
-    assert (method.windows, method.min_offset) == (1, 0)
+    loss, _ = method(Batch(clips_of(name), generator()))
+    assert loss.item() == pytest.approx(method.reference_loss(3), abs=.05) and method.classes == TASKS[name][3]
+    nothing = make(name, distractor="none")
+    nothing.load_state_dict(method.state_dict())
+    loss, _ = nothing(Batch(clips_of(name), generator()))
+    assert loss.item() == pytest.approx(nothing.reference_loss(3)) == pytest.approx(math.log(TASKS[name][3]))
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_builders_read_the_config(name):
-    config = SimpleNamespace(**(dataclasses.asdict(PretrainConfig()) | dict(beta=.5, gap=2, gamma=.4)))
-    config.method = name
-    method = pretext.pretext(config, Small())
-    assert method.beta == .5 and method.distractor.gamma == .4 and method.augment.size == config.size
-    assert name != "order" or method.task.gap == 2
+def test_a_method_reads_its_config(name):
+    own = {"order": dict(gap=2), "puzzles": dict(kind="time"), "pace": dict(paces=3)}.get(name, {})
+    config = PretrainConfig(method=name, beta=.5, gamma=.4, size=20, **own)
+    method = build_method(config)
+    assert method.beta == .5 and method.views.distractor.gamma == .4 and method.views.augment.size == 20
+    assert all(value in (getattr(method, key, None), method.classes) for key, value in own.items())
+    with pytest.raises(ValueError, match="beta=0 leaves the distractor without effect"):
+        PretrainConfig(method=name, beta=0.)
 
 
-@pytest.mark.parametrize("name, frames, size, gap, expected", [
-    ("rotnet", 8, 24, 8, (8, 24)), ("order", 64, 112, 8, (16, 112)), ("order", 12, 24, 0, (4, 24)),
-    ("puzzles", 40, 32, 8, (8, 32)), ("puzzles", 64, 112, 8, (12, 112)), ("moco", 16, 56, 8, (16, 56))])
-def test_evaluation_shows_clips_as_the_backbone_saw_them(name, frames, size, gap, expected):
-    config = PretrainConfig(method=name, frames=frames, size=size, gap=gap)
-    assert evaluation_clip(config) == evaluation_clip(dataclasses.asdict(config)) == expected
-    if name in pretext.TASKS:  # and that is what the questions really look like
-        task = pretext.TASKS[name](config)
-        parts = task.cut(torch.zeros(2, frames, 3, size, size, dtype=torch.uint8))
-        questions, _ = task.make(parts.transpose(2, 3).float(), generator())
-        assert questions.shape[3] == expected[0]
+@pytest.mark.parametrize("name, frames, size, own, window, box", [
+    ("rotnet", 8, 24, {}, 8, 24), ("order", 16, 112, dict(gap=8), 64, 112), ("order", 4, 24, dict(gap=0), 12, 24),
+    ("puzzles", 8, 32, {}, 40, 12), ("puzzles", 12, 112, {}, 64, 42), ("pace", 8, 24, {}, 29, 24),
+    ("pace", 16, 24, dict(paces=2), 31, 24)])
+def test_questions_have_the_frames_that_the_config_names(name, frames, size, own, window, box):
+    config = PretrainConfig(method=name, frames=frames, size=size, **own)
+    kind = TASKS[name][0]
+    assert (kind.windows(config).frames or frames) == window
+    method = kind.from_config(config, Small())
+    questions, target = method.ask(Batch(torch.zeros(2, 1, window, 3, size, size, dtype=torch.uint8), generator()))
+    assert questions.shape[2:] == (3, frames, box, box)
+    work = questions.shape[:2].numel() / 2 * (box / size)**2  # per video, in clips of frames × size²
+    assert kind.questions(config) == pytest.approx(work) and 0 <= target.min() <= target.max() < method.classes
 
 
-def test_evaluation_of_an_unknown_method_takes_the_settings_as_they_are():
-    assert evaluation_clip({"method": "theirs", "frames": 5, "size": 20}) == (5, 20)
-    with pytest.raises(ValueError, match="Set frames to"):
-        evaluation_clip(PretrainConfig(method="order", frames=8))
+# Pace
 
 
-class Oracle(nn.Module):
-    "A backbone that reports how much a clip moves: enough to order clips of a motor that runs down."
-
-    feature_dim = 1
-
-    def features(self, clips):
-        motion = clips.diff(dim=2).abs() if clips.shape[2] > 1 else torch.zeros_like(clips)
-        return motion.mean((1, 2, 3, 4))[:, None, None, None, None]
-
-
-class BySpeed(nn.Module):
-    "The answer in which the fastest clip comes first."
-
-    def forward(self, features):
-        fastest_first = features[:, :, 0].argsort(1, descending=True)            # place of each clip in time
-        return F.one_hot((orders(3)[:, None] == fastest_first.argsort(1)).all(2).int().argmax(0), 6).float()
+@quickly
+@given(paces=st.integers(2, 5), frames=st.integers(1, 6), batch=st.integers(1, 6), seed=st.integers(0, 10**6))
+def test_paces_are_frames_counted_by_hand(paces, frames, batch, seed):
+    "Each pixel of frame k holds k, so the answer can be read from the question, the question from numpy's indexing."
+    length = (frames - 1) * paces + 1
+    numbers = torch.arange(length).float().view(1, 1, 1, length, 1, 1).expand(batch, 1, 3, length, 2, 2)
+    shown, target = asked(Pace, numbers, seed, paces=paces)
+    assert shown.shape == (batch, 1, 3, frames, 2, 2) and 0 <= target.min() <= target.max() < paces
+    u = torch.rand(batch, 2, generator=generator(seed)).numpy()
+    for clip, pace, (first, second) in zip(shown.numpy(), target.tolist(), u):
+        assert pace == int(first * np.float32(paces))
+        start = int(second * np.float32(length - (frames - 1) * (pace + 1)))
+        expected = np.arange(length)[start::pace + 1][:frames]
+        assert len(expected) == frames and (clip == expected[None, None, :, None, None]).all()
 
 
-def test_held_out_answers_read_motion_and_not_stills():
-    config = PretrainConfig(method="order", frames=40, gap=8, damping=3., crop=(1., 1.), size=30, amp="fp32",
-                            brightness=0, contrast=0, saturation=0, hue=0)
-    method = pretext.pretext(config, Oracle())
-    method.head = BySpeed()
-    method.register_parameter("anything", nn.Parameter(torch.zeros(1)))
-    source = SceneBias("unbiased", size=96, damping=3.)
-    assert pretext.right_answers(method, source, config) > .5 > .35 > \
-        pretext.right_answers(method, source, config, stopped=True)
-    assert pretext.right_answers(method, SceneBias("unbiased", size=96), config) < .35
+def test_every_pace_and_every_beginning_is_drawn():
+    numbers = torch.arange(13.).view(1, 1, 1, 13, 1, 1).expand(4000, 1, 1, 13, 1, 1)
+    shown, target = asked(Pace, numbers, seed=1)
+    assert ((target.bincount(minlength=4) - 1000).abs() < 5 * 1000**.5).all()
+    for k in range(4):  # the fastest fits in one way only, the slowest in ten
+        starts = shown[target == k][:, 0, 0, 0, 0, 0].long()
+        assert set(starts.tolist()) == set(range(13 - 3 * (k + 1)))
 
 
-def test_answers_of_a_run_come_from_its_checkpoint(tmp_path):
-    small = dict(data_size=8, batch_size=2, steps=1, out=str(tmp_path), progress=False, amp="fp32", device="cpu")
-    found = pretext.answered(train.pretrain("scenebias-puzzles", name="a", **small).checkpoint, size=8)
-    assert sorted(found) == ["answered", "answered_space", "answered_still", "answered_time"]
-    assert all(0 <= value <= 1 for value in found.values())
-    assert pretext.answered(train.pretrain("scenebias-moco", name="b", **small).checkpoint) == {}
+def test_pace_has_no_cue_in_a_video_that_stands_still():
+    still = torch.randn(64, 1, 3, 1, 4, 4).expand(-1, -1, -1, 13, -1, -1)
+    shown, target = asked(Pace, still)
+    assert target.unique().tolist() == [0, 1, 2, 3] and torch.equal(shown, still[:, :, :, :4])
 
 
-def test_any_object_with_these_names_is_a_task():
-    class First:
-        classes = 2
-        cut = staticmethod(lambda window: window[:, None])
-        make = staticmethod(lambda views, generator=None: (views, torch.zeros(len(views), dtype=torch.long)))
-        head = staticmethod(lambda feature_dim: nn.Sequential(nn.Flatten(), nn.Linear(feature_dim, 2)))
-        loss = staticmethod(lambda logits, target: logits.pow(2).mean())
+class First(Pretext):
+    "A task in three lines: of two copies of a clip, which one is the mirror image?"
 
-    loss, metrics = Pretext(First(), Small(), Augment(12))(videos(4), generator())
+    classes = 2
+
+    def question(self, views, batch):
+        return torch.cat([views, views.flip(-1)]), torch.arange(2).repeat_interleave(len(views))
+
+
+def test_a_task_needs_a_question_and_its_classes():
+    loss, metrics = First(Small(), views=Views(Augment(12)))(Batch(videos(4), generator()))
     assert loss > 0 and 0 <= metrics["accuracy"] <= 1
 
 
@@ -345,6 +367,5 @@ def test_refuses_what_makes_no_sense():
     for beta in (-1, math.nan, math.inf):
         with pytest.raises(ValueError, match="beta"):
             make("rotnet", beta)
-    with pytest.raises(ValueError, match="distractor is 'none'"):
-        make("rotnet", 1., distractor=Distractor("none"))
-    assert make("rotnet", 0., distractor=Distractor("none")).beta == 0
+    with pytest.raises(ValueError, match="windows"):
+        make("rotnet")(Batch(videos(4)[:, 0]))

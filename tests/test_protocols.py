@@ -14,13 +14,16 @@ from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips as TorchvisionClips
 
 from be_nb import cli, evaluate
-from be_nb.training import finetune
 from be_nb.augment import CenterCrop
+from be_nb.data import sources
+from be_nb.evaluate import chosen_protocols
+from be_nb.judging.features import Features, test_views
+from be_nb.judging.protocols import (BE, centre_features, COCLR, FAME, get_protocol, PLACEMENTS, Protocol,
+                                     protocol_features, protocol_table, PROTOCOLS, provenance, scale, score_retrieval,
+                                     SLOWFAST, survey, VCOP, ViewFeatures, windows_of, without_rest)
 from be_nb.settings import EvaluateConfig, RetrieveConfig
-from be_nb.judging.protocols import (BE, centre_features, COCLR, embed, facts, FAME, get_protocol, PLACEMENTS,
-                                     Protocol, protocol_table, PROTOCOLS, scale, score_retrieval, SLOWFAST, survey,
-                                     VCOP, ViewFeatures, windows_of, without_rest)
-from be_nb.evaluate import chosen
+from be_nb.training import finetune
+from be_nb.training.classifier import Classifier, predict
 
 each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 
@@ -71,7 +74,7 @@ def test_every_fact_has_a_source(protocol):
     for fact, source in protocol.sources.items():
         assert len(source) > 20, fact
         assert "/" in source or source.startswith(("not stated", "no loader", "frames are")), (fact, source)
-        assert fact in facts(protocol) and source in facts(protocol)
+        assert fact in provenance(protocol) and source in provenance(protocol)
     assert protocol.placement in PLACEMENTS and protocol.known
     with pytest.raises(dataclasses.FrozenInstanceError):
         protocol.frames = 3
@@ -167,7 +170,7 @@ def by_hand(net, source, protocol):
     "The mean over clips and crops in float64, one view at a time."
     found, (height, width) = [], source.videos[0].shape[-2:]
     side = min(height, width)
-    for i, video in enumerate(source.videos):
+    for video in source.videos:
         vectors = []
         for window in windows_of(protocol, len(video)):
             clip = video[torch.as_tensor(window)][None]
@@ -192,7 +195,7 @@ def test_features_by_hand(protocol):
     source, net, small = Videos([40, 70, 33, 90]), Net().eval(), scale(protocol, size=8, frames=4)
     with torch.no_grad():
         expected = by_hand(net, source, small)
-    found = embed(net, source, small, batch_size=3, **QUIET)
+    found = protocol_features(net, source, small, batch_size=3, **QUIET)
     torch.testing.assert_close(found.features.double(), expected, atol=2e-6, rtol=1e-4)
 
 
@@ -203,10 +206,10 @@ def test_thirty_views_by_hand():
     with torch.no_grad():
         expected = by_hand(net, source, small)
     assert len(seen) == 60  # ten clips × three crops of two videos
-    found = embed(net, source, small, batch_size=7, **QUIET)
+    found = protocol_features(net, source, small, batch_size=7, **QUIET)
     assert sum(seen) == 120
     torch.testing.assert_close(found.features.double(), expected, atol=2e-6, rtol=1e-4)
-    centre = embed(net, source, dataclasses.replace(small, crops=1), **QUIET)
+    centre = protocol_features(net, source, dataclasses.replace(small, crops=1), **QUIET)
     assert not torch.allclose(found.features, centre.features, atol=1e-4)  # the ends of a wide frame matter
 
 
@@ -214,21 +217,21 @@ def test_thirty_views_by_hand():
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_every_video_counts_for_any_batch_size(protocol, batch_size):
     source, small = Videos([70] * 7), scale(protocol, size=8, frames=4)
-    found = embed(Net(), source, small, batch_size=batch_size, **QUIET)
+    found = protocol_features(Net(), source, small, batch_size=batch_size, **QUIET)
     assert found.names == source.names and found.dropped == []
-    reference = embed(Net(), source, small, batch_size=17, **QUIET)
+    reference = protocol_features(Net(), source, small, batch_size=17, **QUIET)
     torch.testing.assert_close(found.features, reference.features, atol=2e-6, rtol=1e-4)
 
 
 def test_short_videos_are_dropped_and_counted():
     source = Videos([70, 10, 17, 18, 31, 32])
-    names = {name: embed(Net(), source, scale(p, size=8), **QUIET).dropped
+    names = {name: protocol_features(Net(), source, scale(p, size=8), **QUIET).dropped
              for name, p in PROTOCOLS.items() if name not in ("coclr", "vcop", "fame")}
     assert names == {"be": [], "slowfast": []}
     expected = {"coclr": ["video 1", "video 2"], "vcop": ["video 1"], "fame": [f"video {i}" for i in (1, 2, 3, 4)]}
     for name, dropped in expected.items():
         with pytest.warns(UserWarning, match=f"{len(dropped)} of 6 videos are not scored"):
-            assert embed(Net(), source, scale(PROTOCOLS[name], size=8), **QUIET).dropped == dropped
+            assert protocol_features(Net(), source, scale(PROTOCOLS[name], size=8), **QUIET).dropped == dropped
         assert survey(source, PROTOCOLS[name])["kept"] == 6 - len(dropped)
     assert survey(source, BE) == {"kept": 6, "short": 5} and survey(source, COCLR)["short"] == 2
 
@@ -240,7 +243,7 @@ def test_retrieval_agrees_with_scikit_learn(protocol):
     gallery, queries, net = Videos([40] * 12, seed=1), Videos([50] * 9, seed=2), Net()
     small = scale(protocol, size=8, frames=4)
     row = score_retrieval(net, gallery, queries, small, ks=(1, 3), **QUIET)
-    x, q = (embed(net, s, small, **QUIET).features.double().numpy() for s in (gallery, queries))
+    x, q = (protocol_features(net, s, small, **QUIET).features.double().numpy() for s in (gallery, queries))
     if protocol in (COCLR, FAME):
         x, q = x - x.mean(0), q - q.mean(0)
     _, rows = NearestNeighbors(n_neighbors=3, metric="cosine", algorithm="brute").fit(x).kneighbors(q)
@@ -274,7 +277,7 @@ def test_the_rest_is_dropped_only_on_request():
     assert [(r["gallery"], r["scored"], r["dropped"]) for r in (all_of_them, published)] == [(17, 11, 0), (16, 8, 3)]
     other = score_retrieval(Net(), gallery, queries, scale(FAME, size=8, frames=4), ks=(1,), drop_last=True, **QUIET)
     assert (other["scored"], other["dropped"]) == (11, 0)
-    ucf101 = evaluate.Features(torch.zeros(3783, 1), torch.zeros(3783), [str(i) for i in range(3783)], [])
+    ucf101 = Features(torch.zeros(3783, 1), torch.zeros(3783), [str(i) for i in range(3783)], [])
     cut = without_rest(ucf101, VCOP.drop_last)
     assert len(cut) == 3776 and cut.dropped == [str(i) for i in range(3776, 3783)] and len(cut.names) == 3776
 
@@ -291,8 +294,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     "SceneBias in small: its splits have hundreds of clips."
-    real = evaluate.SceneBias
-    monkeypatch.setattr(evaluate, "SceneBias", lambda split, **k: real(split, size=21, **k))
+    real = sources.SceneBias
+    monkeypatch.setattr(sources, "SceneBias", lambda split, *a, **k: real(split, *a[:2], **k | {"size": 21}))
 
 
 def test_all_protocols_print_one_table(checkpoint, few, tmp_path, capsys):
@@ -319,7 +322,8 @@ def test_one_protocol_with_its_dropped_rest(checkpoint, few, capsys):
 
 
 def test_what_cannot_be_scored_is_refused_before_any_feature(checkpoint, few, monkeypatch):
-    monkeypatch.setattr("be_nb.judging.protocols.embed", lambda *args, **how: pytest.fail("features were computed"))
+    monkeypatch.setattr("be_nb.judging.protocols.protocol_features",
+                        lambda *args, **how: pytest.fail("features were computed"))
     config = dict(checkpoint=checkpoint, data="scenebias", train_split="probe", test_split="test", protocol="all")
     with pytest.raises(ValueError, match="probe has 21 videos that count under protocol be; 50 are needed"):
         evaluate.retrieve(RetrieveConfig(**config))
@@ -327,7 +331,7 @@ def test_what_cannot_be_scored_is_refused_before_any_feature(checkpoint, few, mo
         evaluate.retrieve(RetrieveConfig(**config | dict(protocol="vcop"), frames=50, stride=1, ks=(1,)))
     for fixed in (dict(clips=3), dict(short="drop")):
         with pytest.raises(ValueError, match=f"{next(iter(fixed))} cannot be set beside protocol=all"):
-            chosen(RetrieveConfig(**config, **fixed))
+            chosen_protocols(RetrieveConfig(**config, **fixed))
 
 
 def test_without_the_flag_nothing_changes(checkpoint, few):
@@ -339,13 +343,12 @@ def test_without_the_flag_nothing_changes(checkpoint, few):
 # the test of fine-tuning takes the views
 
 def test_predict_takes_windows_and_crops_of_a_protocol():
-    assert finetune.test_views is evaluate.test_views
     source, net = Videos([30, 55]), Net().eval()
     small = scale(SLOWFAST, size=8, frames=4)
-    found = finetune.predict(net, source, frames=4, size=8, crops=3, windows=lambda n: windows_of(small, n), amp="fp32",
+    found = predict(net, source, frames=4, size=8, crops=3, windows=lambda n: windows_of(small, n), amp="fp32",
                              batch_size=3, device="cpu")
     assert found.probabilities.shape == (2, 10, 5)
-    views = evaluate.test_views(8, 3)
+    views = test_views(8, 3)
     clip = source.videos[1][torch.as_tensor(windows_of(small, 55)[9])][None]
     with torch.no_grad():
         expected = sum(net(view(clip)).double().softmax(1) for view in views) / 3
@@ -357,7 +360,7 @@ def test_finetuning_names_what_it_cannot_take():
         finetune.finetune(protocol="coclr")
     with pytest.raises(ValueError, match="Did you mean slowfast"):
         finetune.finetune(protocol="slowfst")
-    model = finetune.Classifier(SimpleBackbone(), 3).eval()
+    model = Classifier(SimpleBackbone(), 3).eval()
     config = finetune.FinetuneConfig(protocol="slowfast", frames=4, size=8)
     tested = finetune.test_all(model, {"val": Videos([40, 30])}, config, False)["val"]
     assert (tested.videos, tested.clips) == (2, 10)

@@ -9,13 +9,12 @@ from conftest import ROOT
 import be_nb.cli as cli
 from be_nb.backbones import create_backbone
 from be_nb.backbones.measure import describe
-from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig
-from be_nb.recipes import list_recipes, recipe
-from be_nb.config import override
-from be_nb.distractor import VARIANTS
-from be_nb.recipes import ASSUMED, commands, cost, describe_recipes, find, GMAC, gpu_hours, RECIPES
 from be_nb.data.sets import DATA, how_to_get, set_of
-from be_nb.methods import METHODS
+from be_nb.distractor import VARIANTS
+from be_nb.methods import find_method, METHODS
+from be_nb.recipes import (ASSUMED, commands, cost, describe_recipes, find, GMAC, gpu_hours, list_recipes, passes,
+                           recipe, RECIPES)
+from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig
 from be_nb.train import finetune, pretrain
 
 FULL = [name for name, r in RECIPES.items() if set_of(r.config.data)]
@@ -42,12 +41,28 @@ def test_the_ablation_of_distractors_changes_the_distractor_alone():
 
 @pytest.mark.parametrize("task", ["rotnet", "puzzles", "order"])
 def test_a_pretext_task_with_and_without_erasing(task):
-    assert differences(f"c3d-ucf101-{task}", f"c3d-ucf101-{task}-be") == {"beta", "distractor"}
-    assert recipe(f"c3d-ucf101-{task}").beta == 0 and recipe(f"c3d-ucf101-{task}").backbone == "c3d"
+    assert differences(f"c3d-ucf101-{task}", f"c3d-ucf101-{task}-be") == {"distractor"}
+    plain, erased = recipe(f"c3d-ucf101-{task}"), recipe(f"c3d-ucf101-{task}-be")
+    assert plain.distractor == "none" and erased.distractor == "intra_frame" and erased.beta > 0
+    assert plain.backbone == "c3d" and plain.method == task
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_small_recipe_without_and_with_erasing(name):
+    "A method is a line in the table; its recipes come from what it says of itself."
+    method, endings = find_method(name), ("", "-be")
+    plain, erased = (recipe("scenebias-be" if (name, end) == ("moco", "-be") else f"scenebias-{name}{end}")
+                     for end in endings)
+    assert {plain.method, erased.method} == {name} and plain.data == "scenebias" and plain.backbone == "tiny"
+    assert all(getattr(plain, key) == value for key, value in method.mini.items())
+    halves = {"distractor", "negative"} & set(method.uses)
+    assert {key for key in vars(plain) if getattr(plain, key) != getattr(erased, key)} == halves
+    assert all(getattr(plain, key) == "none" for key in halves) and erased.distractor == "intra_frame"
 
 
 def test_published_settings():
-    for net, data, epochs, queue in (("i3d", "ucf101", 200, 3569), ("i3d", "k400", 50, 65536), ("c3d", "ucf101", 200, 3569)):
+    for net, data, epochs, queue in (("i3d", "ucf101", 200, 3569), ("i3d", "k400", 50, 65536),
+                                     ("c3d", "ucf101", 200, 3569)):
         config = recipe(f"{net}-{data}-be")
         videos = DATA[set_of(config.data)].videos
         assert config.steps == math.ceil(epochs * videos / config.batch_size) and config.queue_size == queue
@@ -59,23 +74,24 @@ def test_published_settings():
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_has_a_small_form_and_is_listed(name):
+    assert (RECIPES[name].mini in RECIPES) == (name in FULL)
     small = recipe(f"{name}-mini")
     assert isinstance(small, type(recipe(name))) and small.data in ("scenebias", "videos")
     assert name in describe_recipes() and name in list_recipes()
     if isinstance(small, PretrainConfig):
         full = recipe(name)
         assert small.backbone == "tiny" and small.method in METHODS
-        assert (small.method, small.beta > 0) == (full.method, full.beta > 0)
-        if full.method == "moco":
-            assert (small.distractor, small.negative) == (full.distractor, full.negative)
+        assert (small.method, small.distractor, small.negative) == (full.method, full.distractor, full.negative)
 
 
 def parsed(line, named):
     "What the command line makes of a line, without running it."
     command, *words = shlex.split(line)[1:]
-    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig, "retrieve": RetrieveConfig}
-    default = recipe(words.pop(0), kind[command]) if named else None
-    return cli.parse(command, kind[command], words, "", default)
+    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig,
+            "retrieve": RetrieveConfig}
+    if named:
+        return cli.parse_recipe(command, kind[command], words, "")
+    return cli.parse(command, kind[command], words, "")
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -98,9 +114,18 @@ def test_hours_by_hand():
     macs = describe(create_backbone("i3d"), 16, 224).macs
     assert gpu_hours(recipe("i3d-k400-be")) == pytest.approx(2 * macs * 7 * 240_000 * 50 / ASSUMED / 3600, rel=0.02)
     macs = describe(create_backbone("i3d"), 64, 224).macs
-    assert gpu_hours(recipe("finetune-hmdb51"), 3570) == pytest.approx(2 * macs * 3 * 3570 * 50 / ASSUMED / 3600, rel=0.02)
+    assert gpu_hours(recipe("finetune-hmdb51"), 3570) == pytest.approx(2 * macs * 3 * 3570 * 50 / ASSUMED / 3600,
+                                                                       rel=0.02)
     assert all(cost(find(name)).endswith("GPU h") for name in FULL)
-    assert gpu_hours(override(recipe("c3d-ucf101-order"), beta=1.0)) == 2 * gpu_hours(recipe("c3d-ucf101-order"))
+    assert gpu_hours(recipe("c3d-ucf101-order-be")) == 2 * gpu_hours(recipe("c3d-ucf101-order"))
+
+
+@pytest.mark.parametrize("name", [name for name in FULL if isinstance(recipe(name), PretrainConfig)])
+def test_hours_are_those_of_the_passes_that_a_method_names(name, monkeypatch):
+    config, before = recipe(name), gpu_hours(recipe(name))
+    counted = find_method(config.method).passes(config)
+    monkeypatch.setattr(find_method(config.method), "passes", classmethod(lambda cls, config: 10 * counted))
+    assert passes(config) == 10 * counted and gpu_hours(config) == pytest.approx(10 * before)
 
 
 def test_missing_data_is_told_with_what_to_do():

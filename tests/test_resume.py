@@ -6,15 +6,18 @@ import warnings
 
 import pytest
 import torch
+import test_train
 from ranks import fork
-from test_train import SMALL, assert_same_run, small, straight, write_video  # noqa: F401: `straight` is a fixture
+from test_train import SMALL, assert_same_run, small, write_video
 
 import be_nb.train as T
-from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, save_checkpoint
+from be_nb.saving.checkpoint import (CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint,
+                                     save_checkpoint)
 from be_nb.saving.weights import load
-from be_nb.settings import PretrainConfig
 from be_nb.training.run import Stopped
 from be_nb.training.step import train_step
+
+straight = test_train.straight  # a fixture
 
 
 def signalled_at(monkeypatch, step, number):
@@ -155,7 +158,8 @@ def test_the_best_is_written_before_the_checkpoint_that_says_so(tmp_path, monkey
     monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("this disk has no links")))
     save_checkpoint(tmp_path, state(2), 1, best=True)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == read_checkpoint(tmp_path / "step-00000002.pt")["step"] == 2
-    monkeypatch.setattr("be_nb.saving.checkpoint.twin", lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
+    monkeypatch.setattr("be_nb.saving.checkpoint.twin",
+                        lambda *names: (_ for _ in ()).throw(OSError("the power fails")))
     with pytest.raises(OSError, match="power"):
         save_checkpoint(tmp_path, state(3), 1, best=True)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 3
@@ -171,9 +175,5 @@ def test_a_checkpoint_cut_short_at_any_byte_is_passed_over(tmp_path):
             read_checkpoint(tmp_path / "step-00000002.pt")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            path, state = T.newest_checkpoint(tmp_path)
+            path, state = newest_checkpoint(tmp_path)
         assert state["step"] == 1 and "step-00000002" in str(caught[0].message)
-
-
-def test_what_may_change_still_exists():
-    assert T.MAY_CHANGE <= {f.name for f in T.dataclasses.fields(PretrainConfig)}

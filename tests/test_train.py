@@ -1,5 +1,6 @@
 """The trainer under ill treatment: killed at any moment, resumed, misused, short of disk, fed with real videos."""
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -18,16 +19,17 @@ from conftest import needs_bf16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import be_nb.train as T
+from be_nb.config import annotations, override
+from be_nb.data.decode import VideoError
+from be_nb.data.sources import build_loader, build_source
+from be_nb.methods import METHODS
+from be_nb.methods.base import Batch, build_method, Method, Views, Windows
 from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, read_checkpoint
 from be_nb.saving.weights import load
 from be_nb.settings import PretrainConfig
-from be_nb.config import override
-from be_nb.data.decode import VideoError
-from be_nb.training.run import History
-from be_nb.data.sources import build_loader, build_source
-from be_nb.methods.base import build_method
-from be_nb.training.step import learning_rate, seed_of, train_step
 from be_nb.train import pretrain
+from be_nb.training.run import History, MAY_CHANGE, run_folder
+from be_nb.training.step import build_optimizer, learning_rate, seed_of, train_step
 
 # A run of half a second. Rows every second step and checkpoints every third: a checkpoint also falls between two rows.
 SMALL = dict(data_size=64, batch_size=8, queue_size=32, size=16, frames=4, steps=12, warmup_steps=3, log_every=2,
@@ -96,7 +98,7 @@ def breaking_at(monkeypatch, step, error=Stop):
 KILLER = """
 import os, random, signal, sys, time
 import torch
-from be_nb.config import PretrainConfig
+from be_nb.settings import PretrainConfig
 from be_nb.train import pretrain
 settings, out, seed = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 go = lambda: pretrain(PretrainConfig(**settings), progress=False, out=out, name="run", resume=True)
@@ -211,7 +213,7 @@ def test_full_disk_leaves_the_old_checkpoint(straight, tmp_path, monkeypatch):
 def test_resuming_with_other_settings_names_them(straight):
     for wrong in (dict(lr=1e-4), dict(steps=24), dict(data_seed=1), dict(crop=(.5, 1.)),
                   dict(gamma=.2, temperature=.1)):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="→") as caught:
             small(straight.parent, resume=True, **wrong)
         assert all(f"{key}: " in str(caught.value) for key in wrong)
         assert str(caught.value).count("→") == len(wrong)
@@ -222,8 +224,8 @@ def test_what_may_change_may_change(straight):
     result = small(straight.parent, resume=True, log_every=5, checkpoint_every=7, keep=3, workers=1, cache=True)
     assert rows(straight) == before and result.history[-1]["step"] == 12
     assert result.checkpoint == list_checkpoints(straight)[-1]
-    names = {f.name for f in T.dataclasses.fields(PretrainConfig)}
-    assert T.MAY_CHANGE <= names, "a setting was renamed"
+    known = set().union(*(annotations(type(PretrainConfig(method=name))) for name in METHODS))
+    assert known >= MAY_CHANGE, "a setting was renamed"
 
 
 def test_a_checkpoint_older_than_a_setting_can_be_resumed(tmp_path, straight):
@@ -255,7 +257,7 @@ def test_run_names_stay_inside(tmp_path, name):
 def test_names_made_from_settings_differ_between_methods(tmp_path):
     configs = [PretrainConfig(out=str(tmp_path), seed=seed, distractor=d, negative=n)
                for seed in (0, 1) for d in ("none", "intra_frame") for n in ("none", "intra_video", "other_video")]
-    folders = {T.run_folder(config) for config in configs}
+    folders = {run_folder(config) for config in configs}
     assert len(folders) == len(configs) and {f.parent for f in folders} == {tmp_path}
 
 
@@ -309,10 +311,10 @@ def test_every_kind_of_run_trains(tmp_path, settings):
 def test_gradients_reach_the_query_encoder_and_nothing_else():
     config = PretrainConfig(**SMALL | dict(clip_grad=.01))
     method = build_method(config).train()
-    optimizer = T.build_optimizer(config, method)
+    optimizer = build_optimizer(config, method)
     frozen = {k: p.detach().clone() for k, p in method.named_parameters() if k.startswith("key_")}
-    batch = next(iter(build_loader(config, method, build_source(config))))["clips"]
-    loss, metrics = method(batch, torch.Generator().manual_seed(0))
+    batch = next(iter(build_loader(config, method.windows(config), build_source(config))))
+    loss, metrics = method(Batch(batch["clips"], torch.Generator().manual_seed(0)))
     loss.backward()
     assert all(torch.equal(v, method.state_dict()[k]) for k, v in frozen.items()), "keys moved before the step"
     for name, p in method.named_parameters():
@@ -331,8 +333,8 @@ def test_a_step_depends_on_its_number_and_the_seed_not_on_what_was_drawn_before(
         method = build_method(override(config, seed=0)).train()
         draw = torch.Generator().manual_seed(9)
         batch = torch.randint(0, 256, (8, 2, 4, 3, 30, 30), dtype=torch.uint8, generator=draw)
-        torch.rand(noise), np.random.rand(noise)
-        return train_step(method, batch, T.build_optimizer(config, method), step, config)["loss"].item()
+        torch.rand(noise), np.random.rand(noise)  # noqa: NPY002
+        return train_step(method, {"clips": batch}, build_optimizer(config, method), step, config)["loss"].item()
     assert loss(3) == loss(3, noise=5)
     assert len({loss(3), loss(4), loss(3, seed=1)}) == 3
     assert len({seed_of(a, b) for a in range(30) for b in range(30)}) == 900
@@ -348,7 +350,7 @@ def test_learning_rate_properties(steps, warmup):
         rise = rates[:warmup]
         assert np.allclose(np.diff([0, *rise]), .3 / max(warmup, 1)), "linear from zero"
         fall = rates[warmup:]
-        assert all(b <= a for a, b in zip(fall, fall[1:])) and (not fall or fall[0] == pytest.approx(.3))
+        assert all(b <= a for a, b in itertools.pairwise(fall)) and (not fall or fall[0] == pytest.approx(.3))
     fall = shapes["cosine"][warmup:]
     assert np.allclose([a + b for a, b in zip(fall[1:], fall[:0:-1])], .3), "the cosine is symmetric about its middle"
     counts = [sum(math.isclose(r, .3 * .1**k) for r in shapes["step"][warmup:]) for k in range(3)]
@@ -443,32 +445,60 @@ def test_real_videos(tmp_path, monkeypatch):
         small(tmp_path, name="skipping", **settings | dict(steps=1), on_error="skip")
 
 
-class Counting(torch.nn.Module):
-    "A method of a stranger: uses dropout and a buffer, knows neither queue nor key."
+class Counting(Method):
+    "A method of a stranger: three windows, dropout and a buffer; it knows neither queue nor key."
 
-    windows, min_offset, reference_loss = 3, 2, 1.
-
-    def __init__(self, config, backbone):
+    def __init__(self, backbone, views=None):
         super().__init__()
-        self.augment, self.backbone, self.drop = T.augmentation(config), backbone, torch.nn.Dropout(.5)
+        self.views, self.backbone, self.drop = Views() if views is None else views, backbone, torch.nn.Dropout(.5)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, clips, generator):
-        assert clips.shape[1:3] == (3, 4) and clips.dtype == torch.uint8
-        found = [self.drop(self.backbone(self.augment(w, generator)).float()) for w in clips.unbind(1)]
-        loss = torch.stack(found).square().mean()
-        return loss, {"seen": self.steps.float()}
+    @classmethod
+    def windows(cls, config):
+        return Windows(3, apart=2)
 
-    def after_step(self):
+    def reference_loss(self, batch_size):
+        return 1.
+
+    def forward(self, batch):
+        assert batch.clips.shape[1:3] == (3, 4) and batch.clips.dtype == torch.uint8
+        assert batch.starts.shape == (len(batch), 3) and len(batch.index) == len(batch)
+        assert batch.progress in (0., self.steps / 6)  # 0: the look before a resumed run goes on
+        found = [self.drop(self.backbone(self.views.clean(batch, window)).float()) for window in range(3)]
+        return torch.stack(found).square().mean(), {"seen": self.steps.float()}
+
+    def after_step(self, progress=0.):
         self.steps += 1
+        assert progress == (self.steps - 1) / 6
 
 
 def test_a_method_that_the_trainer_has_never_heard_of(tmp_path, monkeypatch):
-    monkeypatch.setitem(T.METHODS, "counting", f"{__name__}:Counting")
-    small(tmp_path, name="straight", method="counting", steps=6)
+    monkeypatch.setitem(METHODS, "counting", Counting)
+    small = lambda **changes: pretrain(override(COUNTING, **changes), progress=False, out=str(tmp_path))
+    COUNTING = PretrainConfig(method="counting",
+                              **{k: v for k, v in SMALL.items() if k != "queue_size"} | dict(steps=6))
+    small(name="straight")
     with breaking_at(monkeypatch, 4):
-        small(tmp_path, method="counting", steps=6)
-    result = small(tmp_path, method="counting", steps=6, resume=True)
+        small(name="run")
+    result = small(name="run", resume=True)
     assert_same_run(tmp_path / "straight", tmp_path / "run")
     assert result.history[-1]["seen"] == 4.5 and read_checkpoint(result.checkpoint)["method"]["steps"] == 6
     assert load(result.checkpoint).feature_dim == result.backbone.feature_dim
+
+
+def test_everything_that_scripts_import_from_the_roof_is_there():
+    assert {"pretrain", "finetune", "train_step", "METHODS", "Diverged", "Stopped", "PretrainResult",
+            "reproduce"} == set(T.__all__)
+    assert all(hasattr(T, name) for name in T.__all__) and T.METHODS is METHODS and T.train_step is train_step
+
+
+@pytest.mark.parametrize("method, halves",
+                         [("triplet", dict(negative="none")), ("simclr", {}), ("simclr", dict(distractor="none")),
+                                            ("pace", {}), ("order", dict(gap=1))], ids=str)
+def test_a_method_is_chosen_by_a_keyword(tmp_path, method, halves):
+    result = pretrain(method=method, progress=False, out=str(tmp_path),
+                      **dict(steps=2, data_size=16, batch_size=8, size=16, frames=4, log_every=1) | halves)
+    assert [row["step"] for row in result.history] == [1, 2]
+    assert all(math.isfinite(row["loss"]) for row in result.history)
+    saved = read_checkpoint(result.checkpoint)["config"]
+    assert saved["method"] == method and halves.items() <= saved.items() and "queue_size" not in saved

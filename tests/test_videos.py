@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
 from be_nb.data.clips import ClipDataset, collate, draw_starts, epoch_order, EpochSampler, uniform_starts, window_frames
-from be_nb.data.videos import FrameIndex, VideoFolder
+from be_nb.data.decode import count_frames, decode, VideoError, write_video
 from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101, Split
-from be_nb.data.decode import count_frames, decode, VideoError
+from be_nb.data.scenebias import SceneBias
+from be_nb.data.videos import FrameIndex, VideoFolder, write_folder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 footage = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real footage at {DATA}")
@@ -214,6 +215,13 @@ def test_corrupted_clip_is_reported():
         decode(CLIPS / "100_pullups_pullup_f_nm_np1_fr_med_1.mat")
 
 
+def test_written_videos_come_back(tmp_path):
+    clip = (torch.arange(21 * 35).view(1, 1, 21, 35) % 250).expand(7, 3, -1, -1).to(torch.uint8)
+    write_video(tmp_path / "name.without.mp4.tmp", clip)
+    back = torch.from_numpy(decode(tmp_path / "name.without.mp4.tmp")).permute(0, 3, 1, 2)
+    assert back.shape == clip.shape and (back.float() - clip.float()).abs().mean() < 2
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 @footage
@@ -295,7 +303,8 @@ def test_lists_keep_any_name(tmp_path_factory, entries, end, bom):
     ("", "list.txt: the list is empty"), ("\n \r\n", "list.txt: the list is empty"),
     ("a.avi 0\n\nb c.avi\n", "list.txt, line 3: expected"), ("a.avi 0\nb.avi 1.5\n", "list.txt, line 2: expected"),
     ("7\n", "list.txt, line 1: expected"), ("a.avi 0\nb.avi -2\n", "list.txt, line 2: label -2"),
-    ("a.avi ３\n", "line 1: expected"), ("a b.avi jump\n", "a whole number as label, got 'a b.avi jump'. Number the classes"),
+    ("a.avi ３\n", "line 1: expected"),
+    ("a b.avi jump\n", "a whole number as label, got 'a b.avi jump'. Number the classes"),
 ])
 def test_list_errors_name_file_and_line(tmp_path, text, message):
     (tmp_path / "list.txt").write_bytes(text.encode())
@@ -362,7 +371,7 @@ def test_skip_leaves_out_counts_and_names(root):
     (root / "videos" / "bad.avi").write_bytes(b"RIFF....AVI nothing")
     (root / "list.txt").write_text("bad.avi 1\nsub/plain.mkv 0\ngone #2.avi 1\n50% é.avi 1\n", encoding="utf8")
     for cache in (False, True):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="left out") as caught:
             source = VideoFolder(root, "list.txt", frame_size=(8, 8), cache=cache, on_error="skip")
         text = " ".join(str(w.message) for w in caught)
         assert "1 of 4 videos left out" in text and "list.txt, line 3: no such video" in text and "bad.avi" in text
@@ -379,6 +388,18 @@ def test_skip_leaves_out_counts_and_names(root):
     (root / "list.txt").write_text("bad.avi 1\n")
     with pytest.raises(VideoError, match="none of the 1 videos"):
         VideoFolder(root, "list.txt", on_error="skip")
+
+
+def test_a_written_folder_is_read_as_it_was(tmp_path):
+    drawn = {"train.txt": SceneBias("probe", size=3, frames=10), "val.txt": SceneBias("test", size=2, frames=9)}
+    write_folder(tmp_path, drawn)
+    for name, source in drawn.items():
+        read = VideoFolder(tmp_path, name, frame_size=(30, 30))
+        assert read.labels.tolist() == source.labels.tolist() and read.classes == list(source.classes)
+        for i in range(len(source)):
+            frames = range(source.num_frames(i))
+            assert read.num_frames(i) == len(frames)
+            assert (read.read(i, frames).float() - source.read(i, frames).float()).abs().mean() < 4
 
 
 def test_folder_arguments(root, tmp_path):
@@ -468,10 +489,10 @@ def test_uniform_starts(n, frames, stride, clips):
 
 def test_window_arguments():
     for bad in ((10, 0, 1, 0), (10, 4, 0, 0), (10, 4, 1, 10), (10, 4, 1, -1), (10, 4, 1, 0, "pad"), (0, 4, 1, 0)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="must be|not a frame"):
             window_frames(*bad)
     for bad in ((0, 4, 1, 10), (10, 4, 1, 0), (10, 0, 1, 10), (10, 4, 1, 10, "pad")):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="must be"):
             uniform_starts(*bad)
 
 
@@ -582,7 +603,7 @@ def test_item_must_be_epoch_and_index(item, error):
 
 @pytest.mark.parametrize("kwargs", [{"windows": 0}, {"min_offset": -1}, {"short": "pad"}, {"frames": 0}, {"seed": -1}])
 def test_dataset_arguments(kwargs):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
         ClipDataset(Numbers([30]), **kwargs)
 
 
@@ -618,7 +639,7 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_late_starts_are_direct():
     with pytest.raises(TypeError):
         len(EpochSampler(5, 2))
     for bad in ((0, 1), (1, 0), (1, 1, -1), (1, 1, 0, -1)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="EpochSampler"):
             EpochSampler(*bad)
 
 

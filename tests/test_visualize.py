@@ -184,7 +184,7 @@ def test_a_training_run_needs_no_ipython():
 
 
 def test_animation_is_the_clip():
-    """Every frame comes back, in order, enlarged by a whole number; the film of two clips is as long as the longer one."""
+    "Every frame comes back, in order, enlarged by a whole number; the film of two clips is as long as the longer one."
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
     clip = colours.view(4, 3, 1, 1).expand(4, 3, 10, 12)
     film = Image.open(io.BytesIO(animate(clip, fps=10, height=20).gif))

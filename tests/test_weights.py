@@ -191,8 +191,8 @@ def test_cards_that_do_not_fit_are_refused(exported, tmp_path):
     out, tensors = tmp_path / "x.safetensors", load_file(exported)
     save_file(tensors, out)
     refused(out, "no card")
-    for card in ({"card": 3}, {"card": 0}, {"backbone": None}, {"config": []}, {"config": {}}, {"sha256": 3}, {"step": "4"},
-                 {"backbone": "c3d"}):
+    for card in ({"card": 3}, {"card": 0}, {"backbone": None}, {"config": []}, {"config": {}}, {"sha256": 3},
+                 {"step": "4"}, {"backbone": "c3d"}):
         refused(rewrite(exported, out, card), "card")
     save_file(tensors, out, {"be_nb": "[1]"})
     refused(out, "card")
@@ -393,7 +393,8 @@ def test_evaluation_and_fine_tuning_start_from_them(theirs, tmp_path):
     with pytest.raises(ValueError, match="holds a tv_mc3_18, not a tiny"):
         starting_backbone(FinetuneConfig(checkpoint=str(path), backbone="tiny"))
     small = dict(checkpoint=str(path), out=str(tmp_path), name="tuned", frames=2, size=16, data_size=12, test_size=6,
-                 batch_size=6, steps=2, clips=1, validation=0.0, test_splits=("test",), device="cpu", amp="fp32", lr=1e-3)
+                 batch_size=6, steps=2, clips=1, validation=0.0, test_splits=("test",), device="cpu", amp="fp32",
+                 lr=1e-3)
     result = finetune(FinetuneConfig(**small), progress=False)
     tuned = result.model.backbone.state_dict()
     start = load(path).state_dict()
@@ -413,9 +414,11 @@ def test_the_command_passes_its_flags_on(monkeypatch, capsys):
     seen = []
     fake = types.SimpleNamespace(export=lambda *words: seen.append(words) or words[1])
     monkeypatch.setitem(sys.modules, "be_nb.saving.export", fake)
+    monkeypatch.setattr(cli, "look_first", lambda *what: None)  # the paths are made up
     cli.main("export --checkpoint runs/a --out b.safetensors --scores c.json d.json".split())
     assert seen == [("runs/a", "b.safetensors", ("c.json", "d.json"))]
-    assert capsys.readouterr().out.split() == ["weights:", "b.safetensors", "card:", str(weights.card_path("b.safetensors"))]
+    assert capsys.readouterr().out.split() == ["weights:", "b.safetensors", "card:",
+                                               str(weights.card_path("b.safetensors"))]
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):

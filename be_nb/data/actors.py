@@ -5,19 +5,14 @@
 # %% auto #0
 __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes', 'grow_mask', 'still_background',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
-           'find_people', 'write_video']
+           'find_people']
 
-# %% ../../nbs/5_data/14_actors.ipynb #9c69720a
+# %% ../../nbs/5_data/14_actors.ipynb #28a1cc02
 from pathlib import Path
 
-import av
 import numpy as np
-import scipy.io
 import torch
 import torch.nn.functional as F
-import torchvision
-from scipy.sparse import coo_array, diags_array
-from scipy.sparse.linalg import splu
 
 # %% ../../nbs/5_data/14_actors.ipynb #ac341563
 def check_mask(
@@ -91,6 +86,9 @@ def fill_holes(
     """
     if hole.all():
         raise ValueError("the actor covers every pixel in every frame: nothing is known of the background.")
+    from scipy.sparse import coo_array, diags_array  # here and below: what is slow to load, where it is used
+    from scipy.sparse.linalg import splu
+
     unknown, known = hole.flatten().nonzero()[:, 0].numpy(), (~hole).flatten().nonzero()[:, 0].numpy()
     if not len(unknown):
         return picture.float()
@@ -164,9 +162,9 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #c53092ad
+# %% ../../nbs/5_data/14_actors.ipynb #4d57c583
 def boxes_to_mask(
-    boxes,                    # one array of boxes a frame, (n, 4): left, top, right, bottom in pixels
+    boxes,                    # one array of boxes per frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames
 ) -> torch.Tensor:            # bool (t, h, w)
     "True inside any box of the frame; fractions of a pixel count as whole, what is outside the frame is cut off."
@@ -218,6 +216,8 @@ def read_masks(
         return torch.from_numpy(np.unpackbits(packed, axis=-1, count=size[1]).astype(bool))
     if kind != ".mat":
         raise ValueError(f"{path}: masks are read from .mat, .npz and .bb files, not from {kind or 'this'}.")
+    import scipy.io
+
     try:
         puppet = scipy.io.loadmat(path, variable_names=["part_mask"])["part_mask"]
     except Exception as error:  # whatever a parser of foreign bytes may raise
@@ -234,6 +234,8 @@ def load_detector(
     name: str = "maskrcnn_resnet50_fpn",    # a model of torchvision.models.detection
 ) -> torch.nn.Module:
     "A detector of torchvision with weights from a file, ready to detect. Raises `ValueError` for an unknown name."
+    import torchvision
+
     names = torchvision.models.list_models(module=torchvision.models.detection)
     if name not in names:
         raise ValueError(f"torchvision has no detector {name!r}; choose one of {', '.join(names)}.")
@@ -259,18 +261,3 @@ def find_people(
         else:
             frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], clip.shape[2:])[0]
     return mask
-
-# %% ../../nbs/5_data/14_actors.ipynb #bfd7fe32
-def write_video(
-    path,                # an .mp4 file
-    clip: torch.Tensor,  # uint8 (t, 3, h, w)
-    rate: int = 25,      # frames a second
-):
-    "Write a clip as H.264 in red, green and blue, nearly without loss, under exactly this name, whatever its ending."
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264rgb", rate=rate, options={"crf": "10", "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = clip.shape[2], clip.shape[3], "rgb24"
-        stream.codec_context.thread_count = 1
-        for image in clip.permute(0, 2, 3, 1).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())

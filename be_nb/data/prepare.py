@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Part', 'Found', 'locate_parts', 'extract_part', 'find_folder', 'check_counts', 'read_kinetics', 'video_files',
-           'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists', 'prepare', 'main']
+           'PrepareConfig', 'Dataset', 'space_needed', 'describe_plan', 'Prepared', 'write_lists', 'prepare',
+           'prepare_cli']
 
-# %% ../../nbs/5_data/13_prepare.ipynb #4c37b1a7
+# %% ../../nbs/5_data/13_prepare.ipynb #c9df1fc4
 import csv
+import functools
 import json
 import os
 import shutil
@@ -23,7 +25,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from ..config import Config, Count, Range
-from .archives import _read_record, extract, RECORDS, safe_name
+from .archives import read_record, extract, RECORDS, safe_name
 from .lists import Split
 from .pack.doctor import doctor
 from .pack.format import read_pack
@@ -87,7 +89,7 @@ def locate_parts(
                                 "\nPut them there, or name another folder with --archives, and run it again.")
     return found
 
-# %% ../../nbs/5_data/13_prepare.ipynb #e8e96401
+# %% ../../nbs/5_data/13_prepare.ipynb #cd561a61
 def extract_part(
     found: Found,
     workers: int = 1,   # archives extracted at the same time
@@ -100,7 +102,7 @@ def extract_part(
             if not archives and found.part.nested and found.archives:
                 archives = sorted(path for path in shells.rglob("*.rar") if not path.name.startswith("."))
             several = len(archives) > 1
-            jobs = pool.map(lambda path: extract(path, out, progress=not several), archives)
+            jobs = pool.map(functools.partial(extract, out=out, progress=not several), archives)
             for done in tqdm(jobs, total=len(archives), unit="archive", disable=not several, desc=found.part.what):
                 written += done.written
     return written
@@ -200,7 +202,7 @@ class Dataset:
     official: dict[str, int]    # list name → number of videos
     classes: int
 
-# %% ../../nbs/5_data/13_prepare.ipynb #dcf21201
+# %% ../../nbs/5_data/13_prepare.ipynb #6a52d0ca
 def _size(content):
     "Bytes of all files below a folder."
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(content) for name in names)
@@ -218,7 +220,7 @@ def space_needed(
 def _done(found, extracted):
     "Have all archives of a part been extracted?"
     place = Path(extracted) / found.part.into / ("archives" if found.part.nested else "")
-    return all(_read_record(place / RECORDS / f"{a.name}.json", a) for a in found.archives)
+    return all(read_record(place / RECORDS / f"{a.name}.json", a) for a in found.archives)
 
 
 def describe_plan(
@@ -277,7 +279,7 @@ def _verified_seal(path):
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
-# %% ../../nbs/5_data/13_prepare.ipynb #36519599
+# %% ../../nbs/5_data/13_prepare.ipynb #70436d3a
 def write_lists(
     splits: dict[str, Split],
     out: Path,  # folder for them
@@ -287,7 +289,7 @@ def write_lists(
              for name, split in splits.items()} | {"classes.txt": next(iter(splits.values())).classes}
     for name, content in lines.items():
         data = ("\n".join(content) + "\n").encode("utf8", "surrogateescape")
-        write_atomically(out / name, lambda temporary: temporary.write_bytes(data))
+        write_atomically(out / name, lambda temporary, data=data: temporary.write_bytes(data))
         print(f"{out / name}: {len(content):,} lines")
 
 
@@ -335,8 +337,8 @@ def prepare(
     _write_report(out / "report.json", prepared)
     return prepared
 
-# %% ../../nbs/5_data/13_prepare.ipynb #56ec344e
-def main(
+# %% ../../nbs/5_data/13_prepare.ipynb #ef9e420b
+def prepare_cli(
     dataset: Dataset,
     about: str,                     # text for --help
     args: list[str] | None = None,  # words of the command line; None: those of this process

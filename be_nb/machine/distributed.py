@@ -20,19 +20,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .device import is_main, own_rows, pick_device, world_size
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #edab9897
+# %% ../../nbs/4_machine/04_distributed.ipynb #4e4f5117
 def own_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N, as in a config
 ) -> torch.device:
     "The device of this process: of several processes on a machine each takes the GPU with its `LOCAL_RANK`."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return pick_device(name)
 
 
 _wrapped = weakref.WeakSet()  # what `wrap` has made
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #947e2a00
+# %% ../../nbs/4_machine/04_distributed.ipynb #8f6fd6ba
 @contextmanager
 def process_group(
     device: str = "auto",  # auto, cpu, cuda or cuda:N
@@ -41,7 +41,7 @@ def process_group(
 
     Alone (no `WORLD_SIZE`), or inside a group that somebody else has made, it does nothing but pick the device.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield own_device(device)
         return
     mine = own_device(device)

@@ -76,7 +76,7 @@ def recompute(
         stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False, context_fn=contexts)
     return backbone
 
-# %% ../../nbs/4_machine/03_speed.ipynb #afd40644
+# %% ../../nbs/4_machine/03_speed.ipynb #9fd63155
 def compile_training(
     module: nn.Module,  # changed in place; `del module.forward` brings the old one back
 ):
@@ -87,7 +87,7 @@ def compile_training(
         return plain(x)
 
     fast = torch.compile(whole, dynamic=False, fullgraph=True)
-    module.forward = lambda x: (fast if module.training else plain)(x)
+    module.forward = lambda x: (fast if module.training else plain)(x)  # noqa: PLW0108
 
 # %% ../../nbs/4_machine/03_speed.ipynb #4f652fa4
 def compiled(

@@ -70,7 +70,7 @@ class PairwiseHead(nn.Module):
         pairs = [torch.cat([features[:, i], features[:, j]], 1) for i, j in self.pairs]
         return self.answer(self.pair(torch.stack(pairs, 1)).relu().flatten(1))
 
-# %% ../../nbs/2_methods/06_order.ipynb #eacce4a7
+# %% ../../nbs/2_methods/06_order.ipynb #8ccbb662
 class ClipOrder(Pretext):
     """In which order were these clips filmed? (Xu et al., CVPR 2019: 3 clips of 16 frames, 8 frames apart.)
 
@@ -105,8 +105,8 @@ class ClipOrder(Pretext):
         "uint8 (b, t, c, h, w) → (b, clips, length, c, h, w), in the order in which they were filmed."
         length, rest = divmod(window.shape[1] - (self.clips - 1) * self.gap, self.clips)
         if length < 1 or rest:
-            raise ValueError(f"{window.shape[1]} frames are not {self.clips} clips with gaps of {self.gap} frames: ask for "
-                             f"{self.clips}·length + {(self.clips - 1) * self.gap}.")
+            raise ValueError(f"{window.shape[1]} frames are not {self.clips} clips with gaps of {self.gap} frames: "
+                             f"ask for {self.clips}·length + {(self.clips - 1) * self.gap}.")
         return window.unfold(1, length, length + self.gap).movedim(-1, 2)
 
     def question(self, views, batch):

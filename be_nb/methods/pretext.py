@@ -17,17 +17,17 @@ from ..config import Config, NonNegative
 from ..losses import be_consistency
 from .base import Batch, Method, Views
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #e52f07fe
+# %% ../../nbs/2_methods/04_pretext.ipynb #ad657853
 def consistency(
     maps: torch.Tensor,        # (n, d, t', h', w') of the clips
     distracted: torch.Tensor,  # those of their distracted copies
 ) -> tuple:                    # L_be, and how large it is beside the variance over the batch (no gradient)
-    "L_be of Background Erasing, and a number that tells agreement from collapse: features that are all alike agree, too."
+    "L_be of Background Erasing, and a number that tells agreement from collapse: features that are all alike agree."
     be = be_consistency(maps, distracted)
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #2de4076c
+# %% ../../nbs/2_methods/04_pretext.ipynb #abf1ae62
 class Pretext(Method):
     """A question whose answer is known, with or without Background Erasing: L = L_p + beta · L_be.
 
@@ -92,7 +92,7 @@ class Pretext(Method):
 
     def ask(self, batch: Batch) -> tuple:
         "Batch → questions float (m, q, c, t', h', w'), answers int64 (m,)."
-        parts = self.cut(batch.clips[:, 0])
+        parts = self.cut(batch.window())
         views = self.views.view(parts.flatten(0, 1), batch)
         return self.question(views.unflatten(0, parts.shape[:2]), batch)
 

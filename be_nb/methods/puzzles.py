@@ -18,14 +18,14 @@ from .base import Windows
 from .order import arrange, shuffle_pieces
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #c204f214
+# %% ../../nbs/2_methods/07_puzzles.ipynb #606a50b1
 def take_cuboids(
     clips: torch.Tensor,    # (b, c, t, h, w)
     corners: torch.Tensor,  # int64 (b, n, 3): first frame, row and column of each box
     size: tuple,            # frames, rows and columns of every box
 ) -> torch.Tensor:          # (b, n, c, *size)
     "Cut n boxes of one size out of each clip, each at its own place; a box must lie within the clip."
-    corners = corners.to(clips.device)
+    corners = corners.to(clips.device, non_blocking=True)
     frames, rows, columns = (corners[:, :, i, None] + torch.arange(size[i], device=clips.device) for i in range(3))
     item = torch.arange(len(clips), device=clips.device).view(-1, 1, 1, 1, 1)
     boxes = clips.movedim(1, -1)[item, frames[:, :, :, None, None], rows[:, :, None, :, None],

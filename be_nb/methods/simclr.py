@@ -32,9 +32,9 @@ def nt_xent(
     twin = torch.arange(len(z), device=z.device).roll(len(first))
     return F.cross_entropy(logits, twin), (logits.detach().argmax(1) == twin).float().mean()
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #cc9ccebb
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #7f7ec2cd
 class SimCLR(Method):
-    """SimCLR on clips (Chen et al., ICML 2020): two views of a window are each other's twin among all views of the batch.
+    """SimCLR on clips (Chen et al., ICML 2020): two views of a window are twins among all views of the batch.
 
     With a distractor, one of the two views is distracted; with the intra-video negative another window of each video
     is nobody's twin. Clips are compared within a piece of the batch: across ranks and parts they do not meet.

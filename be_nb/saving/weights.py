@@ -138,14 +138,14 @@ def check_card(
                               f"{', '.join(wrong) or 'card and backbone'}. `be-nb export` writes the weights anew.")
     return card
 
-# %% ../../nbs/4_machine/06_weights.ipynb #e0809a91
+# %% ../../nbs/4_machine/06_weights.ipynb #ad101557
 def read_safetensors(
     path,     # a ….safetensors file
 ) -> tuple:   # name → tensor, and the card in it
     "Tensors and card of an export; raises `CheckpointError` if the file is damaged or has no card."
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card = json.loads(metadata["be_nb"]) if "be_nb" in metadata else None
     except Exception as error:  # whatever a parser of foreign bytes may raise
         raise CheckpointError(f"{path} is damaged, or no safetensors file ({error}). Get it again.") from error

@@ -76,7 +76,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #9a57ba06
+# %% ../../nbs/7_training/09_classifier.ipynb #48242be8
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -87,7 +87,7 @@ def predict(
     crops: int = 1,          # 1 (centre) or 3 (left, centre, right)
     crop: float = 1.0,       # side of a crop ÷ short side
     short: str = "loop",     # videos shorter than a clip: loop, clamp or drop
-    windows=None,            # another rule where the clips lie, see `be_nb.judging.features.VideoClips`; as many of each video
+    windows=None,            # another rule where the clips lie, see `be_nb.judging.features.VideoClips`
     batch_size: int = 64,    # clips at a time
     device=None,             # None: where the model is; from the CPU it goes to a GPU if there is one
     amp: str = "auto",       # bf16, fp32, or auto: bf16 where it is fast

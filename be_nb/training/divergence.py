@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Diverged', 'diagnose', 'reproduce']
 
-# %% ../../nbs/7_training/07_divergence.ipynb #e3f47826
+# %% ../../nbs/7_training/07_divergence.ipynb #9d94725d
 import dataclasses
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from ..machine.device import unwrap
 from ..machine.files import write_atomically
 from ..saving.checkpoint import FORMAT, read_checkpoint
 from ..settings import saved_config
-from .run import Run, build, find_start, go_to
+from .run import Run, build, find_start, load_state
 from .step import NotFinite, accumulate_gradient, as_batch, stop_before_damage, train_step
 
-# %% ../../nbs/7_training/07_divergence.ipynb #77791a3d
+# %% ../../nbs/7_training/07_divergence.ipynb #34cb5e9d
 class Diverged(RuntimeError):
     "A loss or gradient that is no number: the message names step and videos, `path` is the file that repeats it."
 
@@ -38,7 +38,7 @@ def diagnose(
     "Replay from the newest checkpoint, find the step, write the file, and raise `Diverged`."
     noticed, config = run.step, override(run.config, resume=True)
     state = on_main(find_start, config, run.folder)
-    go_to(run, state)
+    load_state(run, state)
     last = f"step {run.step}" if state else "none yet"
     stop_before_damage(run.optimizer)
     device, method = next(run.method.parameters()).device, unwrap(run.method)
