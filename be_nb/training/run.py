@@ -121,7 +121,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #00652401
+# %% ../../nbs/7_training/06_run.ipynb #fcb4950d
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
