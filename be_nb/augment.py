@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ClipParameters', 'draw_parameters',
            'CenterCrop']
 
 # %% ../nbs/1_core/03_views.ipynb #2e0a2dfc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -46,10 +46,10 @@ def draw_parameters(
         raise ValueError(f"parameters are drawn on the CPU: pass torch.Generator(), not one on {generator.device}")
     u = torch.rand(batch, 9, generator=generator).unbind(1)  # always nine: what is off does not move the others
     side = min(height, width) * (crop[0] + (crop[1] - crop[0]) * u[0])
-    factors = [max(0., 1 - strength) + (1 + strength - max(0., 1 - strength)) * v
-               for strength, v in zip((brightness, contrast, saturation), u[5:8])]
+    light, contrasts, colours = (max(0., 1 - s) + (1 + s - max(0., 1 - s)) * v
+                                 for s, v in zip((brightness, contrast, saturation), u[5:8]))
     return ClipParameters(side, (width - side) * (u[1] - .5), (height - side) * (u[2] - .5), degrees * (2 * u[3] - 1),
-                          u[4] < flip, *factors, hue * (2 * u[8] - 1))
+                          u[4] < flip, light, contrasts, colours, hue * (2 * u[8] - 1))
 
 # %% ../nbs/1_core/03_views.ipynb #2d81fbf9
 def _check_clips(clips):
@@ -120,8 +120,8 @@ def denormalize(
     std: tuple = IMAGENET_STD,    # and divided by
 ) -> torch.Tensor:                # like `clips`, in [0, 1]
     """Undo the normalisation, for pictures."""
-    mean, std = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
-    return (clips * std + mean).clamp_(0, 1)
+    shift, scale = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
+    return (clips * scale + shift).clamp_(0, 1)
 
 # %% ../nbs/1_core/03_views.ipynb #017fe673
 class _View(nn.Module):
@@ -133,6 +133,8 @@ class _View(nn.Module):
             raise ValueError(f"size must be a whole number of pixels ≥ 1, got {size!r}")
         mean, std = _statistics(mean, std)
         self.size = size
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
         self.register_buffer("scale", 1 / std, persistent=False)  # a constant of the recipe, no part of a checkpoint
         self.register_buffer("shift", -mean / std, persistent=False)
 
@@ -185,8 +187,9 @@ class Augment(_View):
         std: tuple = IMAGENET_STD,
     ):
         super().__init__(size, mean, std)
-        self.strengths = dict(degrees=degrees, crop=tuple(crop), flip=flip, brightness=brightness, contrast=contrast,
-                              saturation=saturation, hue=hue)
+        self.strengths: dict[str, Any] = dict(
+            degrees=degrees, crop=tuple(crop), flip=flip, brightness=brightness, contrast=contrast,
+            saturation=saturation, hue=hue)
         _check_strengths(**self.strengths)
 
     def sample(self, batch, height, width, generator=None):

@@ -196,7 +196,7 @@ COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "r
 
 def usage() -> str:  # several lines
     "What `be-nb` can do."
-    lines = [function.__doc__.split("    ") for function in COMMANDS.values()]
+    lines = [str(function.__doc__).split("    ") for function in COMMANDS.values()]
     width = max(len(line) for line, _ in lines)
     table = "\n".join(f"  {line:{width}s}  {about}" for line, about in lines)
     return f"usage: be-nb COMMAND …\n\n{table}\n\n`be-nb COMMAND --help` lists the flags of a command."

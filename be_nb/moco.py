@@ -9,7 +9,7 @@ __all__ = ['Queue', 'momentum_update', 'EncoderPair', 'shuffled', 'MomentumEncod
 import copy
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -36,6 +36,8 @@ class Queue(nn.Module):
         super().__init__()
         if min(dim, size) < 1:
             raise ValueError(f"A queue needs dim and size of at least 1; got {dim} and {size}.")
+        self.keys: torch.Tensor
+        self.pointer: torch.Tensor
         self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
@@ -68,7 +70,7 @@ class EncoderPair(Method):
 
     def __init__(
         self,
-        backbone: nn.Module,          # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                     # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,               # length of the embedding
         queue_size: int = 65536,      # K
         momentum: float = 0.999,      # m, in [0, 1]
@@ -175,7 +177,7 @@ class MoCoCard(MethodCard):
         joint: bool = False          # query and extra negative in one forward pass
 
     @classmethod
-    def from_config(cls, config, backbone):
+    def from_config(cls: Any, config, backbone):
         "A method as a `PretrainConfig` describes it; `joint` is up to `be_nb.methods.splitbn`."
         own = {field.name: getattr(config, field.name) for field in fields(cls.Settings) if field.name != "joint"}
         return cls(backbone, views=Views.from_config(config), **own)
@@ -195,7 +197,7 @@ class MoCo(MoCoCard, MomentumEncoders):
 
     def __init__(
         self,
-        backbone: nn.Module,          # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                     # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,               # length of the embedding
         queue_size: int = 65536,      # K
         momentum: float = 0.999,      # m

@@ -13,7 +13,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings'
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from .config import (Amount, annotations, Config, conform, Count, Fraction, NonNegative, Positive, Range, Share)
 from .methods import find_method
@@ -159,7 +159,7 @@ class PretrainConfig(RecordSettings, WatchSettings, SpeedSettings, OptimisationS
         return super().__new__(cls.like(settings) if cls is PretrainConfig else cls)
 
     @classmethod
-    def like(cls, changes):
+    def like(cls, changes: dict):
         "The class for another method, if `changes` name one."
         return pretrain_config(conform("method", changes.get("method", cls.method), str))
 
@@ -187,7 +187,7 @@ def _rebuild(settings):
 @functools.cache
 def pretrain_config(
     name: str,   # of a method
-) -> type:       # a subclass of `PretrainConfig`
+) -> Any:        # a subclass of `PretrainConfig`
     "The config class of a method: the shared settings and its own."
     method = find_method(name)
     fixed = {"method": name} | {key: value for key, value in NEUTRAL.items() if key not in method.uses}

@@ -176,7 +176,7 @@ def pretrain(
     videos, and for what the preflight finds; `Diverged` for a loss that is no number.
     Seeds torch's global generator at every step.
     """
-    config = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()
-    config = override(config, **overrides)
-    with process_group(config.device) as device:
-        return pretrain_on(device, fit_to_ranks(config), progress and is_main())
+    start: PretrainConfig = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()
+    settings = override(start, **overrides)
+    with process_group(settings.device) as device:
+        return pretrain_on(device, fit_to_ranks(settings), progress and is_main())

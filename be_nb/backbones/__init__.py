@@ -8,8 +8,7 @@ __all__ = ['BACKBONES', 'list_backbones', 'create_backbone']
 # %% ../../nbs/1_core/05_backbone.ipynb #cc28438b
 import difflib
 import importlib
-
-from torch import nn
+from typing import Any
 
 # %% ../../nbs/1_core/05_backbone.ipynb #9f4404e8
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
@@ -36,7 +35,7 @@ def list_backbones() -> list:
 def create_backbone(
     name: str,  # one of `list_backbones()`
     **kwargs,   # passed on to the backbone, such as `in_channels` or `width`
-) -> nn.Module:  # has `feature_dim`, `features(clips)` and `forward(clips)`
+) -> Any:        # a network: has `feature_dim`, `features(clips)` and `forward(clips)`
     "Build a backbone by name, with fresh weights. An unknown name is a ValueError that lists the nearest ones."
     if name not in BACKBONES:
         near = difflib.get_close_matches(str(name).lower(), BACKBONES, n=3, cutoff=0.4)

@@ -256,5 +256,5 @@ def find_people(
         if "masks" in result:
             frame |= (result["masks"][keep, 0] > 0.5).any(0).cpu()
         else:
-            frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], clip.shape[2:])[0]
+            frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], (clip.shape[2], clip.shape[3]))[0]
     return mask

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -68,11 +68,13 @@ def _zip_members(path):
 def _tar_members(path):
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    with (gzip.open if packed else open)(path, "rb") as stream:
+    way: Any = gzip.open if packed else open
+    with way(path, "rb") as stream:
         with tarfile.open(fileobj=stream, mode="r|", encoding="utf8", errors="surrogateescape") as archive:
             for info in archive:
                 kind = "folder" if info.isdir() else "file" if info.isreg() else "link or device"
-                yield Member(info.name, kind, info.size, None, archive.extractfile(info).read if info.isreg() else None)
+                content: Any = archive.extractfile(info) if info.isreg() else None
+                yield Member(info.name, kind, info.size, None, content and content.read)
         while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
             pass
 

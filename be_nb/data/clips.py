@@ -8,6 +8,7 @@ __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_sta
 
 # %% ../../nbs/1_core/02_clips.ipynb #8021d79b
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -207,7 +208,8 @@ class EpochSampler:
         return self.steps
 
     def __iter__(self):
-        position, order = self.start_step * self.batch_size, (None, None)
+        position = self.start_step * self.batch_size
+        order: Any = None, None
         for _ in range(self.steps) if self.steps is not None else iter(int, 1):  # iter(int, 1) never ends
             batch = []
             for epoch, index in (divmod(p, self.length) for p in range(position, position + self.batch_size)):

@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Split:
     known); `where[i]` is the list and line that said so, for error messages.
     """
     paths: list[str]  # relative to the folder of the videos
-    labels: np.ndarray  # int64 (n,)
+    labels: Any  # int64 (n,); any sequence of numbers will do
     classes: list[str] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
 
@@ -105,7 +105,7 @@ def read_ucf101(
     folder, sides = Path(folder), []
     number_of = dict(_path_and_label(where, " ".join(line.split(None, 1)[::-1]))
                      for where, line in _lines(folder / "classInd.txt"))
-    classes = sorted(number_of, key=number_of.get)
+    classes = sorted(number_of, key=lambda name: number_of[name])
     for side in ("train", "test"):
         paths, labels, origins = [], [], []
         for where, line in _lines(folder / f"{side}list{split:02d}.txt"):

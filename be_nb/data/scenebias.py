@@ -263,7 +263,7 @@ class ClipPlan:
         side: int = 30,            # side of the square frames, pixels; lengths scale with it
         damping: float = 0.0,      # how the motion slows down over the clip, by e^damping in all; 0: it does not
     ):
-        size = SPLITS[split][1] if size is None and split in SPLITS else size
+        size = (SPLITS[split][1] if split in SPLITS else 1) if size is None else size
         check_plan(split, rho, seed, size, frames, side, damping)
         self.split, self.rho, self.seed, self.frames, self.side = split, rho, seed, frames, side
         self.damping = damping

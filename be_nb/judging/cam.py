@@ -6,6 +6,8 @@
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
 # %% ../../nbs/6_judging/06_cam.ipynb #5624e880
+from typing import Any
+
 import matplotlib
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ def probe_weights(
     x, y = check_set("training set", x, y)
     if y.min() == y.max():
         raise ValueError(f"The training set holds class {int(y[0])} only; a probe needs at least two.")
-    scaler = StandardScaler().fit(x.numpy())
+    scaler: Any = StandardScaler().fit(x.numpy())
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(x.numpy()), y.numpy())
     rows, offsets = probe.coef_, probe.intercept_
     if len(rows) == 1:  # two classes: one row, for the second of them
@@ -43,7 +45,7 @@ def probe_weights(
 # %% ../../nbs/6_judging/06_cam.ipynb #3571ec95
 @torch.inference_mode()
 def feature_maps(
-    backbone: torch.nn.Module,  # any of be_nb.backbones, in eval mode
+    backbone,                   # any of be_nb.backbones, in eval mode
     clips: torch.Tensor,        # float (b, c, t, h, w), as the network sees them
     amp: str = "fp32",          # auto, bf16 or fp32
 ) -> torch.Tensor:              # float32 (b, d, t', h', w')
@@ -83,7 +85,7 @@ def layer_output(
 
 # %% ../../nbs/6_judging/06_cam.ipynb #178e2a1a
 def grad_cam(
-    backbone: torch.nn.Module,             # any of be_nb.backbones, in eval mode; its weights get no gradients
+    backbone,                              # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them
     score,                                 # pooled features (b, d) → one number per clip (b,)
     layer: torch.nn.Module | None = None,  # where to look; None: the last stage

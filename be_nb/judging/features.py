@@ -10,6 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,8 @@ def mean_features(
     amp: str,                   # auto, bf16 or fp32
 ) -> torch.Tensor:              # (n, d) float32 on the CPU: the mean over the views of the clips of each row
     "Run the network over a stream of clips; sum and count row by row, so that nothing else is kept."
-    total, seen = None, torch.zeros(count)
+    total: Any = None
+    seen = torch.zeros(count)
     for rows, batch in batches:
         batch = batch.to(device)
         for view in views:

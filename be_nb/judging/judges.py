@@ -55,7 +55,7 @@ class Classification:
     tested: int                  # number of videos tested
 
     def __repr__(self):
-        worst = min(self.per_class, key=self.per_class.get)
+        worst = min(self.per_class, key=lambda name: self.per_class[name])
         return (f"Classification({self.accuracy:.1%} of {self.tested} videos; "
                 f"worst class {worst}: {self.per_class[worst]:.1%})")
 

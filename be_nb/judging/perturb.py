@@ -224,7 +224,7 @@ def condition_titles(
 
 # %% ../../nbs/6_judging/07_perturb.ipynb #7990fa39
 def shots(
-    stage: PlainStage,               # see `open_stage`
+    stage,                      # see `open_stage`
     index: int,                 # which video
     windows: np.ndarray,        # (n, t) its frame numbers
     other: int,                 # a video of another class

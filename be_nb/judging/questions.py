@@ -6,6 +6,8 @@
 __all__ = ['right_answers', 'answered']
 
 # %% ../../nbs/6_judging/04_questions.ipynb #4681ea6b
+from typing import Any
+
 import torch
 
 from ..data.clips import ClipDataset
@@ -48,7 +50,7 @@ def answered(
     "`right_answers` of a pretraining run on videos it has not met, moving and stopped; of puzzles also by their kind."
     state = read_checkpoint(path)
     config = saved_config(state["config"])
-    method = build_method(config)
+    method: Any = build_method(config)
     if not isinstance(method, Pretext):
         return {}
     method.load_state_dict(state["method"])
@@ -56,6 +58,7 @@ def answered(
     found = {"answered": right_answers(method, source, config),
              "answered_still": right_answers(method, source, config, stopped=True)}
     for kind in ("space", "time") if config.method == "puzzles" else ():
-        method.kind = kind
+        asked: Any = method
+        asked.kind = kind
         found[f"answered_{kind}"] = right_answers(method, source, config)
     return found

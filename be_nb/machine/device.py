@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -158,8 +159,8 @@ def average_(
 
 # %% ../../nbs/4_machine/01_device.ipynb #122c977f
 def unwrap(
-    method: torch.nn.Module,  # perhaps from `be_nb.machine.distributed.wrap`
-) -> torch.nn.Module:
+    method,  # perhaps from `be_nb.machine.distributed.wrap`
+) -> Any:
     "The method itself: its weights, buffers and `after_step`."
     return method.module if isinstance(method, torch.nn.parallel.DistributedDataParallel) else method
 

@@ -12,6 +12,7 @@ import signal
 import threading
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,7 +65,7 @@ def on_main(
     "What `function(*arguments)` returns or raises on rank 0, on every rank."
     if world_size() == 1:
         return function(*arguments)
-    found = [None, None]
+    found: list = [None, None]
     if is_main():
         try:
             found[0] = function(*arguments)
@@ -111,7 +112,8 @@ def wrap(
         return method
     known = inspect.signature(DistributedDataParallel).parameters  # the option has a new name since PyTorch 2.13
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    wrapped = DistributedDataParallel(method, gradient_as_bucket_view=True, **{name: False})
+    settings: dict[str, Any] = {name: False}
+    wrapped = DistributedDataParallel(method, gradient_as_bucket_view=True, **settings)
     _wrapped.add(wrapped)
     return wrapped
 

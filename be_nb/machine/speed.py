@@ -61,7 +61,7 @@ def keep_buffers(
 
 
 def stages(
-    backbone: nn.Module,  # a `Backbone`, or any other network
+    backbone,             # a `Backbone`, or any other network
 ) -> list:
     "The parts of a backbone that run one after the other; another network is one part."
     return list(backbone.stages.children()) if hasattr(backbone, "stages") else [backbone]

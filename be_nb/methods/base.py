@@ -7,8 +7,9 @@ __all__ = ['NEGATIVES', 'Windows', 'Piece', 'Batch', 'augmentation', 'ViewMaker'
            'build_method']
 
 # %% ../../nbs/1_core/07_method.ipynb #58179f08
+from collections.abc import Sized
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ class Windows(NamedTuple):
     apart: int = 0   # frames between the starts of two windows, at least
 
 # %% ../../nbs/1_core/07_method.ipynb #8916755a
-class Piece:
+class Piece(Sized):
     """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole.
 
     A step's batch is cut by rank, and each rank's share into `parts`. All pieces have a generator of the same seed.
@@ -103,7 +104,7 @@ class ViewMaker(nn.Module):
 
     def __init__(
         self,
-        augment: nn.Module | None = None,     # uint8 (b, t, c, h, w) → float (b, c, t, h, w); None: 112² crops
+        augment: Any = None,                  # uint8 (b, t, c, h, w) → float (b, c, t, h, w); None: 112² crops
         distractor: nn.Module | None = None,  # on float clips; None: intra-frame with γ = 0.3
     ):
         super().__init__()
@@ -114,7 +115,7 @@ class ViewMaker(nn.Module):
         "uint8 (n, t, c, h, w) → float (n, c, t, h, w), augmented, for any n that the clips of the batch divide."
         if not isinstance(self.augment, Augment):  # any callable will do
             return self.augment(clips, batch.draw)
-        return self.augment.view(clips, batch.rows(lambda n, draw: self.augment.sample(n, *clips.shape[-2:], draw),
+        return self.augment.view(clips, batch.rows(lambda n, draw: self.augment.sample(n, clips.shape[-2], clips.shape[-1], draw),
                                                    len(clips)))
 
     def distract(self, clips: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -177,7 +178,7 @@ class MethodCard:
         "No knobs of its own."
 
     @classmethod
-    def from_config(cls, config, backbone: nn.Module):
+    def from_config(cls: Any, config, backbone) -> Any:
         "A method as a `PretrainConfig` describes it."
         own = {field.name: getattr(config, field.name) for field in fields(cls.Settings)}
         return cls(backbone, views=Views.from_config(config), **own)
@@ -233,7 +234,7 @@ def projection(
 # %% ../../nbs/1_core/07_method.ipynb #01380ed5
 def build_method(
     config,        # a `PretrainConfig`
-) -> nn.Module:
+) -> Method:
     "The method that a config names, with freshly initialised weights that depend on `config.seed` alone."
     torch.manual_seed(config.seed)
     return find_method(config.method).from_config(config, create_backbone(config.backbone))

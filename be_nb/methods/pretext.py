@@ -47,7 +47,7 @@ class Pretext(Method):
 
     def __init__(
         self,
-        backbone: nn.Module,         # has `feature_dim` and `features`: (b, c, t, h, w) → (b, d, t', h', w')
+        backbone,                    # has `feature_dim` and `features`: (b, c, t, h, w) → (b, d, t', h', w')
         beta: float = 1.0,           # weight of L_be; without a distractor there is none, and no cost
         views: Views | None = None,  # None: intra-frame distractor with γ = 0.3 on 112² crops
     ):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from torch import nn
 
 from ..config import Config, Count, Range
 from ..losses import triplet, unit
@@ -50,7 +49,7 @@ class Triplet(Method):
 
     def __init__(
         self,
-        backbone: nn.Module,         # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                    # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,              # length of the embedding
         margin: float = 0.5,         # how much farther than the positive a negative must be, in [0, 2]
         head: str = "linear",        # linear or mlp, see `projection`
@@ -79,7 +78,7 @@ class Triplet(Method):
         "Batch of two videos or more → loss, metrics."
         if len(batch) < 2:
             raise ValueError("The triplet takes a negative from another video: it needs a batch of two or more.")
-        clips = [self.views.erased(batch), self.views.clean(batch)]
+        clips: list = [self.views.erased(batch), self.views.clean(batch)]
         clips += [self.views.negative(batch)] * (self.views.kind == "intra_video")
         anchor, positive, *same = map(self.embed, clips)
         self.watch(anchor, positive)

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ class Stopwatch:
         self,
         device: torch.device,  # a GPU is waited for at every switch
     ):
-        self.device, self.seconds, self.on, self.since = device, Counter(), None, 0.0
+        self.seconds: Any = Counter()
+        self.device, self.on, self.since = device, None, 0.0
 
     def switch(
         self,
@@ -100,7 +101,7 @@ def ceilings(
 
 # %% ../../nbs/8_studies/02_bench.ipynb #e8bdc231
 def listen(
-    net: torch.nn.Module,  # a `Backbone`, anywhere in a method
+    net,                   # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
     again: bool,           # backward computes the forward pass again (`activations="recompute"`)
 ):                         # a handle; `remove()` ends it

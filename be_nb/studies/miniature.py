@@ -105,7 +105,8 @@ def judge(
 ) -> dict:                      # accuracies in [0, 1] by the keys of `COLUMNS`
     "Score a backbone on biased, background-swapped and unbiased clips. Labels are used here, and only here."
     sets = sets or judge_sets(rho, data_seed)
-    settings = dict(clips=clips, frames=frames, stride=1, size=size, batch_size=256, device=device, progress=False)
+    settings: dict = dict(clips=clips, frames=frames, stride=1, size=size, batch_size=256, device=device,
+                          progress=False)
     found = {name: extract_features(backbone, source, **settings) for name, source in sets.items()}
     x = {name: part.features for name, part in found.items()}
     y = {name: source.labels for name, source in sets.items()}

@@ -7,6 +7,7 @@ __all__ = ['Classifier', 'starting_backbone', 'Scores', 'predict', 'in_top', 'Te
 
 # %% ../../nbs/7_training/09_classifier.ipynb #18a6e2f5
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class Classifier(torch.nn.Module):
 
     def __init__(
         self,
-        backbone: torch.nn.Module,  # has `feature_dim`; gives (b, d)
+        backbone,                   # has `feature_dim`; gives (b, d)
         classes: int,               # number of classes
         dropout: float = 0.0,       # share of the features dropped in training
         freeze: bool = False,       # leave weights and statistics of the backbone as they are
@@ -103,7 +104,8 @@ def predict(
     stream = tqdm(loader, total=len(videos), desc="test", unit="video", disable=not progress, leave=False)
     with evaluating(model, device) as device, torch.inference_mode():
         for _, batch in clip_batches(stream, batch_size):
-            batch, total = batch.to(device), 0
+            batch = batch.to(device)
+            total: Any = 0
             for view in views:
                 with autocast(device, amp):
                     logits = model(view(batch).contiguous(memory_format=torch.channels_last_3d))

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def finetune_step(
 class Progress:
     "Everything of a run that changes."
 
-    model: Classifier
+    model: Any   # a `Classifier`
     optimizer: torch.optim.Optimizer
     meter: Meter
     step: int    # steps that are done
@@ -291,7 +292,7 @@ def test_all(
     progress: bool,          # show a progress bar
 ) -> dict:                   # list → TestResult
     "The ten-clip test of every list."
-    views = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
+    views: dict = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
     if config.protocol:  # frames, stride and size stay: the network has learned with them
         protocol = scale(get_protocol(config.protocol), config.size, config.frames, config.stride)
         views = dict(crops=protocol.crops, crop=protocol.crop, windows=partial(windows_of, protocol))
@@ -333,8 +334,8 @@ def finetune(
     that do not fit, and under torchrun with several processes, and `CheckpointError` for a checkpoint that cannot be
     used, all before any work starts. Seeds torch's global generator at every step.
     """
-    config = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
-    config = name_lists(override(config, **overrides))
+    start: FinetuneConfig = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
+    config = name_lists(override(start, **overrides))
     check_protocol(config.protocol)
     check_alone()
     device = pick_device(config.device)

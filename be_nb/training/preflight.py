@@ -83,9 +83,9 @@ def check_room(
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
-    dataset: ClipDataset,     # the videos of the run
+    dataset,                  # the videos of the run
     folder: Path,             # of the run
-    config: PretrainConfig,
+    config,                   # a `PretrainConfig`
 ) -> list:                    # lines to show, warnings among them begin with "warning"
     """Read a few clips, compare number formats, look at the disk. Leaves the method as it was.
 

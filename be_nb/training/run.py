@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -129,7 +130,7 @@ MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every"
 
 
 def find_start(
-    config: PretrainConfig,  # the run
+    config,                  # the run
     folder: Path,            # its folder
 ) -> dict | None:            # the state to go on from
     "The newest intact checkpoint if the run is to be resumed; an error rather than overwriting or mixing runs."
@@ -169,8 +170,8 @@ class Run:
 
     config: PretrainConfig
     folder: Path
-    method: torch.nn.Module  # with several ranks from `wrap`
-    optimizer: torch.optim.Optimizer
+    method: Any              # with several ranks from `wrap`
+    optimizer: Any           # a torch.optim.Optimizer
     meter: Meter
     step: int                # steps done
     best: dict = field(default_factory=dict)  # step and kNN accuracy of best.pt; empty: none yet
@@ -210,7 +211,7 @@ class PretrainResult:
 # %% ../../nbs/7_training/06_run.ipynb #d073b5bc
 def build(
     config: PretrainConfig,  # the run, from `fit_to_ranks`
-) -> torch.nn.Module:
+) -> Any:
     "The method of a run, fresh, with its BatchNorm in as many groups as this rank has."
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
@@ -252,7 +253,7 @@ def restore(
 # %% ../../nbs/7_training/06_run.ipynb #a905d02e
 def check_same_videos(
     run: Run,
-    dataset: ClipDataset,  # the videos as they are now
+    dataset,               # a `ClipDataset`: the videos as they are now
     state: dict | None,    # the checkpoint that the run goes on from
 ):
     "Remember the digest of the videos; a `ValueError` if it is not that of the checkpoint, or of another rank."

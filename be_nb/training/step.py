@@ -101,7 +101,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     batch = as_batch(found, step, config)
     parts = [accumulate_gradient(method, part, step, config) for part in batch.cut(config.accumulate)]
-    metrics = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    metrics: dict = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
     if config.clip_grad:
         learning = [p for p in method.parameters() if p.requires_grad]
         metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, config.clip_grad)

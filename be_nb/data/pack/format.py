@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def jpegs_to_frames(
     frames = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
     for k, file in enumerate(files):
         try:
-            image = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+            image: Any = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"is no JPEG picture ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
         if image.shape[1:] != (height, width):

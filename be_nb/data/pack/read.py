@@ -109,7 +109,7 @@ def _read_raw(file, offset, size, frames):
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
     cuts = np.flatnonzero(np.diff(frames) != 1) + 1  # frames that follow each other are one read
     for part, first in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))].tolist()):
-        if os.preadv(file, [part.reshape(-1)], offset + first * each) != part.nbytes:
+        if os.preadv(file, [part.reshape(-1).data], offset + first * each) != part.nbytes:
             raise PackError("a shard of the pack became shorter while it was read")
     return torch.from_numpy(clip)
 

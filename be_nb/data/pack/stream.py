@@ -139,7 +139,9 @@ def stream(
     place in the list, and the windows are the same. Each rank (torch.distributed, or RANK and WORLD_SIZE) and each
     worker gets its own shards. Raises `ValueError`, `FileNotFoundError`, `PackError` or `VideoError`.
     """
-    from webdataset import DataPipeline, filters, tarfile_to_samples
+    from webdataset import filters
+    from webdataset.pipeline import DataPipeline
+    from webdataset.tariterators import tarfile_to_samples
     check_window(frames, stride, short)
     if windows < 1 or min(min_offset, seed, epoch, buffer) < 0:
         raise ValueError(f"bad stream({windows=}, {min_offset=}, {seed=}, {epoch=}, {buffer=})")

@@ -15,6 +15,7 @@ import threading
 from concurrent.futures import as_completed, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -194,7 +195,8 @@ def cut_into_shards(
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
-        multiprocessing.parent_process().join()
+        parent: Any = multiprocessing.parent_process()
+        parent.join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
 

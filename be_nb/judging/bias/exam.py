@@ -10,6 +10,7 @@ __all__ = ['run_names', 'open_networks', 'list_names', 'exam_sources', 'find_mas
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def find_masks(
 class Exam:
     "What one network is tested on. Equal settings make equal exams: same swaps, same shuffles."
 
-    stage: object           # see be_nb.judging.perturb
+    stage: Any              # see be_nb.judging.perturb
     videos: VideoClips      # which frames of which videos
     partners: np.ndarray    # (n,) rows of `videos`: whose scene and action is borrowed
     labels: torch.Tensor    # (n,)

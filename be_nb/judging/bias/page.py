@@ -118,7 +118,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def section(
     title: str,
-    *parts: Markup,
+    *parts: str,
 ) -> Markup:
     "A heading and what belongs under it."
     return tag("section", tag("h2", title), *parts)

@@ -8,6 +8,7 @@ __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #25635378
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,7 @@ def how_made(report: dict) -> str:
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #fbd519d3
 def report_page(
     report: dict,           # from `bias`
-    pictures: list = (),    # (title, caption, Picture)
+    pictures: Sequence = (),    # (title, caption, Picture)
 ) -> str:                   # HTML
     "The page of a report."
     clip = [section(title, figure(drawn.png(), caption)) for title, caption, drawn in pictures]
@@ -239,7 +240,7 @@ def training_of(
 def network_facts(
     name: str,
     checkpoint: str,            # as the user gave it; empty: random weights
-    backbone: torch.nn.Module,  # with its `pretrain_config`
+    backbone,                   # with its `pretrain_config`
     settings: dict,             # frames, stride and size
 ) -> dict:
     "What the report says of a network before any number."
