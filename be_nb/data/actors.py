@@ -11,12 +11,9 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import torch
 import torch.nn.functional as F
 import torchvision
-from scipy.sparse import coo_array, diags_array
-from scipy.sparse.linalg import splu
 
 # %% ../../nbs/5_data/14_actors.ipynb #ac341563
 def check_mask(
@@ -88,6 +85,9 @@ def fill_holes(
 
     Solves the Laplace equation on the grid. Raises `ValueError` if no pixel is known.
     """
+    from scipy.sparse import coo_array, diags_array
+    from scipy.sparse.linalg import splu
+
     if hole.all():
         raise ValueError("the actor covers every pixel in every frame: nothing is known of the background.")
     unknown, known = hole.flatten().nonzero()[:, 0].numpy(), (~hole).flatten().nonzero()[:, 0].numpy()
@@ -217,6 +217,8 @@ def read_masks(
         return torch.from_numpy(np.unpackbits(packed, axis=-1, count=size[1]).astype(bool))
     if kind != ".mat":
         raise ValueError(f"{path}: masks are read from .mat, .npz and .bb files, not from {kind or 'this'}.")
+    import scipy.io
+
     try:
         puppet = scipy.io.loadmat(path, variable_names=["part_mask"])["part_mask"]
     except Exception as error:  # whatever a parser of foreign bytes may raise

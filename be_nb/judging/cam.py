@@ -8,12 +8,9 @@ __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge',
 # %% ../../nbs/6_judging/06_cam.ipynb #5624e880
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from .judges import check_set
 from ..machine.device import autocast
@@ -27,6 +24,9 @@ def probe_weights(
 
     `(features @ weights.T + bias).argmax(1)` is its prediction. Raises `ValueError` as the probe does.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     x, y = check_set("training set", x, y)
     if y.min() == y.max():
         raise ValueError(f"The training set holds class {int(y[0])} only; a probe needs at least two.")
@@ -118,10 +118,12 @@ def heat(
     strength: float = 0.65,  # how opaque the strongest place is, from 0 to 1
 ) -> torch.Tensor:           # uint8 (t, 3, h, w)
     "Colour a clip by a map, from transparent to yellow; the strongest place of the clip sets the scale."
+    from matplotlib import colormaps
+
     t, _, h, w = clip.shape
     cam = enlarge(cam[None].float().cpu().relu(), (t, h, w))[0]
     cam = cam / cam.max().clamp(min=1e-12)
-    colour = torch.from_numpy(matplotlib.colormaps["inferno"](cam.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
+    colour = torch.from_numpy(colormaps["inferno"](cam.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
     cover = strength * cam[:, None].sqrt()  # the root lets weaker places be seen as well
     return (clip.cpu() * (1 - cover) + colour * cover).round().clamp(0, 255).byte()
 

@@ -115,8 +115,8 @@ class ViewMaker(nn.Module):
         "uint8 (n, t, c, h, w) → float (n, c, t, h, w), augmented, for any n that the clips of the batch divide."
         if not isinstance(self.augment, Augment):  # any callable will do
             return self.augment(clips, batch.draw)
-        return self.augment.view(clips, batch.rows(lambda n, draw: self.augment.sample(n, clips.shape[-2], clips.shape[-1], draw),
-                                                   len(clips)))
+        return self.augment.view(clips, batch.rows(
+            lambda n, draw: self.augment.sample(n, clips.shape[-2], clips.shape[-1], draw), len(clips)))
 
     def distract(self, clips: torch.Tensor, batch: Batch) -> torch.Tensor:
         "float (n, c, t, h, w) → the same, distracted; what borrows from other clips borrows from those of all ranks."
