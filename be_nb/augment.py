@@ -6,7 +6,7 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ClipParameters', 'draw_parameters', 'augment_clips', 'denormalize', 'Augment',
            'CenterCrop']
 
-# %% ../nbs/1_core/03_views.ipynb #2e0a2dfc
+# %% ../nbs/1_core/03_views.ipynb #6d0187f3
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ class ClipParameters(NamedTuple):
     saturation: torch.Tensor  # factor, 1 changes nothing
     hue: torch.Tensor         # shift in turns, 0 changes nothing
 
-# %% ../nbs/1_core/03_views.ipynb #3721f7df
+# %% ../nbs/1_core/03_views.ipynb #bdfb77db
 def draw_parameters(
     batch: int,         # number of clips, b
     height: int,        # of the frames, pixels
@@ -113,7 +113,7 @@ def _statistics(mean, std):
         raise ValueError(f"mean and std must be three numbers each, std > 0, got {mean.tolist()} and {std.tolist()}")
     return mean.view(3, 1, 1, 1), std.view(3, 1, 1, 1)
 
-# %% ../nbs/1_core/03_views.ipynb #f5dc85a7
+# %% ../nbs/1_core/03_views.ipynb #0322294e
 def denormalize(
     clips: torch.Tensor,          # float (b, 3, t, h, w) or (3, t, h, w), as the network sees them
     mean: tuple = IMAGENET_MEAN,  # what was subtracted: of R, G, B in [0, 1]
@@ -123,7 +123,7 @@ def denormalize(
     shift, scale = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
     return (clips * scale + shift).clamp_(0, 1)
 
-# %% ../nbs/1_core/03_views.ipynb #017fe673
+# %% ../nbs/1_core/03_views.ipynb #97724fb0
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 
@@ -163,7 +163,7 @@ def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue)
     if not 0 <= hue <= .5:
         raise ValueError(f"hue is in turns of the colour circle, between 0 and 0.5, got {hue}")
 
-# %% ../nbs/1_core/03_views.ipynb #fa7a0c44
+# %% ../nbs/1_core/03_views.ipynb #8c9afd15
 class Augment(_View):
     """Random views for training: rotation, resized crop, flip, colour jitter and normalisation, one draw per clip.
 

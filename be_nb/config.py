@@ -6,7 +6,7 @@
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Kind', 'nearest', 'check_choice', 'Range',
            'conform', 'annotations', 'Config', 'Setting', 'settings', 'override']
 
-# %% ../nbs/7_training/01_config.ipynb #37df0dd3
+# %% ../nbs/7_training/01_config.ipynb #7ff7aab3
 import dataclasses
 import difflib
 import functools
@@ -105,7 +105,7 @@ def conform(
         raise ValueError(f"{key} must be {words}; got {value!r}.")
     return kind(os.fspath(value) if kind is str else value)
 
-# %% ../nbs/7_training/01_config.ipynb #beb7715d
+# %% ../nbs/7_training/01_config.ipynb #e296bace
 @functools.cache
 def annotations(
     config_class: type,  # a dataclass
@@ -156,7 +156,7 @@ def settings(
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])
             for f in dataclasses.fields(config_class)]
 
-# %% ../nbs/7_training/01_config.ipynb #ef5bf519
+# %% ../nbs/7_training/01_config.ipynb #976b76e0
 Kind = TypeVar("Kind", bound=Config)
 
 

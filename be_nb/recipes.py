@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'GMAC', 'ASSUMED', 'Recipe', 'find', 'changes', 'passes', 'gpu_hours', 'cost', 'describe_recipes',
            'commands', 'describe_recipe', 'list_recipes', 'recipe']
 
-# %% ../nbs/7_training/03_recipes.ipynb #f03472ba
+# %% ../nbs/7_training/03_recipes.ipynb #3cb0583f
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .data.sets import DATA, script, set_of, where
 from .settings import NEUTRAL, FinetuneConfig, PretrainConfig
 from .methods import METHODS, find_method
 
-# %% ../nbs/7_training/03_recipes.ipynb #35f663b5
+# %% ../nbs/7_training/03_recipes.ipynb #c468e847
 class Recipe(NamedTuple):
     "A named run."
 
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
     mini: str = ""   # the recipe that is its small form
 
 
-# %% ../nbs/7_training/03_recipes.ipynb #4121013a
+# %% ../nbs/7_training/03_recipes.ipynb #7921afa9
 MOCO: dict[str, Any] = dict(distractor="none", negative="none")  # what takes Background Erasing away
 
 # Real video on a CPU: a few hundred videos of any size, small frames, decoded once and kept in memory.
@@ -42,7 +42,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/7_training/03_recipes.ipynb #ca15f57b
+# %% ../nbs/7_training/03_recipes.ipynb #7314c749
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS: dict[str, Any] = dict(
                stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
@@ -70,7 +70,7 @@ def full_size(
                          steps=steps, checkpoint_every=2000, workers=4)
     return PretrainConfig(**shared | row | changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #c9dc0c50
+# %% ../nbs/7_training/03_recipes.ipynb #027eca15
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -101,7 +101,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #846fccd1
+# %% ../nbs/7_training/03_recipes.ipynb #07228433
 PRETEXT: dict[str, Any] = dict(
                data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
@@ -129,7 +129,7 @@ for name in METHODS:
                 f"{method.title}{' + BE' if ending else ''}, built-in set",
                 PretrainConfig(method=name, **method.mini | knobs))
 
-# %% ../nbs/7_training/03_recipes.ipynb #93447368
+# %% ../nbs/7_training/03_recipes.ipynb #3111c79f
 FINETUNE: dict[str, Any] = dict(
                 frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
@@ -171,7 +171,7 @@ def changes(
         default["method"] = PretrainConfig().method
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
-# %% ../nbs/7_training/03_recipes.ipynb #1ecb9c70
+# %% ../nbs/7_training/03_recipes.ipynb #c20bf620
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations a second
 
@@ -247,7 +247,7 @@ def describe_recipe(
              f"small form: {r.mini or 'this is one'}", "settings that are not the defaults:", *(changed or ["  none"])]
     return "\n".join([*lines, "commands:", *(f"  {line}" for line in commands(name))])
 
-# %% ../nbs/7_training/03_recipes.ipynb #6a002d55
+# %% ../nbs/7_training/03_recipes.ipynb #d8006a13
 def list_recipes() -> list[str]:  # names
     "Names that `recipe` knows."
     return list(RECIPES)

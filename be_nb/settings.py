@@ -9,7 +9,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings'
            'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig',
            'BiasConfig']
 
-# %% ../nbs/7_training/02_settings.ipynb #9d2a13e9
+# %% ../nbs/7_training/02_settings.ipynb #10edcbd1
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #046bd2bc
+# %% ../nbs/7_training/02_settings.ipynb #e1d4d18d
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 

@@ -162,7 +162,7 @@ def pretrain_on(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/7_training/08_pretrain.ipynb #7a3f4a2a
+# %% ../nbs/7_training/08_pretrain.ipynb #ce7adfc8
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

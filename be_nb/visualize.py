@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_png', 'Picture', 'strip', 'curves', 'Animation', 'animate', 'neighbours', 'embedding', 'Explorer', 'explore']
 
-# %% ../nbs/9_reference/01_visualize.ipynb #63416386
+# %% ../nbs/9_reference/01_visualize.ipynb #3b1a2391
 import base64
 import functools
 import html
@@ -32,7 +32,7 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #989bfb92
+# %% ../nbs/9_reference/01_visualize.ipynb #f55523d0
 class Picture(Figure):
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
 
@@ -169,7 +169,7 @@ class Animation:
         text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #748181fb
+# %% ../nbs/9_reference/01_visualize.ipynb #5c69e400
 def animate(
     clips,               # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     fps: float = 8,      # frames per second, at most 50
@@ -244,7 +244,7 @@ def embedding(
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #5f8d7cc3
+# %% ../nbs/9_reference/01_visualize.ipynb #886c5290
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
@@ -271,7 +271,7 @@ def _control(name, abbreviation):
     control.description = control.description or name
     return control
 
-# %% ../nbs/9_reference/01_visualize.ipynb #b37a6a8c
+# %% ../nbs/9_reference/01_visualize.ipynb #523ab2e9
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 

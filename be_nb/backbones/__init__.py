@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'list_backbones', 'create_backbone']
 
-# %% ../../nbs/1_core/05_backbone.ipynb #cc28438b
+# %% ../../nbs/1_core/05_backbone.ipynb #5c60d705
 import difflib
 import importlib
 from typing import Any
@@ -26,7 +26,7 @@ BACKBONES = {
     "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
 }
 
-# %% ../../nbs/1_core/05_backbone.ipynb #7a3780fe
+# %% ../../nbs/1_core/05_backbone.ipynb #3bc74c6b
 def list_backbones() -> list:
     "The names that `create_backbone` knows."
     return sorted(BACKBONES)

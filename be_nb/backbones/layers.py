@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #0be358f5
+# %% ../../nbs/3_backbones/01_layers.ipynb #bf44912d
 def conv_bn(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out
@@ -44,7 +44,7 @@ def init_he(
         if isinstance(m, (nn.Conv3d, nn.BatchNorm3d)) and m.bias is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #d7042b9e
+# %% ../../nbs/3_backbones/01_layers.ipynb #87f6635b
 class Residual(nn.Module):
     "`relu(body(x) + shortcut(x))`, the residual block of He et al. (2016). Body and shortcut end without a ReLU."
 
@@ -61,7 +61,7 @@ class Residual(nn.Module):
     def forward(self, x):
         return self.relu(self.body(x) + self.shortcut(x))
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #4b549344
+# %% ../../nbs/3_backbones/01_layers.ipynb #d1c7c01e
 def basic_block(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out

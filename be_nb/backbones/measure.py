@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stage', 'Description', 'describe', 'receptive_field', 'plot_stages', 'stage_maps', 'plot_maps']
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #e3eaa89e
+# %% ../../nbs/3_backbones/02_measure.ipynb #512bbf16
 import copy
 import math
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import nn
 from .layers import Backbone, check_clips
 from ..visualize import Picture
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #47864e1b
+# %% ../../nbs/3_backbones/02_measure.ipynb #3ed395b6
 def macs_of(
     module,                 # a convolution or a linear layer
     output: torch.Tensor,   # what it gave, (b, c_out, …)
@@ -71,7 +71,7 @@ def describe(
         rows.append(Stage(name, tuple(clips.shape[1:]), sum(p.numel() for p in stage.parameters()), sum(counted)))
     return rows
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #b090e3a0
+# %% ../../nbs/3_backbones/02_measure.ipynb #fcac85cd
 def skeleton(
     module,             # any network made of Conv3d, MaxPool3d, BatchNorm3d and layers without parameters
     axis: int,          # 0, 1, 2: which of t, h, w to keep
@@ -97,7 +97,7 @@ class MeanOfChannels(nn.Module):
     def forward(self, x):
         return x.mean(1, keepdim=True)
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #9b486b46
+# %% ../../nbs/3_backbones/02_measure.ipynb #02f696fb
 def receptive_field(
     backbone: Backbone,  # looked at, not changed
 ) -> dict:               # stage -> (frames, height, width) that one position of its output depends on; inf: all of them

@@ -15,7 +15,7 @@ from torch import nn
 from .i3d import inception_stages, tensorflow_norm
 from .layers import Backbone, conv_bn
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #72230a70
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #de64d8e5
 def separable_conv(
     in_channels: int,     # channels that come in
     out_channels: int,    # channels that go out, and between the two filters
@@ -50,7 +50,7 @@ class Gate(nn.Module):
     def forward(self, x):
         return x * self.weights(x)
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #cf0849cb
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #b1835f43
 class S3DG(Backbone):
     """S3D-G of Xie et al. (2018): I3D with separable convolutions and a gate behind each; `gating=False` gives S3D.
 

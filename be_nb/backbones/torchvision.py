@@ -103,7 +103,7 @@ def prepend_input(
     backbone.stages = nn.Sequential(OrderedDict([("input", layer), *backbone.stages.named_children()]))
     return backbone
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #cd9ccfc6
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #5f35b8e8
 def renormalize(
     backbone: Backbone,  # changed in place
     mean: tuple,         # that its weights were trained with, of R, G, B in [0, 1]

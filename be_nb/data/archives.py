@@ -6,7 +6,7 @@
 __all__ = ['RECORDS', 'MOST_FILES', 'MOST_GROWTH', 'FREE_BYTES', 'ArchiveError', 'safe_name', 'Member', 'members', 'Extracted',
            'read_record', 'extract']
 
-# %% ../../nbs/5_data/12_archives.ipynb #e2c19f68
+# %% ../../nbs/5_data/12_archives.ipynb #59e7cf45
 import gzip
 import json
 import os
@@ -43,7 +43,7 @@ def safe_name(
         raise ValueError(f"the name {name!a} leads out of the folder, or is none")
     return "/".join(parts)
 
-# %% ../../nbs/5_data/12_archives.ipynb #8e691d1c
+# %% ../../nbs/5_data/12_archives.ipynb #66033393
 class Member(NamedTuple):
     "One instruction of an archive."
 

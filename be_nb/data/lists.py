@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'Split', 'TrainTest', 'read_classes', 'read_list', 'read_ucf101', 'read_hmdb51', 'read_diving48', 'group_of',
            'hold_out']
 
-# %% ../../nbs/5_data/03_lists.ipynb #07828066
+# %% ../../nbs/5_data/03_lists.ipynb #cdf05369
 import json
 import os
 import re
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/5_data/03_lists.ipynb #ad9947b4
+# %% ../../nbs/5_data/03_lists.ipynb #e56e8ae6
 @dataclass
 class Split:
     """One part of a dataset: which videos, and what they show.
@@ -94,7 +94,7 @@ def read_list(
     paths, numbers, where = zip(*entries)
     return Split(list(paths), numbers, read_classes(Path(path).parent / "classes.txt"), list(where))
 
-# %% ../../nbs/5_data/03_lists.ipynb #b782e66a
+# %% ../../nbs/5_data/03_lists.ipynb #cf6644d7
 def read_ucf101(
     folder,  # holds classInd.txt, trainlist01.txt, testlist01.txt, …
     split=1,  # 1, 2 or 3

@@ -245,7 +245,7 @@ def check_plan(
         raise ValueError("size and frames must be at least 1, side at least 8 and seed at least 0; "
                          f"got size={size}, frames={frames}, side={side}, seed={seed}.")
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #9af6504e
+# %% ../../nbs/5_data/01_scenebias.ipynb #1d7b9387
 class ClipPlan:
     """What happens in the clips of a split, without a single picture: labels, scenes, and the numbers behind the rest.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
-# %% ../../nbs/6_judging/06_cam.ipynb #5624e880
+# %% ../../nbs/6_judging/06_cam.ipynb #41aa3364
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .judges import check_set
 from ..machine.device import autocast
 
-# %% ../../nbs/6_judging/06_cam.ipynb #0cbbb08b
+# %% ../../nbs/6_judging/06_cam.ipynb #2a761a36
 def probe_weights(
     x, y,            # (n, d) features and (n,) classes 0, 1, …
     c: float = 1.0,  # inverse strength of the L2 penalty (scikit-learn's C)
@@ -42,7 +42,7 @@ def probe_weights(
     weights[known], bias[known] = rows, torch.from_numpy(offsets) - rows @ torch.from_numpy(scaler.mean_)
     return weights, bias
 
-# %% ../../nbs/6_judging/06_cam.ipynb #3571ec95
+# %% ../../nbs/6_judging/06_cam.ipynb #93ba612b
 @torch.inference_mode()
 def feature_maps(
     backbone,                   # any of be_nb.backbones, in eval mode
@@ -83,7 +83,7 @@ def layer_output(
         raise ValueError(f"the network does not use the layer {type(layer).__name__}")
     return caught[0], pooled
 
-# %% ../../nbs/6_judging/06_cam.ipynb #178e2a1a
+# %% ../../nbs/6_judging/06_cam.ipynb #a4abb3b1
 def grad_cam(
     backbone,                              # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them
@@ -103,7 +103,7 @@ def grad_cam(
     weights = gradient.mean((2, 3, 4), keepdim=True)
     return (weights * found.detach()).sum(1).relu()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #ceeca8cf
+# %% ../../nbs/6_judging/06_cam.ipynb #630e6bf1
 def enlarge(
     maps: torch.Tensor,  # (b, t', h', w')
     size: tuple,         # (t, h, w) of the clip that the network saw

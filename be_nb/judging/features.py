@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VideoClips', 'clip_batches', 'Features', 'evaluating', 'test_views', 'mean_features', 'extract_features']
 
-# %% ../../nbs/6_judging/01_features.ipynb #86bda768
+# %% ../../nbs/6_judging/01_features.ipynb #3f550145
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,7 +149,7 @@ def test_views(
 
 test_views.__test__ = False  # not for pytest to collect
 
-# %% ../../nbs/6_judging/01_features.ipynb #86db839b
+# %% ../../nbs/6_judging/01_features.ipynb #5a7464fe
 def mean_features(
     backbone: torch.nn.Module,  # in eval mode, on `device`
     batches,                    # yields (rows (b,), clips uint8 (b, t, c, h, w)), see `clip_batches`

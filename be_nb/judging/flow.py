@@ -59,7 +59,7 @@ def refine(
     step = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / (xx * yy - xy * xy)[:, None]
     return flow + step.clamp(-1, 1)
 
-# %% ../../nbs/6_judging/05_flow.ipynb #ac11c338
+# %% ../../nbs/6_judging/05_flow.ipynb #efb1ba5e
 @torch.no_grad()
 def lucas_kanade(
     first: torch.Tensor,      # float (n, c, h, w) in [0, 1]

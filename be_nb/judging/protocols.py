@@ -239,7 +239,7 @@ def provenance(
     besides = [f"\n- not repeated here: {fact}" for fact in protocol.known]
     return "\n".join(["| fact | value | source |", "|---|---|---|", *rows, *besides])
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #74f564fa
+# %% ../../nbs/6_judging/02_protocols.ipynb #13243f1c
 class ViewFeatures(torch.nn.Module):
     "Clips `(b, c, t, h, w)` → what a protocol keeps of a view, `(b, d)`."
 
@@ -327,7 +327,7 @@ def row_head(
             "views": f"{protocol.clips or 'all'} × {protocol.crops}", "gallery": len(gallery), "scored": len(queries),
             "dropped": len(queries.dropped), "short": short}
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #5ded6392
+# %% ../../nbs/6_judging/02_protocols.ipynb #7fe750cf
 def score_retrieval(
     backbone: torch.nn.Module,
     gallery,                     # source of the videos that are searched
@@ -360,7 +360,7 @@ def protocol_table(
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #dd66deb5
+# %% ../../nbs/6_judging/02_protocols.ipynb #853c72df
 def score_probes(
     backbone: torch.nn.Module,
     train,                       # source of the videos that are fitted on

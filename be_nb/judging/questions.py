@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['right_answers', 'answered']
 
-# %% ../../nbs/6_judging/04_questions.ipynb #4681ea6b
+# %% ../../nbs/6_judging/04_questions.ipynb #f7ea5953
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def right_answers(
             hits.append(method.answer(questions)[0].argmax(1) == target)
     return torch.cat(hits).float().mean().item()
 
-# %% ../../nbs/6_judging/04_questions.ipynb #7ac21ee7
+# %% ../../nbs/6_judging/04_questions.ipynb #0e74ec46
 def answered(
     path,               # a checkpoint, made on SceneBias
     size: int = 512,    # videos to ask about, of the split `unbiased`

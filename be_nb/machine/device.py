@@ -6,7 +6,7 @@
 __all__ = ['bf16_is_safe', 'bf16_is_fast', 'autocast', 'pick_device', 'lay_out', 'world_size', 'rank', 'is_main', 'gather',
            'own_rows', 'average_', 'unwrap', 'machine']
 
-# %% ../../nbs/4_machine/01_device.ipynb #07191a46
+# %% ../../nbs/4_machine/01_device.ipynb #d7d8d255
 import os
 import platform
 import re
@@ -157,7 +157,7 @@ def average_(
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
         tensor.copy_(mean.view_as(tensor))
 
-# %% ../../nbs/4_machine/01_device.ipynb #122c977f
+# %% ../../nbs/4_machine/01_device.ipynb #5a5f2b18
 def unwrap(
     method,  # perhaps from `be_nb.machine.distributed.wrap`
 ) -> Any:

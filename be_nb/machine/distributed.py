@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['process_group', 'on_main', 'gather_objects', 'RankSampler', 'wrap', 'StopRequest']
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #187ec3bf
+# %% ../../nbs/4_machine/04_distributed.ipynb #1c71e1f2
 import inspect
 import os
 import signal
@@ -57,7 +57,7 @@ def process_group(
             module.reducer = module.logger = None  # they hold the group
         dist.destroy_process_group()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #7b21929c
+# %% ../../nbs/4_machine/04_distributed.ipynb #66f421af
 def on_main(
     function,    # called on rank 0 only; result or exception must be picklable
     *arguments,  # for it
@@ -103,7 +103,7 @@ class RankSampler:
     def __iter__(self):
         return map(own_rows, self.sampler)
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #c7fa33b4
+# %% ../../nbs/4_machine/04_distributed.ipynb #083154ec
 def wrap(
     method: nn.Module,  # on its device
 ) -> nn.Module:

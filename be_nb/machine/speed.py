@@ -45,7 +45,7 @@ def _arrived(batch, copied):
     batch["clips"].record_stream(now)
     return batch
 
-# %% ../../nbs/4_machine/03_speed.ipynb #37e28407
+# %% ../../nbs/4_machine/03_speed.ipynb #e3346ed4
 @contextmanager
 def keep_buffers(
     module: nn.Module,  # whatever runs inside may change its buffers

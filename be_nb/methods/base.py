@@ -6,7 +6,7 @@
 __all__ = ['NEGATIVES', 'Windows', 'Piece', 'Batch', 'augmentation', 'ViewMaker', 'Views', 'MethodCard', 'Method', 'projection',
            'build_method']
 
-# %% ../../nbs/1_core/07_method.ipynb #58179f08
+# %% ../../nbs/1_core/07_method.ipynb #45603ee0
 from collections.abc import Sized
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Windows(NamedTuple):
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
 
-# %% ../../nbs/1_core/07_method.ipynb #8916755a
+# %% ../../nbs/1_core/07_method.ipynb #715dc78c
 class Piece(Sized):
     """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole.
 
@@ -98,7 +98,7 @@ def augmentation(
     return Augment(size=config.size, degrees=config.degrees, crop=config.crop, flip=config.flip,
                    brightness=config.brightness, contrast=config.contrast, saturation=config.saturation, hue=config.hue)
 
-# %% ../../nbs/1_core/07_method.ipynb #2e6610a0
+# %% ../../nbs/1_core/07_method.ipynb #b18dc4b8
 class ViewMaker(nn.Module):
     "Augments clips, and distracts them. The numbers of a clip do not depend on how the batch is cut."
 
@@ -164,7 +164,7 @@ class Views(ViewMaker):
             return self.view(own_rows(gather(batch.window()).roll(1, 0)), batch)
         return self.clean(batch, max(1, batch.clips.shape[1] - 1))
 
-# %% ../../nbs/1_core/07_method.ipynb #dad5053a
+# %% ../../nbs/1_core/07_method.ipynb #93d14cee
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
@@ -231,7 +231,7 @@ def projection(
         return nn.Linear(inputs, dim)
     return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(inplace=True), nn.Linear(inputs, dim))
 
-# %% ../../nbs/1_core/07_method.ipynb #01380ed5
+# %% ../../nbs/1_core/07_method.ipynb #43e6b2df
 def build_method(
     config,        # a `PretrainConfig`
 ) -> Method:

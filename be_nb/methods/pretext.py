@@ -27,7 +27,7 @@ def consistency(
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #abf1ae62
+# %% ../../nbs/2_methods/04_pretext.ipynb #b251bbdb
 class Pretext(Method):
     """A question whose answer is known, with or without Background Erasing: L = L_p + beta · L_be.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nt_xent', 'SimCLR']
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #b3d66126
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #7ad642df
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,7 @@ def nt_xent(
     twin = torch.arange(len(z), device=z.device).roll(len(first))
     return F.cross_entropy(logits, twin), (logits.detach().argmax(1) == twin).float().mean()
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #7f7ec2cd
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #96294b3e
 class SimCLR(Method):
     """SimCLR on clips (Chen et al., ICML 2020): two views of a window are twins among all views of the batch.
 

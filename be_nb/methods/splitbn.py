@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SplitBatchNorm3d', 'split_batch_norm', 'split_method']
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #0fabe90c
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #6fad2b2d
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #7ac0b98c
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #e95d99c8
 class SplitBatchNorm3d(nn.BatchNorm3d):
     """BatchNorm that in training normalises `groups` parts of the batch each by itself, as on that many devices.
 
@@ -46,7 +46,7 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
         self.num_batches_tracked.add_(1)
         return torch.cat(parts)
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #bfc935af
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #f601649d
 def split_batch_norm(
     module: nn.Module,  # a network; changed in place
     groups: int,        # parts into which every batch is split
@@ -64,7 +64,7 @@ def split_batch_norm(
             vars(layer).update(groups=groups, roles=roles)
     return module
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #f3086c47
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #94042e62
 def split_method(
     method,               # a method; changed in place
     groups: int,          # BatchNorm groups on this device

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compare', 'Triplet']
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #aefc3ab6
+# %% ../../nbs/2_methods/03_triplet.ipynb #216fc164
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ def compare(
     names = ("positive", *["extra_negative"] * (negatives.shape[1] - 1), "other_video")
     return {"accuracy": (cosine.argmax(1) == 0).float().mean(), **dict(zip(names, cosine.mean(0)))}
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #41320732
+# %% ../../nbs/2_methods/03_triplet.ipynb #51045767
 class Triplet(Method):
     """BE triplet: anchor a distracted window, positive another view of it, negatives another window and another video.
 

@@ -19,7 +19,7 @@ import torch
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #90143362
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #aa3aa29e
 FORMAT = 2  # raised when what a checkpoint holds changes its meaning
 
 

@@ -6,7 +6,7 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #a7f30f46
+# %% ../../nbs/4_machine/06_weights.ipynb #9b1d5c95
 import functools
 import hashlib
 import json
@@ -57,7 +57,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #f1a18ab9
+# %% ../../nbs/4_machine/06_weights.ipynb #c8f0b589
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
 ) -> Any:                 # a network, in eval mode
@@ -88,7 +88,7 @@ def weights_digest(
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #9e0ddeb4
+# %% ../../nbs/4_machine/06_weights.ipynb #f321f76b
 PATHS = {"data", "out", "checkpoint", "started_from"}  # settings and entries of reports that may hold a path
 
 
@@ -209,7 +209,7 @@ def identify_torchvision(
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
                           f"{', '.join(TORCHVISION)}. {problem}".rstrip())
 
-# %% ../../nbs/4_machine/06_weights.ipynb #fdc231e4
+# %% ../../nbs/4_machine/06_weights.ipynb #6f47008f
 def torchvision_weights(
     path: Path,    # where it was read
     state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
@@ -229,7 +229,7 @@ def torchvision_weights(
               "std": tuple(preset.std), "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
     return Weights(path, TORCHVISION[name], backbone.state_dict(), config, None)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #88034064
+# %% ../../nbs/4_machine/06_weights.ipynb #cc815334
 def _official(name) -> Any:
     "Torchvision's entry for a key of TORCHVISION."
     from torchvision.models import get_model_weights
@@ -313,7 +313,7 @@ def find_weights(
         return torchvision_weights(path, content)
     return backbone_weights(path, check_state(path, content))
 
-# %% ../../nbs/4_machine/06_weights.ipynb #759e67e9
+# %% ../../nbs/4_machine/06_weights.ipynb #d9ea9ec7
 def load(
     path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
 ) -> Any:                  # a network, see `be_nb.backbones`

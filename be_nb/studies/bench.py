@@ -6,7 +6,7 @@
 __all__ = ['WARM_UP', 'Stopwatch', 'Ceilings', 'fastest', 'ceilings', 'StepPart', 'measure', 'RandomVideos', 'BenchReport',
            'run_of', 'bench']
 
-# %% ../../nbs/8_studies/02_bench.ipynb #799eff7b
+# %% ../../nbs/8_studies/02_bench.ipynb #9b34cfe1
 import json
 import time
 from collections import Counter
@@ -29,7 +29,7 @@ from ..data.sources import build_loader, build_source
 from ..training.run import restore
 from ..training.step import train_step
 
-# %% ../../nbs/8_studies/02_bench.ipynb #ec9c144b
+# %% ../../nbs/8_studies/02_bench.ipynb #c8b281e2
 class Stopwatch:
     "Divides the time since the first `switch` among named parts: at any moment exactly one of them is on."
 
@@ -99,7 +99,7 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #e8bdc231
+# %% ../../nbs/8_studies/02_bench.ipynb #c658a612
 def listen(
     net,                   # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on

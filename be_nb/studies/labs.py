@@ -154,7 +154,7 @@ def _draw_cam(clip, cam, frame, scores, names, label):
     time.set(yticks=[], xticks=[], xlim=(0, len(clip) - 1), xlabel=f"evidence for {label} in each frame")
     return figure
 
-# %% ../../nbs/8_studies/03_labs.ipynb #28b7bbcc
+# %% ../../nbs/8_studies/03_labs.ipynb #5df30781
 def cam_scrubber(
     backbone,                   # any of be_nb.backbones, in eval mode
     probe: tuple,               # weights (classes, d) and bias (classes,), from `be_nb.judging.cam.probe_weights`

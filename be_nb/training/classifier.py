@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'starting_backbone', 'Scores', 'predict', 'in_top', 'TestResult', 'score', 'draw_confusion']
 
-# %% ../../nbs/7_training/09_classifier.ipynb #18a6e2f5
+# %% ../../nbs/7_training/09_classifier.ipynb #7a655178
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..saving.weights import load
 from ..settings import FinetuneConfig
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/09_classifier.ipynb #12854dda
+# %% ../../nbs/7_training/09_classifier.ipynb #eca826df
 class Classifier(torch.nn.Module):
     "A backbone, dropout, and a linear layer: clips `(b, c, t, h, w)` → scores `(b, classes)`, before softmax."
 
@@ -77,7 +77,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #48242be8
+# %% ../../nbs/7_training/09_classifier.ipynb #f5379d93
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …

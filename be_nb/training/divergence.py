@@ -62,7 +62,7 @@ def diagnose(
     raise Diverged(f"Step {run.step} has a loss or gradient that is no number. Last good checkpoint: {last}. "
                    f"be_nb.training.divergence.reproduce({str(path)!r}) repeats the step; its videos: {names}.", path)
 
-# %% ../../nbs/7_training/07_divergence.ipynb #52d111b7
+# %% ../../nbs/7_training/07_divergence.ipynb #756b09bf
 def reproduce(
     path,                      # a diverged-step-….pt
     device: str = "auto",      # auto, cpu, cuda or cuda:N

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #1d684d64
+# %% ../../nbs/7_training/10_finetune.ipynb #b3af2d21
 import dataclasses
 import json
 import math
@@ -146,7 +146,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #59f129cc
+# %% ../../nbs/7_training/10_finetune.ipynb #db41203d
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -272,7 +272,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2c86052c
+# %% ../../nbs/7_training/10_finetune.ipynb #8004a35a
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -321,7 +321,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #3a54d7d7
+# %% ../../nbs/7_training/10_finetune.ipynb #d7576f1d
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

@@ -6,7 +6,7 @@
 __all__ = ['MAY_CHANGE', 'History', 'run_folder', 'find_start', 'videos_digest', 'Run', 'Stopped', 'PretrainResult', 'build',
            'load_state', 'restore', 'check_same_videos', 'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #99cb2a88
+# %% ../../nbs/7_training/06_run.ipynb #f3899d2d
 import dataclasses
 import hashlib
 import json
@@ -30,7 +30,7 @@ from ..settings import PretrainConfig
 from .step import all_finite, build_optimizer, NotFinite
 from ..methods.splitbn import split_method
 
-# %% ../../nbs/7_training/06_run.ipynb #19a2b6b3
+# %% ../../nbs/7_training/06_run.ipynb #fef98133
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -52,7 +52,7 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #fbb4fc14
+# %% ../../nbs/7_training/06_run.ipynb #83bf954a
 class History:
     "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
@@ -94,7 +94,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../../nbs/7_training/06_run.ipynb #c3e69a9b
+# %% ../../nbs/7_training/06_run.ipynb #6e18336e
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -122,7 +122,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #00652401
+# %% ../../nbs/7_training/06_run.ipynb #5bb2c92d
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -155,7 +155,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../../nbs/7_training/06_run.ipynb #1195e5ea
+# %% ../../nbs/7_training/06_run.ipynb #d078bff5
 def videos_digest(
     dataset: ClipDataset,  # the videos of a run
 ) -> str:                  # 16 hexadecimal digits
@@ -208,7 +208,7 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../../nbs/7_training/06_run.ipynb #d073b5bc
+# %% ../../nbs/7_training/06_run.ipynb #7026a052
 def build(
     config: PretrainConfig,  # the run, from `fit_to_ranks`
 ) -> Any:
@@ -216,7 +216,7 @@ def build(
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #6adb0a3b
+# %% ../../nbs/7_training/06_run.ipynb #4cb08c37
 def load_state(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -250,7 +250,7 @@ def restore(
     load_state(run, state)
     return run
 
-# %% ../../nbs/7_training/06_run.ipynb #a905d02e
+# %% ../../nbs/7_training/06_run.ipynb #6dfdcc65
 def check_same_videos(
     run: Run,
     dataset,               # a `ClipDataset`: the videos as they are now

@@ -40,7 +40,7 @@ def spread(
     "Standard deviation of the coordinates over the batch, times √d."
     return x.std(0).mean() * x.shape[1] ** 0.5
 
-# %% ../../nbs/7_training/04_watch.ipynb #5afd71e2
+# %% ../../nbs/7_training/04_watch.ipynb #22eab006
 @torch.no_grad()
 def embedding_health(
     method,             # one that keeps `seen`, a pair (b, d) of queries and keys; of others nothing is known
@@ -59,7 +59,7 @@ def embedding_health(
         found |= {"uniformity": uniformity(query).item(), "spread": spread(query).item()}
     return found
 
-# %% ../../nbs/7_training/04_watch.ipynb #841dbf03
+# %% ../../nbs/7_training/04_watch.ipynb #4f257452
 def collapse_warning(
     row: dict,              # a line of the history
     config,                 # a `PretrainConfig`

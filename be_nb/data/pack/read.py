@@ -103,7 +103,7 @@ class PackReader:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
         return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #52dca010
+# %% ../../../nbs/5_data/07_pack_read.ipynb #2d13889d
 def _read_raw(file, offset, size, frames):
     "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]

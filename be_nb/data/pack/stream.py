@@ -119,7 +119,7 @@ def _shards_of_worker(urls):
                          "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #ec32bb82
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #9a2cebac
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"

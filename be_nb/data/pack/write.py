@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a1a53540
+# %% ../../../nbs/5_data/06_pack_write.ipynb #b81a8538
 import io
 import json
 import multiprocessing
@@ -191,7 +191,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a7877dde
+# %% ../../../nbs/5_data/06_pack_write.ipynb #2f581059
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():

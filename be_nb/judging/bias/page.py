@@ -112,7 +112,7 @@ code{overflow-wrap:anywhere;font-size:.85em}
 .scroll{overflow:visible}@page{margin:16mm}}
 """
 
-# %% ../../../nbs/6_judging/11_page.ipynb #450a2030
+# %% ../../../nbs/6_judging/11_page.ipynb #c0bd64b5
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 

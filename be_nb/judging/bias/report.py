@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #25635378
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #eb36c5bb
 import hashlib
 import json
 from collections.abc import Sequence
@@ -166,7 +166,7 @@ def how_made(report: dict) -> str:
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #fbd519d3
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #9fa148e9
 def report_page(
     report: dict,           # from `bias`
     pictures: Sequence = (),    # (title, caption, Picture)
@@ -223,7 +223,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #b7d90e91
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #2a7a333c
 def training_of(
     past: dict,  # `pretrain_config` of a network: of whatever `be_nb.load` reads
 ) -> str:
