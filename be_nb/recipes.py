@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'GMAC', 'ASSUMED', 'Recipe', 'find', 'changes', 'list_reci
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .config import check_choice, Config, override
 from .data.sets import DATA, script, set_of, where
@@ -20,16 +20,17 @@ class Recipe(NamedTuple):
     "A named run."
 
     about: str       # what it is
-    config: Config   # a `PretrainConfig` or a `FinetuneConfig`
+    config: PretrainConfig | FinetuneConfig
     paper: str = ""  # what the paper reports for it, and where; empty: it is not in the paper
     mini: str = ""   # the recipe that is its small form
 
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
-MOCO = dict(distractor="none", negative="none")  # what takes Background Erasing away
+MOCO: dict[str, Any] = dict(distractor="none", negative="none")  # what takes Background Erasing away
 
 # Real video on a CPU: a few hundred videos of any size, small frames, decoded once and kept in memory.
-VIDEO_MINI = dict(data="videos", frame_size=(64, 85), cache=True, stride=3, size=56, degrees=10.0, brightness=0.4,
+VIDEO_MINI: dict[str, Any] = dict(
+                  data="videos", frame_size=(64, 85), cache=True, stride=3, size=56, degrees=10.0, brightness=0.4,
                   contrast=0.4, saturation=0.4, hue=0.1, queue_size=128, batch_size=32, negative_offset=16, steps=1500,
                   warmup_steps=100)
 
@@ -43,28 +44,31 @@ RECIPES = {
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
 # Paper, section 4.1, and the release's option.py and scripts.
-AUTHORS = dict(stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
+AUTHORS: dict[str, Any] = dict(
+               stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
                hue=0.5, dim=128, head="linear", momentum=0.999, optimizer="sgd", lr=3e-3, warmup_steps=0,
                schedule="constant", negative_offset=16)
 # epochs and batch size, and what else a set asks for
-ON = {"ucf101": (200, 4, dict(queue_size=3569, schedule="step", milestones=(0.6, 0.8))),
+ON: dict[str, tuple[int, int, dict[str, Any]]] = {
+      "ucf101": (200, 4, dict(queue_size=3569, schedule="step", milestones=(0.6, 0.8))),
       "kinetics400": (50, 64, dict(queue_size=65536)),
       "diving48": (10, 8, dict(queue_size=3569))}
-SIZE = {"c3d": dict(size=112, frame_size=(128, 171))}  # the others see 224²
-LARGE = dict(size=224, frame_size=(256, 342))
+SIZE: dict[str, dict[str, Any]] = {"c3d": dict(size=112, frame_size=(128, 171))}  # the others see 224²
+LARGE: dict[str, Any] = dict(size=224, frame_size=(256, 342))
 
 
 def full_size(
     backbone: str,  # name of the network
     data: str,      # key of `ON`
-    **changes,      # what the row is about
+    **changes: Any,  # what the row is about
 ) -> PretrainConfig:
     "A contrastive run as the authors did it, MoCo + BE unless `changes` say otherwise."
     epochs, batch_size, own = ON[data]
     steps = -(-epochs * DATA[data].videos // batch_size)
     shared = AUTHORS | SIZE.get(backbone, LARGE) | own
-    row = dict(data=where(data), split=DATA[data].lists[0], backbone=backbone, batch_size=batch_size, steps=steps)
-    return PretrainConfig(**shared | row | dict(checkpoint_every=2000, workers=4) | changes)
+    row = dict[str, Any](data=where(data), split=DATA[data].lists[0], backbone=backbone, batch_size=batch_size,
+                         steps=steps, checkpoint_every=2000, workers=4)
+    return PretrainConfig(**shared | row | changes)
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
@@ -83,10 +87,10 @@ REPORTED = {  # what the paper reports, by network, set and method
 }
 PAIRS = [(net, data) for net in ("c3d", "i3d", "r3d34") for data in ("ucf101", "kinetics400")]
 for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
-    for method, changes in (("moco", MOCO), ("be", {})):
+    for method, other in (("moco", MOCO), ("be", {})):
         RECIPES[f"{net}-{SHORT[data]}-{method}"] = Recipe(
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
-            full_size(net, data, **changes), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
+            full_size(net, data, **other), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
@@ -98,20 +102,22 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
-PRETEXT = dict(data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
+PRETEXT: dict[str, Any] = dict(
+               data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
                weight_decay=5e-4, schedule="constant", warmup_steps=0, batch_size=8,
                steps=-(-300 * DATA["ucf101"].videos // 8), checkpoint_every=2000, workers=4)
 # title, what the paper reports without and with BE, settings of its own
-TASKS = {"rotnet": ("3D RotNet", "62.9 / 33.7", "65.4 / 37.4", dict(flip=0.0)),
+TASKS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+         "rotnet": ("3D RotNet", "62.9 / 33.7", "65.4 / 37.4", dict(flip=0.0)),
          "puzzles": ("space-time cubic puzzles", "60.6 / 28.3", "63.7 / 30.8", dict(frames=9)),
          "order": ("clip order", "65.6 / 28.4", "68.5 / 32.8", dict(frames=16, gap=8))}
 for task, (title, plain, erased, own) in TASKS.items():
-    for ending, reported, changes in (("", plain, dict(distractor="none")), ("-be", erased, {})):
+    for ending, reported, other in (("", plain, dict(distractor="none")), ("-be", erased, {})):
         RECIPES[f"c3d-ucf101-{task}{ending}"] = Recipe(
             f"{title}{' + BE' if ending else ''}, C3D, UCF101",
-            PretrainConfig(**PRETEXT | dict(method=task) | own | changes), f"{reported} (Table 1)",
-            f"scenebias-{task}{ending}")
+            PretrainConfig(method=task, **PRETEXT | own | other),
+            f"{reported} (Table 1)", f"scenebias-{task}{ending}")
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
 for name in METHODS:
@@ -124,7 +130,8 @@ for name in METHODS:
                 PretrainConfig(method=name, **method.mini | knobs))
 
 # %% ../nbs/7_training/03_recipes.ipynb #x
-FINETUNE = dict(frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
+FINETUNE: dict[str, Any] = dict(
+                frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
                 milestones=(0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), lr_drop=0.3, epochs=50.0, batch_size=4, dropout=0.5,
                 clips=10, checkpoint_every=2000, workers=4)
@@ -133,7 +140,7 @@ RECIPES |= {
     "scenebias-frozen": Recipe("the classifier alone on the built-in set", FinetuneConfig(freeze=True, lr=0.03)),
     "video-finetune-mini": Recipe("all layers on a small folder of videos", FinetuneConfig(**{
         key: value for key, value in VIDEO_MINI.items() if key not in ("queue_size", "negative_offset")}
-        | dict(steps=400, warmup_steps=40, lr=1e-3, validation=0.0))),
+        | dict[str, Any](steps=400, warmup_steps=40, lr=1e-3, validation=0.0))),
 }
 for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
     for ending, sight in (("", LARGE), ("-112", SIZE["c3d"])):
@@ -189,7 +196,7 @@ ASSUMED = 120e12  # floating-point operations per second
 
 
 def passes(
-    config: Config,  # a `PretrainConfig` or a `FinetuneConfig`
+    config: PretrainConfig | FinetuneConfig,
 ) -> float:          # forward passes' worth of work, for each video of a step
     "How much is computed per video: 3 for a clip that learns, 1 for a clip that is only looked at."
     if isinstance(config, FinetuneConfig):
@@ -198,11 +205,12 @@ def passes(
 
 
 def gpu_hours(
-    config: Config,   # a config of a full-size recipe
+    config: PretrainConfig | FinetuneConfig,  # of a full-size recipe
     videos: int = 0,  # videos in the set: for configs that count in epochs
 ) -> float:
-    "Hours of arithmetic on one GPU at `ASSUMED` operations per second: an order of magnitude, not a measurement."
-    seen = config.epochs * videos if getattr(config, "epochs", 0) else config.steps * config.batch_size
+    "Hours of arithmetic on one GPU at `ASSUMED` operations a second: an order of magnitude, not a measurement."
+    epochs = getattr(config, "epochs", 0)
+    seen = epochs * videos if epochs else config.steps * config.batch_size
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
@@ -257,3 +265,22 @@ def describe_recipe(
     lines = [f"{name}: {r.about}", f"data: {config.data}", f"cost: {cost(r)}", f"the paper: {r.paper or 'not in it'}",
              f"small form: {r.mini or 'this is one'}", "settings that are not the defaults:", *(changed or ["  none"])]
     return "\n".join([*lines, "commands:", *(f"  {line}" for line in commands(name))])
+
+# %% ../nbs/7_training/03_recipes.ipynb #x
+def list_recipes() -> list[str]:  # names
+    "Names that `recipe` knows."
+    return list(RECIPES)
+
+
+def recipe(
+    name: str,             # one of `list_recipes()`, or one with `-mini` behind it: the small form of a full-size one
+    kind: type = Config,   # `PretrainConfig` or `FinetuneConfig`: what it must be a recipe of
+    /,                     # a run has a `name`, too: it must be possible to change it
+    **changes,             # fields to change
+) -> Any:                  # a config
+    "The config of a named recipe, with your changes. An unknown name is a `ValueError` that shows the nearest ones."
+    config = find(name).config
+    if not isinstance(config, kind):
+        command = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
+        raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
+    return override(config, **changes)

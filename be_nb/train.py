@@ -166,7 +166,7 @@ def pretrain_on(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/7_training/08_pretrain.ipynb #7a3f4a2a
+# %% ../nbs/7_training/08_pretrain.ipynb #ce7adfc8
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on
@@ -180,7 +180,7 @@ def pretrain(
     videos, and for what the preflight finds; `Diverged` for a loss that is no number.
     Seeds torch's global generator at every step.
     """
-    config = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()
-    config = override(config, **overrides)
-    with process_group(config.device) as device:
-        return pretrain_on(device, fit_to_ranks(config), progress and is_main())
+    start: PretrainConfig = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()
+    settings = override(start, **overrides)
+    with process_group(settings.device) as device:
+        return pretrain_on(device, fit_to_ranks(settings), progress and is_main())

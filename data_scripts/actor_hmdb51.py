@@ -98,11 +98,16 @@ def frame_rate(path):
         return round(container.streams.video[0].average_rate or 25)
 
 
+def size_of(clip):
+    "(height, width) of its frames."
+    return clip.shape[2], clip.shape[3]
+
+
 def take_apart(source, mask_at, targets, config, detector=None):
     "Write the crop and the empty scene of one video; returns what was wrong, or an empty string."
     try:
         clip = torch.from_numpy(decode(source)).permute(0, 3, 1, 2).contiguous()
-        mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], clip.shape[2:], mask_at[1])
+        mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], size_of(clip), mask_at[1])
         frames = min(len(clip), len(mask))  # JHMDB's masks end where its annotators stopped
         clip, mask, rate = clip[:frames], mask[:frames], frame_rate(source)
         crop = crop_to_actor(clip, mask, config.margin, config.follow)
@@ -117,7 +122,7 @@ def take_apart(source, mask_at, targets, config, detector=None):
 def swap(source, mask_at, scene, target, detector=None):
     "Write the actor of one video in front of the empty scene of another, which is scaled and cut to fit."
     clip = torch.from_numpy(decode(source)).permute(0, 3, 1, 2).contiguous()
-    mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], clip.shape[2:], mask_at[1])
+    mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], size_of(clip), mask_at[1])
     frames = min(len(clip), len(mask))
     background = torch.from_numpy(decode(scene, tuple(clip.shape[2:]))).permute(0, 3, 1, 2)
     swapped = swap_background(clip[:frames], mask[:frames], background)
@@ -152,7 +157,7 @@ def locate(config):
     folder, extracted = Path(config.archives), Path(config.out) / "extracted"
     jhmdb = (folder / "JHMDB_video.zip").is_file()
     parts = [part for part in PARTS if part.into != ("videos" if jhmdb else "jhmdb")]
-    found = {f.part.into: f for f in locate_parts("Actor-HMDB51", parts, folder, extracted)}
+    found = {f.part.into: f for f in locate_parts("Actor-HMDB51", tuple(parts), folder, extracted)}
     if config.dry_run:
         for f in found.values():
             state = f"{len(f.archives)} archives, to be extracted to" if f.archives else "unpacked in"

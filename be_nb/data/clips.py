@@ -6,8 +6,9 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #8021d79b
+# %% ../../nbs/1_core/02_clips.ipynb #0d7fe9e0
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -180,7 +181,7 @@ def epoch_order(length, seed, epoch):
     "The order of the videos in one epoch: a permutation of `range(length)` drawn from `(seed, epoch)`, as a list."
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(length).tolist()
 
-# %% ../../nbs/1_core/02_clips.ipynb #eee258d9
+# %% ../../nbs/1_core/02_clips.ipynb #9c8327b4
 class EpochSampler:
     """Batches of `(epoch, index)` for `DataLoader(ds, batch_sampler=…)`: endless, or `steps` batches.
 
@@ -207,7 +208,8 @@ class EpochSampler:
         return self.steps
 
     def __iter__(self):
-        position, order = self.start_step * self.batch_size, (None, None)
+        position = self.start_step * self.batch_size
+        order: Any = None, None
         for _ in range(self.steps) if self.steps is not None else iter(int, 1):  # iter(int, 1) never ends
             batch = []
             for epoch, index in (divmod(p, self.length) for p in range(position, position + self.batch_size)):

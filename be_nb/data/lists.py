@@ -6,17 +6,17 @@
 __all__ = ['MOST_CLASSES', 'GROUPS', 'Split', 'TrainTest', 'read_classes', 'read_list', 'read_ucf101', 'read_hmdb51',
            'read_diving48', 'group_of', 'hold_out']
 
-# %% ../../nbs/5_data/03_lists.ipynb #07828066
+# %% ../../nbs/5_data/03_lists.ipynb #cdf05369
 import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/5_data/03_lists.ipynb #ad9947b4
+# %% ../../nbs/5_data/03_lists.ipynb #e56e8ae6
 MOST_CLASSES = 10_000  # that a list may number without naming them
 
 
@@ -28,7 +28,7 @@ class Split:
     known); `where[i]` is the list and line that said so, for error messages.
     """
     paths: list[str]  # relative to the folder of the videos
-    labels: np.ndarray  # int64 (n,)
+    labels: Any  # int64 (n,); any sequence of numbers will do
     classes: list[str] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # of a pack: videos of its list that it does not hold → why
@@ -101,7 +101,7 @@ def read_list(
     paths, numbers, where = zip(*entries)
     return Split(list(paths), numbers, read_classes(Path(path).parent / "classes.txt"), list(where))
 
-# %% ../../nbs/5_data/03_lists.ipynb #b782e66a
+# %% ../../nbs/5_data/03_lists.ipynb #cf6644d7
 def read_ucf101(
     folder,  # holds classInd.txt, trainlist01.txt, testlist01.txt, …
     split=1,  # 1, 2 or 3
@@ -112,7 +112,7 @@ def read_ucf101(
     folder, sides = Path(folder), []
     number_of = dict(_path_and_label(where, " ".join(line.split(None, 1)[::-1]))
                      for where, line in _lines(folder / "classInd.txt"))
-    classes = sorted(number_of, key=number_of.get)
+    classes = sorted(number_of, key=lambda name: number_of[name])
     for side in ("train", "test"):
         paths, labels, origins = [], [], []
         for where, line in _lines(folder / f"{side}list{split:02d}.txt"):

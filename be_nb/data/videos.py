@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_folder', 'FrameIndex', 'locate_video', 'VideoList', 'VideoFolder', 'Selection']
 
-# %% ../../nbs/5_data/04_videos.ipynb #221b11be
+# %% ../../nbs/5_data/04_videos.ipynb #3eda5925
 import hashlib
 import json
 import os
@@ -13,6 +13,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -155,8 +156,8 @@ class _FrameStore:
         block, first, length = place
         return self.blocks[block][first:first + length].index_select(0, torch.from_numpy(frames))
 
-# %% ../../nbs/5_data/04_videos.ipynb #4d643f35
-def _drop_bad(videos, results):
+# %% ../../nbs/5_data/04_videos.ipynb #e60f7d70
+def _drop_bad(videos, results) -> Any:
     "Drop the videos whose result is a `VideoError`, or raise it, as `on_error` says; returns the other results."
     errors = {i: result for i, result in enumerate(results) if isinstance(result, VideoError)}
     if not errors:

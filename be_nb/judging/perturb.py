@@ -222,9 +222,9 @@ def condition_titles(
     return ({key: title for key, (title, _, _) in CONDITIONS.items()}
             | {lam_key(lam): f"distracted, λ = {lam:g}" for lam in lams})
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #7990fa39
+# %% ../../nbs/6_judging/07_perturb.ipynb #59bd10ae
 def shots(
-    stage: PlainStage,               # see `open_stage`
+    stage,                      # see `open_stage`
     index: int,                 # which video
     windows: np.ndarray,        # (n, t) its frame numbers
     other: int,                 # a video of another class

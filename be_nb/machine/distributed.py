@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['process_group', 'on_main', 'gather_objects', 'RankSampler', 'wrap', 'StopRequest']
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #187ec3bf
+# %% ../../nbs/4_machine/04_distributed.ipynb #1c71e1f2
 import inspect
 import os
 import signal
 import threading
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,7 @@ def process_group(
             module.reducer = module.logger = None  # they hold the group
         dist.destroy_process_group()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #7b21929c
+# %% ../../nbs/4_machine/04_distributed.ipynb #66f421af
 def on_main(
     function,    # called on rank 0 only; result or exception must be picklable
     *arguments,  # for it
@@ -64,7 +65,7 @@ def on_main(
     "What `function(*arguments)` returns or raises on rank 0, on every rank."
     if world_size() == 1:
         return function(*arguments)
-    found = [None, None]
+    found: list = [None, None]
     if is_main():
         try:
             found[0] = function(*arguments)
@@ -102,7 +103,7 @@ class RankSampler:
     def __iter__(self):
         return map(own_rows, self.sampler)
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #c7fa33b4
+# %% ../../nbs/4_machine/04_distributed.ipynb #083154ec
 def wrap(
     method: nn.Module,  # on its device
 ) -> nn.Module:
@@ -111,7 +112,8 @@ def wrap(
         return method
     known = inspect.signature(DistributedDataParallel).parameters  # the option has a new name since PyTorch 2.13
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    wrapped = DistributedDataParallel(method, gradient_as_bucket_view=True, **{name: False})
+    settings: dict[str, Any] = {name: False}
+    wrapped = DistributedDataParallel(method, gradient_as_bucket_view=True, **settings)
     _wrapped.add(wrapped)
     return wrapped
 

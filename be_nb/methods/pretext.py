@@ -31,6 +31,19 @@ class PretextCard(MethodCard):
 
         beta: NonNegative = 1.0  # weight of the BE consistency loss
 
+    def __init__(
+        self,
+        backbone,                    # has `feature_dim` and `features`: (b, c, t, h, w) → (b, d, t', h', w')
+        beta: float = 1.0,           # weight of L_be; without a distractor there is none, and no cost
+        views: Views | None = None,  # None: intra-frame distractor with γ = 0.3 on 112² crops
+    ):
+        super().__init__()
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta is the weight of L_be, a number of at least 0; got {beta}.")
+        self.views = Views() if views is None else views
+        self.beta = 0.0 if getattr(self.views.distractor, "variant", "") == "none" else beta
+        self.backbone, self.head = backbone, self.build_head(backbone.feature_dim)
+
     @classmethod
     def check(cls, config):
         "Raise a `ValueError` for a distractor that nothing is compared with."

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..config import Config, Count, Positive
 from ..losses import unit
@@ -63,7 +62,7 @@ class SimCLR(SimCLRCard, Method):
 
     def __init__(
         self,
-        backbone: nn.Module,         # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                    # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,              # length of the embedding
         head: str = "mlp",           # linear or mlp, see `projection`
         temperature: float = 0.1,    # T

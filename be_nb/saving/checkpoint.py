@@ -19,7 +19,7 @@ import torch
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #90143362
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #aa3aa29e
 FORMAT = 2  # raised when what a checkpoint holds changes its meaning
 
 
@@ -39,7 +39,8 @@ def list_checkpoints(
     folder,  # folder of a run
 ) -> list[Path]:
     "The checkpoints of a run, oldest first; their names hold the step."
-    return sorted((p for p in Path(folder).glob("step-*.pt") if step_of(p) is not None), key=step_of)
+    return sorted((p for p in Path(folder).glob("step-*.pt") if step_of(p) is not None),
+                  key=lambda path: step_of(path) or 0)
 
 # %% ../../nbs/4_machine/05_checkpoint.ipynb #f2ff540c
 def twin(

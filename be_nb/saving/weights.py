@@ -6,12 +6,12 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #a7f30f46
+# %% ../../nbs/4_machine/06_weights.ipynb #9b1d5c95
 import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -57,10 +57,10 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #f1a18ab9
+# %% ../../nbs/4_machine/06_weights.ipynb #c8f0b589
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
-) -> torch.nn.Module:     # in eval mode
+) -> Any:                 # a network, in eval mode
     "Build the backbone and fill in the weights; raises `CheckpointError` if they do not fit."
     try:
         backbone = create_backbone(weights.backbone)
@@ -88,14 +88,14 @@ def weights_digest(
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #9e0ddeb4
+# %% ../../nbs/4_machine/06_weights.ipynb #f321f76b
 PATHS = {"data", "out", "checkpoint", "started_from"}  # settings and entries of reports that may hold a path
 
 
 def publishable(
     value,           # a config, a report, or a part of one
     key: str = "",   # where it stood
-):
+) -> Any:
     "The same without the folders of absolute paths, which are nobody's business."
     if isinstance(value, dict):
         return {k: publishable(v, k) for k, v in value.items()}
@@ -209,7 +209,7 @@ def identify_torchvision(
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
                           f"{', '.join(TORCHVISION)}. {problem}".rstrip())
 
-# %% ../../nbs/4_machine/06_weights.ipynb #fdc231e4
+# %% ../../nbs/4_machine/06_weights.ipynb #6f47008f
 def torchvision_weights(
     path: Path,    # where it was read
     state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
@@ -218,10 +218,8 @@ def torchvision_weights(
 
     The config says Kinetics-400 only if the file is the official one.
     """
-    from torchvision.models import get_model_weights
-
     name = identify_torchvision(path, state)
-    preset = get_model_weights(name).DEFAULT.transforms()
+    preset = _official(name).transforms()
     backbone = create_backbone(TORCHVISION[name])
     adopt_weights(backbone, {k: state.get(k, torch.tensor(0)) for k in torchvision_shapes(name)})  # in our order
     renormalize(backbone, preset.mean, preset.std)
@@ -231,14 +229,20 @@ def torchvision_weights(
               "std": tuple(preset.std), "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
     return Weights(path, TORCHVISION[name], backbone.state_dict(), config, None)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #88034064
+# %% ../../nbs/4_machine/06_weights.ipynb #cc815334
+def _official(name) -> Any:
+    "Torchvision's entry for a key of TORCHVISION."
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name)
+    return weights.DEFAULT
+
+
 def official_name(
     name: str,   # a key of TORCHVISION
 ) -> str:
     "The name of torchvision's file, with eight digits of its SHA-256."
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name).DEFAULT.url.rpartition("/")[2]
+    return _official(name).url.rpartition("/")[2]
 
 
 def official_file(
@@ -246,10 +250,8 @@ def official_file(
 ) -> Path:
     "Where PyTorch's cache has this file; a `CheckpointError` that says how to get it, if it has not."
     check_choice("weights", name, [f"torchvision/{key}" for key in TORCHVISION])
-    from torchvision.models import get_model_weights
-
     key = name.partition("/")[2]
-    weights, path = get_model_weights(key).DEFAULT, Path(torch.hub.get_dir(), "checkpoints", official_name(key))
+    weights, path = _official(key), Path(torch.hub.get_dir(), "checkpoints", official_name(key))
     if not path.is_file():
         raise CheckpointError(
             f"{name} is not on this machine: there is no {path}. be_nb downloads nothing by itself. Let torchvision do "
@@ -311,10 +313,10 @@ def find_weights(
         return torchvision_weights(path, content)
     return backbone_weights(path, check_state(path, content))
 
-# %% ../../nbs/4_machine/06_weights.ipynb #759e67e9
+# %% ../../nbs/4_machine/06_weights.ipynb #d9ea9ec7
 def load(
     path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
-) -> torch.nn.Module:
+) -> Any:                  # a network, see `be_nb.backbones`
     """A trained backbone, in eval mode: `backbone(x)` is (b, d), `.features(x)` (b, d, t', h', w').
 
     `backbone.pretrain_config` holds the settings it was trained with, a dict. No code in the file is run, nothing is

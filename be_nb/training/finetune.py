@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #1d684d64
+# %% ../../nbs/7_training/10_finetune.ipynb #b3af2d21
 import dataclasses
 import json
 import math
@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,12 +144,12 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #59f129cc
+# %% ../../nbs/7_training/10_finetune.ipynb #db41203d
 @dataclass
 class Progress:
     "Everything of a run that changes."
 
-    model: Classifier
+    model: Any   # a `Classifier`
     optimizer: torch.optim.Optimizer
     meter: Meter
     step: int    # steps that are done
@@ -269,7 +270,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2c86052c
+# %% ../../nbs/7_training/10_finetune.ipynb #8004a35a
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -289,7 +290,7 @@ def test_all(
     progress: bool,          # show a progress bar
 ) -> dict:                   # list → TestResult
     "The ten-clip test of every list."
-    views = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
+    views: dict = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
     if config.protocol:  # frames, stride and size stay: the network has learned with them
         protocol = scale(get_protocol(config.protocol), config.size, config.frames, config.stride)
         views = dict(crops=protocol.crops, crop=protocol.crop, windows=partial(windows_of, protocol))
@@ -318,7 +319,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #3a54d7d7
+# %% ../../nbs/7_training/10_finetune.ipynb #d7576f1d
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
@@ -331,8 +332,8 @@ def finetune(
     that do not fit, and under torchrun with several processes, and `CheckpointError` for a checkpoint that cannot be
     used, all before any work starts. Seeds torch's global generator at every step.
     """
-    config = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
-    config = name_lists(override(config, **overrides))
+    start: FinetuneConfig = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
+    config = name_lists(override(start, **overrides))
     check_protocol(config.protocol)
     check_alone()
     device = pick_device(config.device)

@@ -6,13 +6,14 @@
 __all__ = ['MAY_CHANGE', 'History', 'run_folder', 'find_start', 'videos_digest', 'Run', 'Stopped', 'PretrainResult', 'build',
            'load_state', 'restore', 'check_same_videos', 'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #99cb2a88
+# %% ../../nbs/7_training/06_run.ipynb #x
 import dataclasses
 import hashlib
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from ..settings import PretrainConfig
 from .step import all_finite, build_optimizer, NotFinite
 from ..methods.splitbn import split_method
 
-# %% ../../nbs/7_training/06_run.ipynb #19a2b6b3
+# %% ../../nbs/7_training/06_run.ipynb #x
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -51,7 +52,7 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #fbb4fc14
+# %% ../../nbs/7_training/06_run.ipynb #x
 class History:
     "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
@@ -93,7 +94,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../../nbs/7_training/06_run.ipynb #c3e69a9b
+# %% ../../nbs/7_training/06_run.ipynb #x
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -107,7 +108,7 @@ class Rows:
     def close(self):
         "Nothing is open."
 
-# %% ../../nbs/7_training/06_run.ipynb #00ef9ced
+# %% ../../nbs/7_training/06_run.ipynb #x
 def run_folder(
     config: PretrainConfig,  # the run
 ) -> Path:
@@ -121,7 +122,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #fcb4950d
+# %% ../../nbs/7_training/06_run.ipynb #x
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -129,7 +130,7 @@ MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every"
 
 
 def find_start(
-    config: PretrainConfig,  # the run
+    config,                  # the run
     folder: Path,            # its folder
 ) -> dict | None:            # the state to go on from
     "The newest intact checkpoint if the run is to be resumed; an error rather than overwriting or mixing runs."
@@ -154,7 +155,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../../nbs/7_training/06_run.ipynb #1195e5ea
+# %% ../../nbs/7_training/06_run.ipynb #x
 def videos_digest(
     dataset: ClipDataset,  # the videos of a run
 ) -> str:                  # 16 hexadecimal digits
@@ -169,8 +170,8 @@ class Run:
 
     config: PretrainConfig
     folder: Path
-    method: torch.nn.Module  # with several ranks from `wrap`
-    optimizer: torch.optim.Optimizer
+    method: Any              # with several ranks from `wrap`
+    optimizer: Any           # a torch.optim.Optimizer
     meter: Meter
     step: int                # steps done
     best: dict = field(default_factory=dict)  # step and kNN accuracy of best.pt; empty: none yet
@@ -190,7 +191,7 @@ class Run:
         if is_main():
             save_checkpoint(self.folder, state, self.config.keep, best)
 
-# %% ../../nbs/7_training/06_run.ipynb #156842e6
+# %% ../../nbs/7_training/06_run.ipynb #x
 class Stopped(SystemExit):
     "A run that was asked to stop by a signal and has left a checkpoint: exit code 0, not an error."
 
@@ -198,7 +199,7 @@ class Stopped(SystemExit):
         super().__init__(0)
         self.step = step  # steps done
 
-# %% ../../nbs/7_training/06_run.ipynb #b42cc4e0
+# %% ../../nbs/7_training/06_run.ipynb #x
 @dataclass
 class PretrainResult:
     "What `pretrain` returns."
@@ -207,15 +208,15 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../../nbs/7_training/06_run.ipynb #d073b5bc
+# %% ../../nbs/7_training/06_run.ipynb #x
 def build(
     config: PretrainConfig,  # the run, from `fit_to_ranks`
-) -> torch.nn.Module:
+) -> Any:
     "The method of a run, fresh, with its BatchNorm in as many groups as this rank has."
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #6adb0a3b
+# %% ../../nbs/7_training/06_run.ipynb #x
 def load_state(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -249,10 +250,10 @@ def restore(
     load_state(run, state)
     return run
 
-# %% ../../nbs/7_training/06_run.ipynb #a905d02e
+# %% ../../nbs/7_training/06_run.ipynb #x
 def check_same_videos(
     run: Run,
-    dataset: ClipDataset,  # the videos as they are now
+    dataset,               # a `ClipDataset`: the videos as they are now
     state: dict | None,    # the checkpoint that the run goes on from
 ):
     "Remember the digest of the videos; a `ValueError` if it is not that of the checkpoint, or of another rank."
@@ -264,7 +265,7 @@ def check_same_videos(
     if len(set(gather_objects(run.videos))) > 1:
         raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
 
-# %% ../../nbs/7_training/06_run.ipynb #7725a93d
+# %% ../../nbs/7_training/06_run.ipynb #x
 def fit_to_ranks(
     config: PretrainConfig,
 ) -> PretrainConfig:  # with `bn_groups` as it will be

@@ -42,7 +42,7 @@ def spread(
 # %% ../../nbs/7_training/04_watch.ipynb #x
 @torch.no_grad()
 def embedding_health(
-    method: nn.Module,  # one that keeps `seen`, a pair (b, d) of embeddings; of others nothing is known
+    method,             # one that keeps `seen`, a pair (b, d) of queries and keys; of others nothing is known
     step: int,          # steps done
     batch_size: int,    # clips per step, of all ranks
 ) -> dict:              # alignment, uniformity, spread; queue_age if there is a queue
@@ -61,7 +61,7 @@ def embedding_health(
 # %% ../../nbs/7_training/04_watch.ipynb #x
 def collapse_warning(
     row: dict,              # a line of the history
-    config: PretrainConfig,
+    config,                 # a `PretrainConfig`
 ) -> str:                   # empty if all is well
     "What to say about a run whose embeddings are still in one point long after the warm-up."
     twice = 2 * config.queue_size / config.batch_size if hasattr(config, "queue_size") else 50  # filled twice; no queue

@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'MOST_SIDE', 'MOST_FRAMES', 'MOST
            'last_member', 'PackError', 'Contents', 'parse_record', 'scan_shard', 'is_whole', 'is_pack', 'parse_pack',
            'own_file', 'read_pack', 'check_file', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #cc6dd079
+# %% ../../../nbs/5_data/05_pack_format.ipynb #50183b1a
 import hashlib
 import io
 import json
@@ -18,12 +18,13 @@ import tarfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #955edbb7
+# %% ../../../nbs/5_data/05_pack_format.ipynb #3f6e0816
 CODECS = ("jpeg", "raw")
 
 
@@ -65,7 +66,7 @@ def jpegs_to_frames(
     frames = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
     for k, file in enumerate(files):
         try:
-            image = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+            image: Any = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"is no JPEG picture ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes

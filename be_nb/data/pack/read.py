@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cover', 'PackReader', 'list_in_pack', 'PackedVideos']
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #cc21af1a
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 import os
 import warnings
 import zlib
@@ -21,7 +21,7 @@ from .format import (check_file, jpegs_to_frames, load_index, map_frames, own_fi
                                     read_pack)
 from ..videos import VideoList
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #20649933
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -52,7 +52,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #2b0dc84f
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 def cover(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -68,7 +68,7 @@ def cover(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #23246b9b
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 class PackReader:
     """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
 
@@ -114,14 +114,14 @@ class PackReader:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
         return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #52dca010
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 def _read_raw(file, offset, size, frames):
     "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
     cuts = np.flatnonzero(np.diff(frames) != 1) + 1  # frames that follow each other are one read
     for part, first in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))].tolist()):
-        if os.preadv(file, [part.reshape(-1)], offset + first * each) != part.nbytes:
-            raise ValueError("the shard became shorter while it was read")
+        if os.preadv(file, [part.reshape(-1).data], offset + first * each) != part.nbytes:
+            raise PackError("a shard of the pack became shorter while it was read")
     return torch.from_numpy(clip)
 
 
@@ -171,7 +171,7 @@ def list_in_pack(
                       + "; … (see .skipped)" * (len(gone) > 10), stacklevel=3)
     return Split([split.paths[k] for k in keep], split.labels[keep], content["classes"], [split.where[k] for k in keep], gone)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #0f43b6dc
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 def _find_row(rows, problems, path, where):
     "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
     reason = problems.get(path, "it was in no list when the pack was made")
@@ -198,7 +198,7 @@ def _warn_of_enlarging(rows, frame_size, root):
         warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
                       f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #1e883a54
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 class PackedVideos(VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 

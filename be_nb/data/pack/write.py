@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'check_pack', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a1a53540
+# %% ../../../nbs/5_data/06_pack_write.ipynb #b81a8538
 import hashlib
 import io
 import json
@@ -17,6 +17,7 @@ import warnings
 from concurrent.futures import as_completed, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -219,11 +220,12 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a7877dde
+# %% ../../../nbs/5_data/06_pack_write.ipynb #2f581059
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
-        multiprocessing.parent_process().join()
+        parent: Any = multiprocessing.parent_process()
+        parent.join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
 

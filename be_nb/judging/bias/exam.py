@@ -6,10 +6,11 @@
 __all__ = ['run_names', 'open_networks', 'list_names', 'exam_sources', 'find_masks', 'Exam', 'make_exam', 'clip_versions',
            'version_features']
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #56fd6257
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #be8c17e8
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,12 +86,12 @@ def find_masks(
     there = config.data != "scenebias" and os.path.isfile(beside) and not is_pack(config.data)
     return config.masks or (beside if there else "")
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #6d006f75
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #173b5592
 @dataclass
 class Exam:
     "What one network is tested on. Equal settings make equal exams: same swaps, same shuffles."
 
-    stage: object           # see be_nb.judging.perturb
+    stage: Any              # see be_nb.judging.perturb
     videos: VideoClips      # which frames of which videos
     partners: np.ndarray    # (n,) rows of `videos`: whose scene and action is borrowed
     labels: torch.Tensor    # (n,)

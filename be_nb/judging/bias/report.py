@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #25635378
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #eb36c5bb
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +168,10 @@ def how_made(report: dict) -> str:
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #fbd519d3
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #9fa148e9
 def report_page(
     report: dict,           # from `bias`
-    pictures: list = (),    # (title, caption, Picture)
+    pictures: Sequence = (),    # (title, caption, Picture)
 ) -> str:                   # HTML
     "The page of a report."
     clip = [section(title, figure(drawn.png(), caption)) for title, caption, drawn in pictures]
@@ -224,7 +225,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #b7d90e91
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #2a7a333c
 def training_of(
     past: dict,  # `pretrain_config` of a network: of whatever `be_nb.load` reads
 ) -> str:
@@ -241,7 +242,7 @@ def training_of(
 def network_facts(
     name: str,
     checkpoint: str,            # as the user gave it; empty: random weights
-    backbone: torch.nn.Module,  # with its `pretrain_config`
+    backbone,                   # with its `pretrain_config`
     settings: dict,             # frames, stride and size
 ) -> dict:
     "What the report says of a network before any number."
