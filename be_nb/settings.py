@@ -9,7 +9,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings'
            'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig',
            'BiasConfig']
 
-# %% ../nbs/7_training/02_settings.ipynb #b3ed5486
+# %% ../nbs/7_training/02_settings.ipynb #9d2a13e9
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from .config import (Amount, annotations, Config, conform, Count, Fraction, NonNegative, Positive, Range, Share)
 from .methods import find_method
 
-# %% ../nbs/7_training/02_settings.ipynb #b7ff587b
+# %% ../nbs/7_training/02_settings.ipynb #cff87fbf
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -68,7 +68,7 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/7_training/02_settings.ipynb #24b2b90e
+# %% ../nbs/7_training/02_settings.ipynb #f62fb367
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
@@ -81,7 +81,7 @@ class MethodSettings(Config):
     negative_offset: Amount = 4     # least frames between a window and the intra-video negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
-# %% ../nbs/7_training/02_settings.ipynb #19a884a4
+# %% ../nbs/7_training/02_settings.ipynb #c519bbf3
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
@@ -100,7 +100,7 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/7_training/02_settings.ipynb #8f19c914
+# %% ../nbs/7_training/02_settings.ipynb #c0994411
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
@@ -141,7 +141,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #da63896a
+# %% ../nbs/7_training/02_settings.ipynb #97aafb0c
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
@@ -196,7 +196,7 @@ def pretrain_config(
                                                                       "__module__": __name__})
     return dataclass(frozen=True)(made)
 
-# %% ../nbs/7_training/02_settings.ipynb #41ca279f
+# %% ../nbs/7_training/02_settings.ipynb #d27dfce9
 def saved_config(
     saved: dict,         # settings as a checkpoint holds them
 ) -> PretrainConfig:     # settings that it does not know have their defaults; those that are no more are left out
@@ -204,7 +204,7 @@ def saved_config(
     known = annotations(PretrainConfig.like(saved))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
-# %% ../nbs/7_training/02_settings.ipynb #e7df1230
+# %% ../nbs/7_training/02_settings.ipynb #46a9de0b
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -225,7 +225,7 @@ class FinetuneSettings(Config):
     test_splits: tuple[str, ...] = ()  # test lists; empty: val.txt, SceneBias: test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
-# %% ../nbs/7_training/02_settings.ipynb #521dc86d
+# %% ../nbs/7_training/02_settings.ipynb #874b2452
 @dataclass(frozen=True)
 class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
                      RunSettings):
@@ -246,7 +246,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
-# %% ../nbs/7_training/02_settings.ipynb #24cebdc2
+# %% ../nbs/7_training/02_settings.ipynb #216a7963
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -285,7 +285,7 @@ class ExportConfig(Config):
     out: str                       # file to write: ….safetensors; its card: ….safetensors.json
     scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card
 
-# %% ../nbs/7_training/02_settings.ipynb #9c7b48c4
+# %% ../nbs/7_training/02_settings.ipynb #5706fea1
 @dataclass(frozen=True)
 class PackConfig(Config):
     "What `be_nb.data.pack.write.pack` needs: videos, lists of them, and how their frames are stored."
@@ -308,7 +308,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/7_training/02_settings.ipynb #f6f610d3
+# %% ../nbs/7_training/02_settings.ipynb #75be27df
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.studies.bench.bench` needs."
@@ -324,7 +324,7 @@ class BenchConfig(Config):
     amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #9a143a2e
+# %% ../nbs/7_training/02_settings.ipynb #78228e4a
 @dataclass(frozen=True)
 class BiasConfig(Config):
     "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."

@@ -7,7 +7,7 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
            'find_people']
 
-# %% ../../nbs/5_data/14_actors.ipynb #28a1cc02
+# %% ../../nbs/5_data/14_actors.ipynb #e789aeb8
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def crop_to_actor(
     columns, width = _window(left, right, clip.shape[3], margin, follow)
     return torch.stack([frame[:, y:y + height, x:x + width] for frame, y, x in zip(clip, rows, columns)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #483194c9
+# %% ../../nbs/5_data/14_actors.ipynb #0be57de6
 def fill_holes(
     picture: torch.Tensor,  # (c, h, w), float; what is in the holes does not matter
     hole: torch.Tensor,     # bool (h, w): which pixels are unknown
@@ -193,7 +193,7 @@ def _read_bb(path):
         raise ValueError(f"{path}: holds no frames, or their numbers make no sense.")
     return [boxes.get(frame, np.empty((0, 4))) for frame in range(max(boxes) + 1)]
 
-# %% ../../nbs/5_data/14_actors.ipynb #03fd83e1
+# %% ../../nbs/5_data/14_actors.ipynb #19e19c01
 def read_masks(
     path,                     # a .mat, .npz or .bb file
     size: tuple[int, int],    # (height, width) of the clip that the masks are for
@@ -225,7 +225,7 @@ def read_masks(
     mask = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(puppet).transpose(2, 0, 1))).float()
     return F.interpolate(mask[:, None], size, mode="nearest-exact")[:, 0] > 0
 
-# %% ../../nbs/5_data/14_actors.ipynb #e8a5f35b
+# %% ../../nbs/5_data/14_actors.ipynb #d0cf31b2
 PERSON = 1  # its number among the 91 categories of COCO
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
-# %% ../../nbs/6_judging/06_cam.ipynb #5624e880
+# %% ../../nbs/6_judging/06_cam.ipynb #d15a05d4
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from .judges import check_set
 from ..machine.device import autocast
 
-# %% ../../nbs/6_judging/06_cam.ipynb #0cbbb08b
+# %% ../../nbs/6_judging/06_cam.ipynb #45ea5655
 def probe_weights(
     x, y,            # (n, d) features and (n,) classes 0, 1, …
     c: float = 1.0,  # inverse strength of the L2 penalty (scikit-learn's C)
@@ -101,7 +101,7 @@ def grad_cam(
     weights = gradient.mean((2, 3, 4), keepdim=True)
     return (weights * found.detach()).sum(1).relu()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #ceeca8cf
+# %% ../../nbs/6_judging/06_cam.ipynb #dfbb932f
 def enlarge(
     maps: torch.Tensor,  # (b, t', h', w')
     size: tuple,         # (t, h, w) of the clip that the network saw

@@ -37,7 +37,7 @@ def identities(
         return [(each.st_dev, each.st_ino) for each in status]
     return [(type(source).__name__, name) for name in source.names]
 
-# %% ../../nbs/6_judging/00_two_lists.ipynb #8b4bf919
+# %% ../../nbs/6_judging/00_two_lists.ipynb #ee739140
 def outlines(
     source,   # videos
 ) -> list:    # what equal videos have in common at least, without reading them; None: nothing is known

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #b5c4501e
+# %% ../../nbs/7_training/10_finetune.ipynb #921c9fd8
 import dataclasses
 import json
 import math
@@ -40,7 +40,7 @@ from .run import find_start, History, Meter, run_folder, Stopped
 from .step import build_optimizer, learning_rate, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/10_finetune.ipynb #dda7c2b6
+# %% ../../nbs/7_training/10_finetune.ipynb #70ae0ea5
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -63,7 +63,7 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/10_finetune.ipynb #721efd8b
+# %% ../../nbs/7_training/10_finetune.ipynb #d5c2a5e7
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
@@ -98,7 +98,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../../nbs/7_training/10_finetune.ipynb #0e557728
+# %% ../../nbs/7_training/10_finetune.ipynb #7f3adf00
 def open_sources(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
@@ -143,7 +143,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #94f24eca
+# %% ../../nbs/7_training/10_finetune.ipynb #59f129cc
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -165,7 +165,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2a29042c
+# %% ../../nbs/7_training/10_finetune.ipynb #a84f3016
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -185,7 +185,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
 
-# %% ../../nbs/7_training/10_finetune.ipynb #02e7a191
+# %% ../../nbs/7_training/10_finetune.ipynb #21f11d92
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -198,7 +198,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #1b81b710
+# %% ../../nbs/7_training/10_finetune.ipynb #2f166c8f
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -214,12 +214,14 @@ def fit(
     sampler = EpochSampler(len(clips), config.batch_size, config.seed, run.step, config.steps - run.step)
     loader = DataLoader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
     bar = tqdm(total=config.steps, initial=run.step, desc=folder.name, unit="step", disable=not progress)
+    shown = 0.0
     with bar, StopRequest() as stop:
         for batch in loader:
             x, y = (batch[k].to(device, non_blocking=True) for k in ("clips", "label"))
             run.meter.add(finetune_step(run.model, augment, x[:, 0], y, run.optimizer, run.step, config))
             run.step, row, end = run.step + 1, {}, run.step + 1 == config.steps
             bar.update()
+            shown = run.meter.show(bar, shown)
             if run.step % config.log_every == 0 or end:
                 row = {**run.meter.mean(), "lr": learning_rate(config, run.step - 1)}
             if held_out is not None and (run.step % every == 0 or end):
@@ -269,7 +271,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #35082563
+# %% ../../nbs/7_training/10_finetune.ipynb #2c86052c
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -298,7 +300,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #94aa8b22
+# %% ../../nbs/7_training/10_finetune.ipynb #4d6a2a4b
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -318,7 +320,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #54f448e8
+# %% ../../nbs/7_training/10_finetune.ipynb #3a54d7d7
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

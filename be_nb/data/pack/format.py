@@ -7,7 +7,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'last_member', 'PackError', 'Contents', 'scan_shard', 'sha256', 'seal_of', 'is_pack', 'parse_pack',
            'read_pack', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #cc6dd079
+# %% ../../../nbs/5_data/05_pack_format.ipynb #eab13b7f
 import hashlib
 import io
 import json
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #955edbb7
+# %% ../../../nbs/5_data/05_pack_format.ipynb #0d1850e4
 CODECS = ("jpeg", "raw")
 
 

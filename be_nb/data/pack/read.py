@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cover', 'PackReader', 'PackedVideos']
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #cc21af1a
+# %% ../../../nbs/5_data/07_pack_read.ipynb #337aee25
 import os
 import warnings
 import zlib
@@ -48,7 +48,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #2b0dc84f
+# %% ../../../nbs/5_data/07_pack_read.ipynb #74569672
 def cover(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)

@@ -6,7 +6,7 @@
 __all__ = ['run_names', 'open_networks', 'list_names', 'exam_sources', 'find_masks', 'Exam', 'make_exam', 'clip_versions',
            'version_features']
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #eb9542ca
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #17e41dc3
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ def open_networks(
         networks = {"untrained": fresh} | networks
     return networks
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #cf1170f8
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #a05d8134
 def list_names(
     config: BiasConfig,
 ) -> tuple:  # list to fit on, list to test

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #25635378
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #0deaba64
 import hashlib
 import json
 from pathlib import Path
@@ -150,7 +150,7 @@ def feature_table(report: dict) -> str:
     caption = "Dotted lines: no preference; area of the actor"
     return tag("div", html_table("features and maps", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #77abd5e8
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #38a7e436
 def how_made(report: dict) -> str:
     "How the numbers were made."
     test, train = report["test"], report["train"]
@@ -295,7 +295,7 @@ def write_files(report: dict, pictures: list, out: str):
     for name, content in (("report.json", text), ("report.html", report_page(report, pictures))):
         write_atomically(Path(out) / name, lambda temporary: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #6acf4212
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #d5969d32
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
