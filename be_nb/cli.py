@@ -252,19 +252,19 @@ def is_message(
     return ours or isinstance(error, OSError) or (isinstance(error, ValueError) and is_meant(error))
 
 
-# %% ../nbs/7_training/11_cli.ipynb #f655be4b
+# %% ../nbs/7_training/11_cli.ipynb #fd420de7
 def is_first(
     text: str,  # a message
 ) -> bool:      # alone: yes
     "Of several ranks that end with the same message one prints it."
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return True
     try:
         from torch.distributed import TCPStore
 
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
                          timeout=timedelta(seconds=10))
-        return store.add(f"be_nb/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{text}", 1) == 1
+        return store.add(f"be_nb/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{text}", 1) == 1
     except Exception:  # no store: better twice than never
         return True
 

@@ -27,7 +27,7 @@ from .saving.checkpoint import list_checkpoints
 from .saving.weights import load
 from .settings import EvaluateConfig, RetrieveConfig
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #6b7a8df7
+# %% ../nbs/6_judging/03_evaluate.ipynb #bd4ee4b0
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
@@ -58,8 +58,8 @@ def kept_rows(
         rows = [i for i in range(len(source)) if len(rule(source.num_frames(i)))]
         kept.append(rows[:len(rows) - len(rows) % batch] if batch else rows)
         if len(kept[-1]) < needed:
-            raise ValueError(f"{split} has {len(kept[-1])} videos that count{under}; {needed} are needed. Fewer frames, "
-                             "a smaller stride or a smaller k would help.")
+            raise ValueError(f"{split} has {len(kept[-1])} videos that count{under}; {needed} are needed. Fewer frames"
+                             ", a smaller stride or a smaller k would help.")
     return compare_lists(tuple(sources), *sources.values(), kept)
 
 
@@ -182,7 +182,7 @@ def chosen_protocols(
     return [scale(PROTOCOLS[name], config.size, config.frames, config.stride) for name in names]
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #8d9c9b32
+# %% ../nbs/6_judging/03_evaluate.ipynb #7e5312f2
 def by_protocol(
     config: EvaluateConfig,  # what to judge
     name: str,               # of the report's file
@@ -202,7 +202,8 @@ def by_protocol(
         found = [judge(net, *sources.values(), protocol, drop_last=config.omit, **how) for net in networks]
         scores = [{key: row[key] for key in row if key in ("linear probe", "knn") or key[:2] == "R@"} for row in found]
         rows.append(found[0] | {"unreadable": sum(len(getattr(source, "skipped", ())) for source in sources.values())}
-                    | beside(scores, found[0]["scored"]) | ({"notes": notes[protocol.name]} if notes[protocol.name] else {}))
+                    | beside(scores, found[0]["scored"])
+                    | ({"notes": notes[protocol.name]} if notes[protocol.name] else {}))
     print(protocol_table(rows))
     return write_report({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.omit,
                          "protocols": rows}, path, show=())

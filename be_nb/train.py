@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'train_step', 'METHODS', 'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/08_pretrain.ipynb #0d3e03b1
+# %% ../nbs/7_training/08_pretrain.ipynb #6aeff6f8
 import math
 import time
 import warnings
@@ -26,8 +26,8 @@ from .recipes import recipe
 from .saving.checkpoint import list_checkpoints
 from .settings import PretrainConfig
 from .training.preflight import preflight
-from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows, Run,
-                                run_folder, Stopped)
+from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows,
+                                Run, run_folder, Stopped)
 from .training.step import learning_rate, NotFinite, train_step
 from .training.watch import collapse_warning, embedding_health, online_knn
 from .training.finetune import finetune
@@ -53,7 +53,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/7_training/08_pretrain.ipynb #3b1572d7
+# %% ../nbs/7_training/08_pretrain.ipynb #51d5c5cb
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on

@@ -198,7 +198,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2f166c8f
+# %% ../../nbs/7_training/10_finetune.ipynb #1f238745
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,

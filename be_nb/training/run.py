@@ -6,7 +6,7 @@
 __all__ = ['MAY_CHANGE', 'History', 'run_folder', 'find_start', 'videos_digest', 'Run', 'Stopped', 'PretrainResult', 'build',
            'load_state', 'restore', 'check_same_videos', 'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #99cb2a88
+# %% ../../nbs/7_training/06_run.ipynb #b3ddaf34
 import dataclasses
 import hashlib
 import json
@@ -30,7 +30,7 @@ from ..settings import PretrainConfig
 from .step import all_finite, build_optimizer, NotFinite
 from ..methods.splitbn import split_method
 
-# %% ../../nbs/7_training/06_run.ipynb #19a2b6b3
+# %% ../../nbs/7_training/06_run.ipynb #7165316c
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -48,10 +48,10 @@ class Meter:
         last: float,  # when it was last shown, by `time.perf_counter`
     ) -> float:       # the same, of now if it has been shown
         "Write the means so far behind a bar, at most once a second: a look waits for the device."
-        if bar.disable or not self.count or time.perf_counter() < last + 1:
-            return last
-        bar.set_postfix({k: f"{float(v) / self.count:.2f}" for k, v in self.sums.items()})
-        return time.perf_counter()
+        if not bar.disable and self.count and (now := time.perf_counter()) > last + 1:
+            bar.set_postfix({k: f"{float(v) / self.count:.2f}" for k, v in self.sums.items()})
+            return now
+        return last
 
     def state(self) -> dict:
         "Count and sums as plain numbers, for a checkpoint."
@@ -63,7 +63,7 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #fbb4fc14
+# %% ../../nbs/7_training/06_run.ipynb #83bf954a
 class History:
     "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
@@ -105,7 +105,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../../nbs/7_training/06_run.ipynb #c3e69a9b
+# %% ../../nbs/7_training/06_run.ipynb #6e18336e
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -133,7 +133,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #00652401
+# %% ../../nbs/7_training/06_run.ipynb #fcb4950d
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -166,7 +166,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../../nbs/7_training/06_run.ipynb #1195e5ea
+# %% ../../nbs/7_training/06_run.ipynb #bd5eec19
 def videos_digest(
     dataset: ClipDataset,  # the videos of a run
 ) -> str:                  # 16 hexadecimal digits
@@ -227,7 +227,7 @@ def build(
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #6adb0a3b
+# %% ../../nbs/7_training/06_run.ipynb #4cb08c37
 def load_state(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -261,7 +261,7 @@ def restore(
     load_state(run, state)
     return run
 
-# %% ../../nbs/7_training/06_run.ipynb #a905d02e
+# %% ../../nbs/7_training/06_run.ipynb #2b6f9986
 def check_same_videos(
     run: Run,
     dataset: ClipDataset,  # the videos as they are now
