@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'train_step', 'METHODS', 'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/08_pretrain.ipynb #12232a50
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 import math
 import time
 import warnings
@@ -36,7 +36,7 @@ from .training.divergence import Diverged, diagnose, reproduce
 
 _all_ = ["finetune", "train_step", "METHODS", "Diverged", "Stopped", "PretrainResult", "reproduce"]  # under one roof
 
-# %% ../nbs/7_training/08_pretrain.ipynb #a31ba47b
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 def log_line(
     run: Run,
     seconds: float,  # since the last line
@@ -53,7 +53,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/7_training/08_pretrain.ipynb #3b1572d7
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on
@@ -63,13 +63,14 @@ def train(
 ):
     "Steps up to `config.steps`. Metrics stay on the device until a line is logged."
     config, device = run.config, next(run.method.parameters()).device
-    done, clock = run.step, time.perf_counter()
+    done, clock, shown = run.step, time.perf_counter(), 0.0
     bar = tqdm(total=config.steps, initial=run.step, desc=run.folder.name, unit="step", disable=not progress)
     with bar, StopRequest() as stop:
         for batch in prefetch(loader, device, config.prefetch == "auto"):
             run.meter.add(train_step(run.method, batch, run.optimizer, run.step, config))
             run.step += 1
             bar.update()
+            shown = run.meter.show(bar, shown)
             row, end = {}, run.step == config.steps
             log = end or run.step % config.log_every == 0
             if log:
@@ -77,7 +78,6 @@ def train(
                 row = log_line(run, now - clock, steps * config.batch_size)
                 if progress and done == bar.initial and not end:
                     bar.write(f"  about {(now - clock) / steps * (config.steps - run.step) / 60:.1f} minutes to go")
-                bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "positive", "queue") if k in row})
             if knn_sets and (end or run.step % config.knn_every == 0):
                 run.check()
                 row["knn"] = online_knn(run.method, knn_sets, config)
@@ -94,7 +94,7 @@ def train(
             if asked:
                 raise Stopped(run.step)
 
-# %% ../nbs/7_training/08_pretrain.ipynb #7a3acb63
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -112,7 +112,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
             print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
         raise
 
-# %% ../nbs/7_training/08_pretrain.ipynb #5149ff06
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 def get_ready(
     run: Run,
     state: dict | None,  # the checkpoint that the run goes on from
@@ -137,7 +137,7 @@ def get_ready(
     run.method = wrap(method)
     return source, loader, sets
 
-# %% ../nbs/7_training/08_pretrain.ipynb #a3e4943e
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 def pretrain_on(
     device: torch.device,    # of this rank
     config: PretrainConfig,  # from `fit_to_ranks`
@@ -166,7 +166,7 @@ def pretrain_on(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/7_training/08_pretrain.ipynb #ce7adfc8
+# %% ../nbs/7_training/08_pretrain.ipynb #x
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

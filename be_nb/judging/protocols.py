@@ -348,7 +348,7 @@ def score_retrieval(
             | {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
             | {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()})
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #90f9bfb7
+# %% ../../nbs/6_judging/02_protocols.ipynb #26e3ca1d
 def protocol_table(
     rows: list,  # of `score_retrieval` or `score_probes`; "interval" and "untrained" may hold dicts score → numbers
 ) -> str:        # Markdown

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #b3af2d21
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 import dataclasses
 import json
 import math
@@ -41,7 +41,7 @@ from .run import find_start, History, Meter, run_folder, Stopped
 from .step import build_optimizer, learning_rate, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/10_finetune.ipynb #19983b67
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -64,7 +64,7 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/10_finetune.ipynb #d5c2a5e7
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
@@ -99,7 +99,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../../nbs/7_training/10_finetune.ipynb #9a500521
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def open_sources(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
@@ -119,7 +119,7 @@ def open_sources(
                          "take the last weights with validation=0.")
     return Selection(train, learn), Selection(train, held), tests, classes
 
-# %% ../../nbs/7_training/10_finetune.ipynb #9a29d109
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -144,7 +144,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #db41203d
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -166,7 +166,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #a84f3016
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -186,7 +186,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
 
-# %% ../../nbs/7_training/10_finetune.ipynb #21f11d92
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -199,7 +199,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2f166c8f
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -215,12 +215,14 @@ def fit(
     sampler = EpochSampler(len(clips), config.batch_size, config.seed, run.step, config.steps - run.step)
     loader = DataLoader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
     bar = tqdm(total=config.steps, initial=run.step, desc=folder.name, unit="step", disable=not progress)
+    shown = 0.0
     with bar, StopRequest() as stop:
         for batch in loader:
             x, y = (batch[k].to(device, non_blocking=True) for k in ("clips", "label"))
             run.meter.add(finetune_step(run.model, augment, x[:, 0], y, run.optimizer, run.step, config))
             run.step, row, end = run.step + 1, {}, run.step + 1 == config.steps
             bar.update()
+            shown = run.meter.show(bar, shown)
             if run.step % config.log_every == 0 or end:
                 row = {**run.meter.mean(), "lr": learning_rate(config, run.step - 1)}
             if held_out is not None and (run.step % every == 0 or end):
@@ -236,7 +238,7 @@ def fit(
                 print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
                 raise Stopped(run.step)
 
-# %% ../../nbs/7_training/10_finetune.ipynb #83056b9f
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 @dataclass
 class FinetuneResult:
     "What `finetune` returns; the folder of the run also holds it as `best.pt`, `history.jsonl` and `results.json`."
@@ -270,7 +272,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #8004a35a
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -299,7 +301,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #4d6a2a4b
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -319,7 +321,7 @@ def take_weights(
     write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #d7576f1d
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

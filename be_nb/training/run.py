@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ class Meter:
         "Add one step's metrics (tensors), the same names at every step."
         self.count += 1
         self.sums = {k: self.sums.get(k, 0) + v for k, v in metrics.items()}
+
+    def show(
+        self,
+        bar,          # a tqdm bar
+        last: float,  # when it was last shown, by `time.perf_counter`
+    ) -> float:       # the same, of now if it has been shown
+        "Write the means so far behind a bar, at most once a second: a look waits for the device."
+        if not bar.disable and self.count and (now := time.perf_counter()) > last + 1:
+            bar.set_postfix({k: f"{float(v) / self.count:.2f}" for k, v in self.sums.items()})
+            return now
+        return last
 
     def state(self) -> dict:
         "Count and sums as plain numbers, for a checkpoint."

@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'MOST_SIDE', 'MOST_FRAMES', 'MOST
            'last_member', 'PackError', 'Contents', 'parse_record', 'scan_shard', 'is_whole', 'is_pack', 'parse_pack',
            'own_file', 'read_pack', 'check_file', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #50183b1a
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 import hashlib
 import io
 import json
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #3f6e0816
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 CODECS = ("jpeg", "raw")
 
 
@@ -72,7 +72,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #4f04039b
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -83,7 +83,7 @@ def _header(name, size):
 def _padding(size):
     return bytes(-size % 512)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #92c5de38
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def npy_header(
     shape,  # of a uint8 array
 ):
@@ -92,7 +92,7 @@ def npy_header(
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #1ead6f03
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -120,7 +120,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #eb6bc097
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -154,7 +154,7 @@ def last_member(
     about = json.dumps({**record, "seal": seal_of(record)}).encode()
     return _header(LAST, len(about)) + about + _padding(len(about)) + bytes(1024)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #f2642016
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -208,7 +208,7 @@ def parse_record(
         raise PackError(f"{where}: the record of a video holds what cannot be. Pack again: it is repaired.")
     return record
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #f22f0ce7
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _read_member(file, at, size):
     "Name and content of the record that begins at byte `at` of a file of `size` bytes, and where the next one begins."
     file.seek(at)
@@ -270,7 +270,7 @@ def is_whole(
     "Are all bytes of a shard those that were written? Reads the whole file, and decodes nothing."
     return file_sha256(path, contents.last_start) == contents.last.get("sha256")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #37b605fa
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -285,7 +285,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #5ec5fe72
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 FORMAT = 2  # raised when what a pack holds changes its meaning; 1 had no sizes, and its lists named all videos
 
 
@@ -316,7 +316,7 @@ def _check_content(content):
         if not is_good:
             raise ValueError(f"{entry} holds what cannot be")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #07dd3ef4
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def is_pack(
     root,  # a folder
 ):
@@ -372,7 +372,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(own_file(root, "pack.json", MOST_PACK).read_bytes(), path)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #086ef5d3
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def check_file(
     root,  # folder of a pack
     content,  # its pack.json
@@ -451,7 +451,7 @@ def map_frames(
         raise PackError(f"{path}: no table of this pack ({error}). Pack again: whole shards are kept.") from error
     return rows
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #8f2da892
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
