@@ -1,8 +1,11 @@
 """The scripts that prepare datasets, on tiny archives in the official layout: from the archives to a checked pack."""
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,9 +119,12 @@ def test_from_archives_to_a_pack_and_again(name, tmp_path, video, capsys):
     names = FAKES[name](source, video)
     config = PrepareConfig(archives=str(source), out=str(out), short_side=24, check_counts=False)
     before = files(tmp_path)
-    assert prepare(dataset(name), PrepareConfig(archives=str(source), out=str(out), dry_run=True)) is None
+    rehearsal = PrepareConfig(archives=str(source), out=str(out), short_side=24, dry_run=True, check_counts=False)
+    assert prepare(dataset(name), rehearsal) is None
     assert files(tmp_path) == before and not out.exists()
-    assert "to extract" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "to extract" in told and f"{len(names)} listed" in told and "minutes of packing" in told and "GB free" in told
+    assert f"{len(names) - sum(n.startswith('gone') for n in names)} there" in told or name == "hmdb51"  # RARs in a RAR
     made = prepare(dataset(name), config)
     gone = [n for n in names if n.startswith("gone")]
     assert made.videos == len(names) - len(gone) and made.frames == 6 * made.videos and made.classes == 2
@@ -130,6 +136,8 @@ def test_from_archives_to_a_pack_and_again(name, tmp_path, video, capsys):
     videos = open_source(out / "pack", first, frame_size=(24, 32), on_error="skip" if gone else "raise")
     assert len(videos) == made.lists[first] - len(gone) and videos.read(0, [0, 5]).shape == (2, 3, 24, 32)
     done = files(tmp_path)
+    prepare(dataset(name), rehearsal)
+    assert files(tmp_path) == done and f"{len(names) - len(gone)} there" in capsys.readouterr().out  # now also of HMDB51
     prepare(dataset(name), config)
     again = files(tmp_path)
     assert done.keys() == again.keys()
@@ -181,6 +189,55 @@ def test_lists_that_are_not_official_stop_before_the_videos_are_touched(tmp_path
     told = capsys.readouterr().err
     assert stop.value.code == 2 and "train1.txt: 6 videos, the official list has 9537" in told and "--no-check-counts" in told
     assert not (tmp_path / "out/extracted/videos").exists()
+
+
+def damage(archive):
+    archive.write_bytes(archive.read_bytes()[:-200])
+
+
+def other_videos(folder, video):
+    (folder / "Diving48_rgb.tar.gz").write_bytes(tar_bytes({"rgb/holiday.mp4": video}))
+
+
+@pytest.mark.parametrize("name, spoil, options, told", [
+    ("ucf101", lambda folder, video: None, ["--check-counts"], "train1.txt: 6 videos, the official list has 9537"),
+    ("ucf101", lambda folder, video: damage(folder / "UCF101.rar"), [], "UCF101.rar: damaged"),
+    ("ucf101", lambda folder, video: damage(folder / "UCF101TrainTestSplits-RecognitionTask.zip"), [], "zip: damaged"),
+    ("hmdb51", lambda folder, video: (folder / "hmdb51_org.rar").write_bytes(b"<html>not found</html>"), [], "hmdb51_org.rar: damaged"),
+    ("diving48", lambda folder, video: (folder / "Diving48_V2_train.json").write_text("[{"), [], "Diving48_V2_train.json: not valid"),
+    ("diving48", lambda folder, video: damage(folder / "Diving48_rgb.tar.gz"), [], "Diving48_rgb.tar.gz: damaged"),
+    ("diving48", other_videos, [], "no folder in it holds|none of the 4 listed videos"),
+    ("diving48", lambda folder, video: (folder / "out").write_text("a file"), [], "out: cannot be written"),
+    ("diving48", lambda folder, video: None, ["--short-side", "3"], "short_side must be at least 8"),
+    ("kinetics400", lambda folder, video: damage(folder / "val/part_0.tar.gz"), [], "part_0.tar.gz: damaged"),
+])
+def test_a_dry_run_refuses_what_the_real_run_would(name, spoil, options, told, tmp_path, video, capsys):
+    FAKES[name](tmp_path, video)
+    spoil(tmp_path, video)
+    before = files(tmp_path)
+    words = ["--archives", str(tmp_path), "--out", str(tmp_path / "out"), *(options or ["--no-check-counts"])]
+    words += [] if options else ["--short-side", "24"]
+    for more in (["--dry-run"], []):
+        with pytest.raises(SystemExit) as stop:
+            prepare_cli(dataset(name), "", words + more)
+        *_, error = capsys.readouterr().err.splitlines()  # behind the progress bars
+        assert stop.value.code == 2 and re.search(told, error) and error.startswith(dataset(name).name), error
+        assert not more or files(tmp_path) == before
+
+
+def test_a_dry_run_knows_a_full_disk_and_another_pack(tmp_path, video, capsys, monkeypatch):
+    fake_diving48(tmp_path, video)
+    config = PrepareConfig(archives=str(tmp_path), out=str(tmp_path / "out"), check_counts=False, short_side=24)
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda place: full)
+        for dry_run in (True, False):
+            with pytest.raises(OSError, match="extracting needs about"):
+                prepare(dataset("diving48"), dataclasses.replace(config, dry_run=dry_run))
+    prepare(dataset("diving48"), config)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match="quality: 90 → 50"):
+            prepare(dataset("diving48"), dataclasses.replace(config, quality=50, dry_run=dry_run))
 
 
 @each_set
@@ -257,13 +314,15 @@ def fake_jhmdb(folder):
     return names
 
 
-def test_actor_sets(tmp_path):
+def test_actor_sets(tmp_path, capsys):
     actors = script("actor_hmdb51")
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     names = fake_jhmdb(source)
     config = actors.ActorConfig(archives=str(source), out=str(out), short_side=24, grow=1)
     assert actors.make(actors.ActorConfig(archives=str(source), out=str(out), dry_run=True)) is None and not out.exists()
+    told = capsys.readouterr().out
+    assert "train.txt 6, val.txt 2" in told and "8 listed, 8 there" in told and "masks: 7 of 8" in told
 
     def detector(pictures):
         assert all(picture.shape == (3, 30, 40) and float(picture.max()) <= 1 for picture in pictures)
