@@ -317,8 +317,9 @@ def describe_plan(
         lines += [f"  videos: {count_videos(paths, files, whole, root)}",
                   f"  the pack would be {out / 'pack'}: short side {config.short_side}, quality {config.quality}",
                   f"  time: about {minutes:,.0f} minutes of packing with --workers {config.workers}, after extraction"]
-    return "\n".join(lines + [f"  space: about {todo / 1e9:,.2f} GB to extract and {packed / 1e9:,.2f} GB for the pack, "
-                              f"{free / 1e9:,.2f} GB free in {place}"])
+    lines.append(f"  space: about {todo / 1e9:,.2f} GB to extract and {packed / 1e9:,.2f} GB for the pack, "
+                 f"{free / 1e9:,.2f} GB free in {place}")
+    return "\n".join(lines)
 
 # %% ../../nbs/5_data/13_prepare.ipynb #21941279
 @dataclass(frozen=True)
