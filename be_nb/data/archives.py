@@ -230,7 +230,7 @@ def _copy(member, target):
     if member.crc32 not in (None, crc32):
         raise ValueError(f"the checksum of {member.name!a} does not fit")
 
-
+# %% ../../nbs/5_data/12_archives.ipynb #x
 @dataclass
 class _Inventory:
     "Which files there are so far."
@@ -316,6 +316,6 @@ def extract(
             raise  # of the disk
         record.unlink(missing_ok=True)
         what = f"not every name can be that of a file ({error.strerror})" if isinstance(error, OSError) else error
-        raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: not extracted: {what}.") from error
+        raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: not extracted: {what}.")
     _write_record(record, archive, inventory.files)
     return Extracted(len(inventory.files), inventory.bytes, written)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # %% ../../nbs/5_data/03_lists.ipynb #e56e8ae6
-MOST_CLASSES = 10_000  # that a list may number without naming them
+MOST_CLASSES = 100_000  # a larger label is a mistake, and would ask for a table of that length
 
 
 @dataclass
@@ -34,16 +34,18 @@ class Split:
     left_out: dict[str, str] = field(default_factory=dict)  # of a pack: videos of its list that it does not hold → why
 
     def __post_init__(self):
+        try:
+            self.labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"labels must be whole numbers from -1 to {MOST_CLASSES - 1}: {error}") from error
         self.where = self.where or [f"entry {i} of the split" for i in range(len(self.paths))]
         if not len(self.paths) == len(self.labels) == len(self.where):
             raise ValueError(f"as many of each are needed, got {len(self.paths)} paths, {len(self.labels)} labels")
-        labels = self.labels.tolist() if hasattr(self.labels, "tolist") else list(self.labels)
-        top = (len(self.classes) or max(MOST_CLASSES, len(labels))) - 1
-        for label, where in zip(labels, self.where):
-            if not isinstance(label, (int, np.integer)) or not -1 <= label <= top:
-                raise ValueError(f"{where}: label {label}, but the classes are 0 to {top}" + ("" if self.classes else (
-                    " where no classes.txt names them; number them from 0, and give −1 where a class is unknown")))
-        self.labels = np.asarray(labels, dtype=np.int64)
+        for label, where in zip(self.labels.tolist(), self.where):
+            if label >= MOST_CLASSES:
+                raise ValueError(f"{where}: label {label}; number the classes from 0, {MOST_CLASSES - 1} is the last one")
+            if label < -1 or (self.classes and label >= len(self.classes)):
+                raise ValueError(f"{where}: label {label}, but the classes are 0 to {len(self.classes) - 1}")
 
     def __len__(self):
         return len(self.paths)

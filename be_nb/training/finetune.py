@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..config import override
 from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
-from ..data.sources import open_list, usual_lists
+from ..data.sources import on_error_of, open_list
 from ..data.videos import Selection
 from ..judging.lists import check_apart
 from ..judging.protocols import get_protocol, scale, windows_of
@@ -338,8 +338,8 @@ def finetune(
     config = name_lists(override(start, **overrides))
     check_protocol(config.protocol)
     check_alone()
-    device = pick_device(config.device)
-    name, backbone = starting_backbone(config)
+    device, (name, backbone) = pick_device(config.device), starting_backbone(config)
+    config = override(config, on_error=on_error_of(config, getattr(backbone, "pretrain_config", {})))
     train, held_out, tests, classes = open_sources(config)
     clips = ClipDataset(train, config.frames, config.stride, 1, 0, config.short, config.seed)
     config = resolve_config(config, name, clips)

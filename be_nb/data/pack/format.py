@@ -180,6 +180,9 @@ class Contents:
     last_start: int  # where it begins
 
 # %% ../../../nbs/5_data/05_pack_format.ipynb #x
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # JSON that is something else
+
+
 def _are_whole(numbers, least, most):
     "Is this a list of whole numbers, all of them from `least` to `most`?"
     return isinstance(numbers, list) and all(type(k) is int and least <= k <= most for k in numbers)
@@ -202,7 +205,7 @@ def parse_record(
         good = good and _are_whole(lengths, least, most) and _are_whole(record["crc32"], 0, 2**32 - 1)
         good = good and 0 < record["frames"] == len(lengths) == len(record["crc32"]) <= MOST_FRAMES
         good = good and all(_are_whole(place, -1, 2**31) and len(place) == 2 for place in record["lists"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _WRONG as error:
         raise PackError(f"{where}: the record of a video is damaged ({error}). Pack again: it is repaired.") from error
     if not good:
         raise PackError(f"{where}: the record of a video holds what cannot be. Pack again: it is repaired.")
@@ -259,10 +262,10 @@ def scan_shard(
                 at = end
     except PackError:
         raise
-    except (OSError, tarfile.HeaderError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (*_WRONG, OSError, tarfile.HeaderError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Pack again: it is repaired.") from error
 
-
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def is_whole(
     path,  # a shard
     contents,  # what `scan_shard` found in it
@@ -302,7 +305,8 @@ def _check_content(content):
     own = lambda names: all(re.fullmatch(r"\w[\w.-]*\.(txt|npy)", name) for name in names)
     places = [(name, place) for found in content["left_out"].values() for name, place in found.items()]
     good = {"settings": content["settings"]["codec"] in CODECS,
-            "files": own(files) and _are_texts(files.values()) and {"names.txt", "videos.npy", "frames.npy"} <= set(files),
+            "files": own(files) and _are_texts(files.values()) and
+                     {"names.txt", "videos.npy", "frames.npy"} <= set(files),
             "sizes": set(sizes) <= set(files) and _are_whole(list(sizes.values()), 0, 2**60),
             "lists": isinstance(lists, list) and set(lists) <= set(files) and all(n.endswith(".txt") for n in lists),
             "shards": all(_is_shard(name, info, lists) for name, info in content["shards"].items()),
@@ -339,7 +343,7 @@ def parse_pack(
         if good:
             content = {"sizes": {}, "left_out": {}, **content}  # what format 1 did not know
             _check_content(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _WRONG as error:
         raise PackError(f"{where}: damaged, or no pack.json ({error}). Pack again: whole shards are kept.") from error
     if not good:
         raise PackError(f"{where}: damaged, or of another version of be_nb. Pack again: whole shards are kept.")
@@ -356,7 +360,7 @@ def own_file(
     if not path.is_file():
         raise PackError(f"{path}: missing. Pack again: the shards that are whole are kept.")
     if os.path.realpath(path) != os.path.join(os.path.realpath(root), name):
-        raise PackError(f"{path}: leads out of the pack, which opens only files of its own folder. Copy the file there.")
+        raise PackError(f"{path}: leads out of the pack, which opens only files of its own folder. Copy it there.")
     if most is not None and path.stat().st_size > most:
         raise PackError(f"{path}: damaged: {path.stat().st_size:,} bytes are more than it can have. Pack again.")
     return path
@@ -395,7 +399,7 @@ def read_checked(
     own_file(root, name, MOST_INDEX)
     return check_file(root, content, name).read_bytes()
 
-
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _check_rows(names, rows, content):
     "Raise a `ValueError` unless the table of videos fits to names, shards and frames."
     if len(names) != len(rows) or len(set(names)) != len(names):
@@ -422,7 +426,7 @@ def load_index(
     root,  # folder of a pack
     content,  # its pack.json
 ):
-    "Names and rows (VIDEO) of all videos of a pack: as they were written, and inside of its shards. Raises `PackError`."
+    "Names and rows (VIDEO) of all videos of a pack, as they were written and inside of its shards. Raises `PackError`."
     names = read_checked(root, content, "names.txt").decode("utf8", "surrogateescape").split("\n")[:-1]
     path, file = Path(root) / "videos.npy", io.BytesIO(read_checked(root, content, "videos.npy"))
     try:
@@ -462,7 +466,7 @@ class PackReport:
     frames: int
     bytes: int  # of all files
     problems: dict = field(default_factory=dict)  # name of a video or file → what is wrong with it
-    left_out: dict = field(default_factory=dict)  # from the doctor: video that was not packed → why; no problem of the pack
+    left_out: dict = field(default_factory=dict)  # from the doctor: video that was not packed → why; no problem
 
     @classmethod
     def of(cls, out, content, problems=None):

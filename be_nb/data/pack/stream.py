@@ -50,7 +50,7 @@ def sample_frames(
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #5e58d091
 def _shard_urls(pack, split):
-    "Shards that hold videos of a list → how many each must give (None: not known); places in the list that were left out."
+    "Shards that hold videos of a list → how many each must give (None: not known); places in it that were left out."
     from webdataset.gopen import gopen
     from webdataset.shardlists import expand_urls
     urls = [str(url) for url in pack] if isinstance(pack, (list, tuple)) else [str(pack)]
@@ -82,7 +82,7 @@ def _whole_shards(samples, counts):
             if counts[url] not in (None, seen):
                 raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
     except (tarfile.TarError, ValueError, zlib.error, EOFError) as error:  # what webdataset's reader says of damage
-        raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, here or in the next shard: {error}")
+        raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, or the next shard is: {error}")
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #c26e5c2b
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'check_pack', 'pack']
 
 # %% ../../../nbs/5_data/06_pack_write.ipynb #b81a8538
+import contextlib
 import hashlib
 import io
 import json
@@ -28,7 +29,8 @@ from ...config import check_choice
 from ..decode import ToRGB, video_frames, VideoError
 from ..lists import read_classes, read_list, Split
 from .format import (CODECS, file_sha256, FORMAT, frame_to_bytes, is_whole, last_member, MOST_FRAMES,
-                                    MOST_SIDE, PackError, PackReport, read_pack, sample_chunks, scan_shard, seal_of, sha256)
+                                    MOST_SIDE, PackError, PackReport, read_pack, sample_chunks, scan_shard, seal_of,
+                                    sha256)
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
@@ -97,7 +99,7 @@ def _promise(entries, settings):
 
 
 def source_of(path, known):
-    "Size, two times and checksum of a video file, the checksum from `known` if the rest is as it was; None: no such file."
+    "Size, two times and checksum of a video file (the last from `known` if the rest is as it was); None: no such file."
     try:
         status = os.stat(path)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -315,8 +317,8 @@ def pack(
 
     Returns a `PackReport`. Killed at any moment and run again, it goes on with the shards that are missing, damaged, or
     made of files that have changed since; run on a good pack, it decodes nothing. The bytes do not depend on `workers`.
-    Raises `ValueError` for settings or lists that do not fit (also to what `out` already holds), `FileNotFoundError` for
-    a missing folder or list, and with `on_error="raise"` a `VideoError` for the first bad video.
+    Raises `ValueError` for settings or lists that do not fit (also to what `out` holds), `FileNotFoundError` for a
+    missing folder or list, and with `on_error="raise"` a `VideoError` for the first bad video.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
     if shard_videos < 1 or workers < 1:
@@ -325,21 +327,17 @@ def pack(
     found, classes = open_lists(root, splits)
     shards = cut_into_shards(plan_entries(root, found), shard_videos)
     paths, (memory, known) = _shard_paths(Path(out), len(shards)), _remembered(root)
-    tasks = [(path, entries, settings, on_error) for path, entries in zip(paths, shards)
-             if not _is_finished(path, entries, settings, on_error, known)]
+    tasks = [task for task in zip(paths, shards) if not _is_finished(*task, settings, on_error, known)]
     if tasks:
-        (Path(out) / "pack.json").unlink(missing_ok=True)
-        remove_leftovers(out)
-    total = sum(map(len, shards))
-    with tqdm(total=total, desc=f"packing {Path(out).name}", unit="video", disable=not progress) as bar:
-        bar.update(total - sum(len(entries) for _, entries, *_ in tasks))
-        for k, sources in run_all(write_shard, tasks, workers):
+        (Path(out) / "pack.json").unlink(missing_ok=True), remove_leftovers(out)
+    total, todo = sum(map(len, shards)), sum(len(entries) for _, entries in tasks)
+    bar = tqdm(total=total, initial=total - todo, desc=f"packing {Path(out).name}", unit="video", disable=not progress)
+    with bar:
+        for k, sources in run_all(write_shard, [(*task, settings, on_error) for task in tasks], workers):
             known.update(sources)
             bar.update(len(tasks[k][1]))
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the pack
         write_atomically(memory, lambda temporary: temporary.write_text(json.dumps(known)))
-    except OSError:  # a cache that cannot be written costs time, not the pack
-        pass
     return write_index(Path(out), paths, found, classes, settings)
 
 # %% ../../../nbs/5_data/06_pack_write.ipynb #7aa1a7d4

@@ -64,7 +64,8 @@ def exam_sources(
 ) -> tuple:             # source to fit on, source to test
     "Both lists. Raises `ValueError` for unknown labels, one class only, and tested classes that cannot be learned."
     names = list_names(config)
-    train, test = (open_source(config.data, name, frame_size=frame_size, on_error=config.on_error, rho=config.rho,
+    on_error = config.on_error or "raise"
+    train, test = (open_source(config.data, name, frame_size=frame_size, on_error=on_error, rho=config.rho,
                                data_seed=config.data_seed, size=config.data_size or None) for name in names)
     known = set(np.asarray(train.labels).tolist())
     for name, source in zip(names, (train, test)):

@@ -6,6 +6,7 @@
 __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from ...augment import CenterCrop
+from ...data.sources import on_error_of
 from .exam import (clip_versions, Exam, exam_sources, find_masks, list_names, make_exam,
                                      open_networks, run_names)
 from .page import bar, figure, html_table, page, plain, section, tag
@@ -308,6 +310,8 @@ def bias(
     Raises `ValueError`, `OSError` or `CheckpointError` for what cannot be opened, before anything is computed.
     """
     networks = open_networks(config)
+    skips = [on_error_of(config, net.pretrain_config) == "skip" for net in networks.values()]  # as in their runs
+    config = dataclasses.replace(config, on_error="skip" if any(skips) else "raise")
     settings = {name: {key: getattr(config, key) or net.pretrain_config[key] for key in ("frames", "stride", "size")}
                 for name, net in networks.items()}
     sizes = {name: tuple(net.pretrain_config["frame_size"]) for name, net in networks.items()}
