@@ -20,7 +20,7 @@ from .pack.read import list_in_pack, PackedVideos
 from .scenebias import SceneBias, SPLITS
 from .sets import how_to_get
 from .videos import VideoFolder
-from ..machine.distributed import RankSampler
+from ..machine.distributed import Loader, RankSampler
 from ..settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
 # %% ../../nbs/5_data/11_sources.ipynb #91b2ef46
@@ -135,4 +135,4 @@ def build_loader(
     dataset = ClipDataset(source, windows.frames or config.frames, windows.stride or config.stride, windows.count,
                           windows.apart, config.short, config.seed)
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)
-    return DataLoader(dataset, batch_sampler=RankSampler(sampler), num_workers=config.workers, pin_memory=pin)
+    return Loader(dataset, batch_sampler=RankSampler(sampler), num_workers=config.workers, pin_memory=pin)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..augment import CenterCrop
 from ..data.clips import uniform_starts, window_frames
 from ..machine.device import autocast, pick_device
+from ..machine.distributed import Loader
 
 # %% ../../nbs/6_judging/01_features.ipynb #31d776b1
 def uniform_windows(
@@ -198,7 +199,7 @@ def extract_features(
     row per video, never all clips. Raises `ValueError` if no video is long enough or the backbone does not give (b, d).
     """
     videos = VideoClips(source, clips, frames, stride, short, windows)
-    loader = DataLoader(videos, batch_size=None, num_workers=workers)
+    loader = Loader(videos, batch_size=None, num_workers=workers)
     stream = tqdm(loader, total=len(videos), desc="features", unit="video", disable=not progress)
     with evaluating(backbone, device) as device:
         batches = clip_batches(stream, batch_size)

@@ -20,7 +20,7 @@ from ..backbones import create_backbone
 from ..backbones.layers import adopt_weights
 from ..backbones.torchvision import prepend_input, Renormalize, renormalize
 from ..config import check_choice
-from .checkpoint import (check_state, CheckpointError, list_checkpoints, modern_settings,
+from .checkpoint import (check_numbers, check_settings, check_state, CheckpointError, list_checkpoints, modern_settings,
                                      newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
@@ -32,8 +32,11 @@ def check_fit(
     "Compare the names and shapes of weights with those of a network."
     want = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     have = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
+    floats = {k: v.is_floating_point() for k, v in backbone.state_dict().items()}
+    other = [k for k, v in weights.items() if k in floats and torch.is_tensor(v) and v.is_floating_point() != floats[k]]
     problems = [("missing", sorted(want.keys() - have.keys())), ("unknown", sorted(have.keys() - want.keys())),
-                ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
+                ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k])),
+                ("of another type", sorted(other))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
 # %% ../../nbs/4_machine/06_weights.ipynb #ebbe6fc5
@@ -46,6 +49,28 @@ class Weights(NamedTuple):
     config: dict       # settings of the training
     step: int | None   # how many steps it took, if that is known
 
+# %% ../../nbs/4_machine/06_weights.ipynb #x
+def bare_names(
+    state: dict,   # name → tensor
+) -> dict:
+    "Without the words that parallel training and the compiler put before every name."
+    for prefix in ("module.", "_orig_mod.") * 2:
+        if state and all(str(key).startswith(prefix) for key in state):
+            state = {key[len(prefix):]: value for key, value in state.items()}
+    return state
+
+
+def inner_state(
+    content,   # what was read from a file
+):             # the state dict in it, if that is all it is about; else the content itself
+    "The state dict in a file of somebody else's trainer, such as `{'state_dict': …, 'epoch': 3}`."
+    is_state = lambda value: isinstance(value, dict) and value and all(map(torch.is_tensor, value.values()))
+    if isinstance(content, dict) and "format" not in content:
+        found = [content[key] for key in ("state_dict", "model_state_dict", "model_state", "model")
+                 if is_state(content.get(key))]
+        content = found[0] if found else content
+    return bare_names(content) if is_state(content) else content
+
 # %% ../../nbs/4_machine/06_weights.ipynb #04f248d2
 def backbone_weights(
     path: Path,    # where it was read
@@ -53,7 +78,7 @@ def backbone_weights(
 ) -> Weights:
     "The part of a checkpoint that is used after training."
     prefix, method = "backbone.", state.get("method")
-    method = method if isinstance(method, dict) else {}  # a file made by hand: reported below as missing weights
+    method = bare_names(method) if isinstance(method, dict) else {}  # made by hand: reported below as missing weights
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
@@ -73,6 +98,7 @@ def assemble(
     if problem:
         raise CheckpointError(f"The weights in {weights.path} are not those of a {weights.backbone}: {problem}. "
                               "Was it written by another version of the code?")
+    check_numbers(weights.path, weights.tensors)
     backbone.load_state_dict(weights.tensors)
     backbone.pretrain_config = weights.config
     return backbone.eval()
@@ -171,6 +197,7 @@ def export_weights(
                                   "Get both again, or remove the card: the file can be loaded alone.")
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}  # JSON knows no tuples
     config = modern_settings(config) if card["card"] == 1 else config
+    config = check_settings(path, config)
     return Weights(path, card["backbone"], tensors, config, card["step"])
 
 # %% ../../nbs/4_machine/06_weights.ipynb #b3971a5f
@@ -207,7 +234,8 @@ def identify_torchvision(
         if alike > near:
             near, problem = alike, f"For {name}, {len(wrong)} do not fit, the first is {wrong[0]}."
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
-                          f"{', '.join(TORCHVISION)}. {problem}".rstrip())
+                          f"{', '.join(TORCHVISION)}. {problem} If they are of one of our networks, fill them in by hand: "
+                          "be_nb.backbones.create_backbone(name).load_state_dict(…).")
 
 # %% ../../nbs/4_machine/06_weights.ipynb #6f47008f
 def torchvision_weights(
@@ -308,7 +336,7 @@ def find_weights(
         if path.suffix == ".safetensors" or head[8:] == b"{":
             return export_weights(path)
         check_official(path)
-    content = read_torch(path)
+    content = inner_state(read_torch(path))
     if isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
         return torchvision_weights(path, content)
     return backbone_weights(path, check_state(path, content))

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..backbones import create_backbone
 from ..judging.features import clip_batches, evaluating, test_views, VideoClips
 from ..machine.device import autocast
+from ..machine.distributed import Loader
 from ..saving.weights import load
 from ..settings import FinetuneConfig
 from ..visualize import Picture
@@ -100,7 +100,7 @@ def predict(
     Raises `ValueError` if no video is long enough and if a score is not finite."""
     videos, found = VideoClips(source, clips, frames, stride, short, windows), []
     views, clips = test_views(size, crops, crop), len(videos.windows[0])
-    loader = DataLoader(videos, batch_size=None, num_workers=workers)
+    loader = Loader(videos, batch_size=None, num_workers=workers)
     stream = tqdm(loader, total=len(videos), desc="test", unit="video", disable=not progress, leave=False)
     with evaluating(model, device) as device, torch.inference_mode():
         for _, batch in clip_batches(stream, batch_size):

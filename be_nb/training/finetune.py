@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..config import override
@@ -30,15 +29,18 @@ from ..data.videos import Selection
 from ..judging.lists import check_apart
 from ..judging.protocols import get_protocol, scale, windows_of
 from ..machine.device import autocast, lay_out, machine, pick_device
-from ..machine.distributed import StopRequest
-from ..machine.files import remove_leftovers, write_atomically
+from ..machine.distributed import Loader, StopRequest
+from ..machine.files import explain_failed_write, locked, remove_leftovers, write_atomically
 from ..methods.base import augmentation
 from ..recipes import recipe
-from ..saving.checkpoint import FORMAT, save_checkpoint
+from ..saving.checkpoint import FORMAT, list_checkpoints
+from ..saving.weights import weights_digest
 from ..settings import FinetuneConfig, PretrainConfig
 from .classifier import Classifier, draw_confusion, predict, score, starting_backbone
-from .run import find_start, History, Meter, run_folder, Stopped
-from .step import build_optimizer, learning_rate, seed_of
+from .divergence import Diverged
+from .run import (check_finite, find_start, History, Meter, restore_state, run_folder, save_state, source_kind,
+                                Stopped, videos_digest)
+from .step import build_optimizer, learning_rate, NotFinite, seed_of
 from ..visualize import Picture
 
 # %% ../../nbs/7_training/10_finetune.ipynb #x
@@ -154,15 +156,16 @@ class Progress:
     meter: Meter
     step: int    # steps that are done
     best: dict   # step, accuracy (None: not chosen by validation) and weights; empty before the first validation
+    digests: dict  # of the videos and of the weights that it started from
 
     def save(self, folder, config):
         "Write a checkpoint from which the run goes on."
-        state = {"step": self.step, "config": dataclasses.asdict(config), "method": self.model.state_dict(),
-                 "optimizer": self.optimizer.state_dict(), "meter": self.meter.state(), "best": self.best}
-        return save_checkpoint(folder, state, config.keep)
+        save_state(folder, config, self.model, self.optimizer, self.meter, step=self.step, best=self.best,
+                   **self.digests)
 
     def take_best(self, accuracy):
-        "Remember the weights as they are, on the CPU."
+        "Remember the weights as they are, on the CPU; `NotFinite` if they are no numbers."
+        check_finite(self.model, self.meter)
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
@@ -173,18 +176,21 @@ def restore(
     backbone: torch.nn.Module,  # what it starts from
     classes: int,               # number of classes
     device: torch.device,       # where it trains
+    digests: dict,              # of its videos and of the weights it starts from
 ) -> Progress:
     "The run as its newest checkpoint left it, or at its beginning."
-    state = find_start(config, folder)
+    state = find_start(config, folder, digests)
     torch.manual_seed(seed_of(config.seed, classes))  # the same classifier on whatever backbone
     model = Classifier(backbone, classes, config.dropout, config.freeze)
     model = lay_out(model.to(device), device).train()
     optimizer = build_optimizer(config, model)
     if state is None:
-        return Progress(model, optimizer, Meter(), 0, {})
-    model.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
+        return Progress(model, optimizer, Meter(), 0, {}, digests)
+    best = state.get("best") or {}
+    if best:  # do these weights fit, too?
+        restore_state(folder, model, optimizer, state | {"method": best.get("weights")})
+    meter = restore_state(folder, model, optimizer, state)
+    return Progress(model, optimizer, meter, state["step"], best, digests)
 
 # %% ../../nbs/7_training/10_finetune.ipynb #x
 def validate(
@@ -213,7 +219,7 @@ def fit(
     device, augment = next(run.model.parameters()).device, augmentation(config)
     every = config.validate_every or math.ceil(len(clips) / config.batch_size)
     sampler = EpochSampler(len(clips), config.batch_size, config.seed, run.step, config.steps - run.step)
-    loader = DataLoader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
+    loader = Loader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
     bar = tqdm(total=config.steps, initial=run.step, desc=folder.name, unit="step", disable=not progress)
     shown = 0.0
     with bar, StopRequest() as stop:
@@ -224,6 +230,7 @@ def fit(
             bar.update()
             shown = run.meter.show(bar, shown)
             if run.step % config.log_every == 0 or end:
+                check_finite(run.model, run.meter)
                 row = {**run.meter.mean(), "lr": learning_rate(config, run.step - 1)}
             if held_out is not None and (run.step % every == 0 or end):
                 row |= validate(run.model, held_out, config)
@@ -318,8 +325,36 @@ def take_weights(
     best = {k: run.best[k] for k in ("step", "accuracy")}
     state = {"format": FORMAT, **best, "config": dataclasses.asdict(config), "classes": classes,
              "method": run.best["weights"]}
-    write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
+    with explain_failed_write(f"The best weights in {folder}"):
+        write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
+
+# %% ../../nbs/7_training/10_finetune.ipynb #x
+def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) -> FinetuneResult:
+    "`finetune` from where its run stands, in a folder that nobody else can write to."
+    remove_leftovers(folder)
+    history, began, say = History(folder, run.step), time.perf_counter(), print if progress else (lambda *_: None)
+    counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
+    device, first = next(run.model.parameters()).device, run.step
+    say(f"{folder}: {config.backbone} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
+    try:
+        if run.step < config.steps:
+            fit(run, config, folder, history, clips, held_out, progress)
+        best = take_weights(run, config, folder, classes)
+    except NotFinite:
+        kept = list_checkpoints(folder)
+        last = f"resume=True goes on from {kept[-1].name}" if kept else "there is no checkpoint yet"
+        raise Diverged(f"Loss or weights are no numbers after step {run.step} (this start began at step {first}). Nothing of "
+                       f"it was written: {last}. It would come again with the same settings; start a new run with a lower "
+                       "lr, with clip_grad, or with amp='fp32'.") from None
+    finally:
+        history.close()
+    found = test_all(run.model.eval(), tests, config, progress)
+    result = FinetuneResult(folder / "best.pt", history.rows, found, best, classes, run.model)
+    write_result(folder, config, result, counts)
+    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
+    return result
 
 # %% ../../nbs/7_training/10_finetune.ipynb #x
 def finetune(
@@ -332,7 +367,8 @@ def finetune(
     Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM
     and SIGUSR1 end it with a checkpoint and `Stopped`. Raises `ValueError` for settings, lists, labels and class counts
     that do not fit, and under torchrun with several processes, and `CheckpointError` for a checkpoint that cannot be
-    used, all before any work starts. Seeds torch's global generator at every step.
+    used, all before any work starts; `FolderInUse` where another process trains in this folder, and `Diverged` for a
+    loss that is no number. Seeds torch's global generator at every step.
     """
     start: FinetuneConfig = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
     config = name_lists(override(start, **overrides))
@@ -344,20 +380,8 @@ def finetune(
     clips = ClipDataset(train, config.frames, config.stride, 1, 0, config.short, config.seed)
     config = resolve_config(config, name, clips)
     folder = run_folder(PretrainConfig(name=config.name, out=config.out))
-    run = restore(config, folder, backbone, len(classes), device)
-    remove_leftovers(folder)
-    history, began, say = History(folder, run.step), time.perf_counter(), print if progress else (lambda *_: None)
-    counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
-    say(f"{folder}: {name} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
-    try:
-        if run.step < config.steps:
-            fit(run, config, folder, history, clips, held_out, progress)
-    finally:
-        history.close()
-    best = take_weights(run, config, folder, classes)
-    found = test_all(run.model.eval(), tests, config, progress)
-    result = FinetuneResult(folder / "best.pt", history.rows, found, best, classes, run.model)
-    write_result(folder, config, result, counts)
-    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
-    return result
+    digests = {"videos": videos_digest(clips, *([] if held_out is None else [held_out]), *tests.values()),
+               "source": source_kind(clips), "start": weights_digest(backbone.state_dict())}
+    with locked(folder):
+        run = restore(config, folder, backbone, len(classes), device, digests)
+        return finetune_in(folder, run, config, clips, held_out, tests, classes, progress)
