@@ -7,13 +7,12 @@ __all__ = ['open_source', 'usual_lists', 'build_source', 'labelled_source', 'ope
 
 # %% ../../nbs/5_data/11_sources.ipynb #e6830290
 import os
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from .clips import ClipDataset, EpochSampler
-from .lists import read_list, Split
+from .lists import open_split, Split, USUAL
 from .pack.format import is_pack
 from .pack.read import PackedVideos
 from .scenebias import SceneBias, SPLITS
@@ -31,7 +30,7 @@ def _few(split, count):
 # %% ../../nbs/5_data/11_sources.ipynb #9dafe466
 def open_source(
     data,  # "scenebias", or the folder of videos or of a pack
-    split,  # of SceneBias its name; else a list file, absolute or in the folder, or a `Split`
+    split,  # of SceneBias its name; else a list file, a folder in it (see `open_split`), or a `Split`
     *,
     frame_size=(128, 171),  # videos: (height, width) of all frames
     cache=False,  # videos: keep all frames in RAM?
@@ -53,7 +52,7 @@ def open_source(
     if not os.path.isdir(data):
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
     source = PackedVideos if is_pack(data) else VideoFolder  # a pack that is not finished is an error
-    listed = split if isinstance(split, Split) else read_list(Path(data) / split)
+    listed = open_split(data, split, labelled)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
     listed = listed if most is None else _few(listed, most)
@@ -64,7 +63,7 @@ def usual_lists(
     data,  # as in `open_source`
 ) -> tuple:  # a list to learn from, then those to test on
     "The labelled lists that a command takes where none are named."
-    return ("probe", "test", "swapped") if data == "scenebias" else ("train.txt", "val.txt")
+    return ("probe", "test", "swapped") if data == "scenebias" else USUAL
 
 # %% ../../nbs/5_data/11_sources.ipynb #f1203268
 def build_source(
@@ -83,7 +82,7 @@ def labelled_source(
 ):
     "The videos of one list as a pretrained network should see them: in frames of the same size, of the same set."
     known = {key: pretrained[key] for key in ("frame_size", "rho", "data_seed") if key in pretrained}
-    return open_source(config.data, split, on_error=config.on_error, **known)
+    return open_source(config.data, split, on_error=config.on_error, labelled=True, **known)
 
 
 def open_list(
@@ -94,7 +93,7 @@ def open_list(
 ):
     "The videos of one list of a fine-tuning run."
     return open_source(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error,
-                       rho=config.rho, data_seed=config.data_seed, size=size)
+                       rho=config.rho, data_seed=config.data_seed, size=size, labelled=True)
 
 # %% ../../nbs/5_data/11_sources.ipynb #e87b8f75
 def knn_sources(

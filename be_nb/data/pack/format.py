@@ -13,6 +13,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +219,9 @@ def parse_pack(
         raise PackError(f"{where}: damaged ({error}). Pack again: the shards that are whole are kept.") from error
     if not good:
         raise PackError(f"{where}: damaged, or of another version of be_nb. Pack again: whole shards are kept.")
+    if "geometry" not in content.get("settings", {"geometry": ""}):
+        warnings.warn(f"{where}: packed before be_nb minded how a player turns and stretches frames: a phone's videos may lie on "
+                      "their side in it. Pack such videos again, into another folder.", stacklevel=2)
     return content
 
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ...config import check_choice
 from ..decode import ToRGB, video_frames, VideoError
-from ..lists import read_classes, read_list, Split
+from ..lists import open_split, read_classes, USUAL, warn_of_outside
 from .format import (CODECS, FORMAT, frame_to_bytes, last_member, PackReport, read_pack, sample_chunks,
                                     scan_shard, seal_of, sha256)
 from ..videos import locate_video
@@ -38,6 +38,7 @@ class PackSettings:
     frame_size: tuple[int, int] | None = None  # (height, width): cover it and cut at the centre, instead of short_side
     codec: str = "jpeg"
     quality: int = 90
+    geometry: str = "shown"  # turned and stretched as a player shows it; older packs do not say
 
     def __post_init__(self):
         check_choice("codec", self.codec, CODECS)
@@ -129,13 +130,16 @@ def open_lists(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder (now in {os.getcwd()}); give the folder of the videos")
     splits = dict(splits) if hasattr(splits, "items") else {Path(name).name: name for name in splits}
+    if splits == dict(zip(USUAL, USUAL)) and not any((Path(root) / side).exists() for name in USUAL
+                                                     for side in (name, Path(name).stem)):
+        splits = {USUAL[0]: USUAL[0]}  # a folder without any list: all of it
     found, classes = {}, read_classes(Path(root) / "classes.txt")
     if not splits:
         raise ValueError("give at least one list of videos")
     for name, split in splits.items():
         if not re.fullmatch(r"\w[\w.-]*\.txt", name) or name in ("classes.txt", "names.txt"):
             raise ValueError(f"a list in a pack is named like train.txt (letters, digits, . _ -), not {name!r}")
-        split = split if isinstance(split, Split) else read_list(Path(root) / split)
+        split = open_split(root, split, labels=False)
         if not len(split):
             raise ValueError(f"{name}: the split holds no videos")
         for path, where in zip(split.paths, split.where):
@@ -143,6 +147,7 @@ def open_lists(
                 raise ValueError(f"{where}: the name {path!r} cannot stand in a list: blanks around it, or lines")
         if split.classes and classes and list(split.classes) != list(classes):
             raise ValueError(f"{name} names other classes than the rest; all lists of a pack share one classes.txt")
+        warn_of_outside(root, split.paths)
         found[name], classes = split, list(split.classes or classes)
     top = max(int(split.labels.max()) for split in found.values())
     if classes and top >= len(classes):
