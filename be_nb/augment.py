@@ -202,7 +202,11 @@ class Augment(_View):
 
 # %% ../nbs/1_core/03_views.ipynb #x
 class CenterCrop(_View):
-    """The deterministic view for tests: the central square, resized and normalised like those of `Augment`."""
+    """The deterministic view for tests: the central square, resized and normalised like those of `Augment`.
+
+    Its edges lie between whole pixels (of two middles it takes the upper or left one), so that a square of `size`
+    pixels is cut out and not resampled.
+    """
 
     def __init__(
         self,
@@ -218,6 +222,7 @@ class CenterCrop(_View):
     def forward(self, clips):
         """uint8 `(b, t, 3, h, w)` → float32 `(b, 3, t, size, size)`, normalised."""
         _check_clips(clips)
-        zero, one = torch.zeros(len(clips)), torch.ones(len(clips))
-        side = one * self.crop * min(clips.shape[-2:])
-        return self.view(clips, ClipParameters(side, zero, zero, zero, zero, one, one, one, zero))
+        zero, one, (height, width) = torch.zeros(len(clips)), torch.ones(len(clips)), clips.shape[-2:]
+        side = max(1, round(self.crop * min(height, width)))
+        x, y = ((length - side) // 2 - (length - side) / 2 for length in (width, height))  # 0, or back to a whole pixel
+        return self.view(clips, ClipParameters(side * one, x * one, y * one, zero, zero, one, one, one, zero))

@@ -21,7 +21,7 @@ from typing import Annotated, get_args, get_origin, Literal
 import tyro
 
 from .config import annotations, check_choice, nearest, override, settings
-from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
+from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, ListsConfig,
                             PackConfig, PretrainConfig, RetrieveConfig)
 
 # %% ../nbs/7_training/11_cli.ipynb #x
@@ -175,6 +175,15 @@ def recipes(args: list[str]):
     print(describe_recipe(args[0]) if args else describe_recipes())
 
 # %% ../nbs/7_training/11_cli.ipynb #x
+def lists(args: list[str]):
+    "be-nb lists --root DIR [--val 0.2]    write train.txt, val.txt and classes.txt for folders CLASS/video.mp4"
+    config = parse("lists", ListsConfig, args, "Write train.txt, val.txt and classes.txt for a folder whose videos lie in "
+                   "folders of classes; what shares a person or a film is on one side.")
+    from be_nb.data.lists import write_split
+
+    print(write_split(**dataclasses.asdict(config)))
+
+
 def pack(args: list[str]):
     "be-nb pack --root DIR --out DIR    decode videos once, into shards that give any frame at once"
     config = parse("pack", PackConfig, args, "Decode videos once, into shards that give any frame at once. Stopped, "
@@ -271,7 +280,7 @@ def is_first(
 
 # %% ../nbs/7_training/11_cli.ipynb #x
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
-            "export": export, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
+            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
 
 
 def usage() -> str:  # several lines
@@ -283,7 +292,7 @@ def usage() -> str:  # several lines
 
 
 # %% ../nbs/7_training/11_cli.ipynb #x
-CONFIGS = (PretrainConfig, FinetuneConfig, RetrieveConfig, PackConfig)  # whose settings messages speak of
+CONFIGS = (PretrainConfig, FinetuneConfig, RetrieveConfig, PackConfig, ListsConfig)  # whose settings messages speak of
 
 
 def as_flags(

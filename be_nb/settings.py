@@ -6,8 +6,8 @@
 __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings', 'DataSettings', 'AugmentationSettings',
            'MethodSettings', 'OptimisationSettings', 'SpeedSettings', 'WatchSettings', 'RecordSettings',
            'check_training', 'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings', 'FinetuneConfig',
-           'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig',
-           'BiasConfig']
+           'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig',
+           'BenchConfig', 'BiasConfig']
 
 # %% ../nbs/7_training/02_settings.ipynb #x
 import dataclasses
@@ -41,7 +41,7 @@ class DataSettings(Config):
     "Which videos, and which clips of them."
 
     data: str = "scenebias"          # "scenebias" (built in) or a folder of videos
-    split: str = "train.txt"         # list of the videos in it, lines `path label`
+    split: str = "train.txt"         # list of the videos in it; without any list: all of them
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
@@ -302,12 +302,22 @@ class ExportConfig(Config):
 
 # %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
+class ListsConfig(Config):
+    "What `be_nb.data.lists.write_split` needs: a folder of videos in folders of classes, and what to keep together."
+
+    root: str                       # folder of the videos, CLASS/video.mp4
+    val: Annotated[float, Range(0, 0.9, above=True)] = 0.2  # share of each class for val.txt
+    group: str = ""                 # regular expression: what it finds in a path is on one side only
+    seed: Amount = 0                # which videos are held out
+
+
+@dataclass(frozen=True)
 class PackConfig(Config):
     "What `be_nb.data.pack.write.pack` needs: videos, lists of them, and how their frames are stored."
 
     root: str                        # folder of the videos
     out: str                         # folder of the pack
-    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root, lines `path label`
+    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root; without any: all its videos
     short_side: Amount = 128         # pixels of the shorter side; 0 keeps the size
     frame_size: tuple[Count, Count] | None = None  # height, width: cover and cut, not short_side
     codec: Literal["jpeg", "raw"] = "jpeg"  # of a stored frame: jpeg is small, raw needs no decoding

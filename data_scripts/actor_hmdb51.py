@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 import torch
 import tyro
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 from be_nb.config import Amount, Config, Count, NonNegative
 from be_nb.data.actors import (crop_to_actor, find_people, grow_mask, inpaint_background, load_detector,
                                other_backgrounds, read_masks, swap_background)
-from be_nb.data.decode import decode, VideoError, write_video
+from be_nb.data.decode import decode, open_video, VideoError, write_video
 from be_nb.data.lists import read_hmdb51, read_list, Split
 from be_nb.data.pack.write import pack, run_all
 from be_nb.data.prepare import content_of, count_videos, extract_part, find_folder, locate_parts, look_into, Part
@@ -93,9 +92,9 @@ class Masks:
 
 
 def frame_rate(path):
-    "Frames a second, as the file says; 25 if it does not."
-    with av.open(str(path), metadata_errors="ignore") as container:
-        return round(container.streams.video[0].average_rate or 25)
+    "Frames a second, as the file says, from 1 to 240; 25 if it does not."
+    with open_video(path) as container:
+        return min(max(round(container.streams.best("video").average_rate or 25), 1), 240)
 
 
 def size_of(clip):

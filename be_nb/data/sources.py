@@ -6,15 +6,14 @@
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
            'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #e6830290
+# %% ../../nbs/5_data/11_sources.ipynb #x
 import os
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from .clips import ClipDataset, EpochSampler
-from .lists import read_list, Split
+from .lists import open_split, Split, USUAL
 from .pack.format import is_pack
 from .pack.read import list_in_pack, PackedVideos
 from .scenebias import SceneBias, SPLITS
@@ -23,7 +22,7 @@ from .videos import VideoFolder
 from ..machine.distributed import Loader, RankSampler
 from ..settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
-# %% ../../nbs/5_data/11_sources.ipynb #91b2ef46
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def _list_in_folder(root, split):
     return read_list(Path(root) / split)
 
@@ -33,10 +32,10 @@ def _few(split, count):
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return Split([split.paths[i] for i in rows], split.labels[rows], split.classes, [split.where[i] for i in rows])
 
-# %% ../../nbs/5_data/11_sources.ipynb #c5db5845
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def open_source(
     data,  # "scenebias", or the folder of videos or of a pack
-    split,  # of SceneBias its name; else a list file, absolute or in the folder, or a `Split`
+    split,  # of SceneBias its name; else a list file, a folder in it (see `open_split`), or a `Split`
     *,
     frame_size=(128, 171),  # videos: (height, width) of all frames
     cache=False,  # videos: keep all frames in RAM?
@@ -57,22 +56,21 @@ def open_source(
         return SceneBias(split, rho=rho, seed=data_seed, size=size, damping=damping)
     if not os.path.isdir(data):
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
-    packed = is_pack(data)  # a pack that is not finished is an error
-    source = PackedVideos if packed else VideoFolder
-    listed = split if isinstance(split, Split) else (list_in_pack if packed else _list_in_folder)(data, split)
+    source = PackedVideos if is_pack(data) else VideoFolder  # a pack that is not finished is an error
+    listed = open_split(data, split, labelled)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
     listed = listed if most is None else _few(listed, most)
     return source(data, listed, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/5_data/11_sources.ipynb #fbd48d6a
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def usual_lists(
     data,  # as in `open_source`
 ) -> tuple:  # a list to learn from, then those to test on
     "The labelled lists that a command takes where none are named."
-    return ("probe", "test", "swapped") if data == "scenebias" else ("train.txt", "val.txt")
+    return ("probe", "test", "swapped") if data == "scenebias" else USUAL
 
-# %% ../../nbs/5_data/11_sources.ipynb #f1203268
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -98,7 +96,7 @@ def labelled_source(
 ):
     "The videos of one list as a pretrained network should see them: in frames of the same size, of the same set."
     known = {key: pretrained[key] for key in ("frame_size", "rho", "data_seed") if key in pretrained}
-    return open_source(config.data, split, on_error=on_error_of(config, pretrained), **known)
+    return open_source(config.data, split, on_error=config.on_error, labelled=True, **known)
 
 
 def open_list(
@@ -108,10 +106,10 @@ def open_list(
     cache: bool = False,     # videos: keep them in memory
 ):
     "The videos of one list of a fine-tuning run."
-    return open_source(config.data, split, frame_size=config.frame_size, cache=cache,
-                       on_error=config.on_error or "raise", rho=config.rho, data_seed=config.data_seed, size=size)
+    return open_source(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error,
+                       rho=config.rho, data_seed=config.data_seed, size=size, labelled=True)
 
-# %% ../../nbs/5_data/11_sources.ipynb #e87b8f75
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def knn_sources(
     config: PretrainConfig,
 ) -> tuple:         # voters and tested videos, or nothing where `knn_every` is 0
@@ -123,7 +121,7 @@ def knn_sources(
                              data_seed=config.data_seed, most=config.knn_videos, labelled=True)
                  for split in (config.knn_train or train, config.knn_test or test))
 
-# %% ../../nbs/5_data/11_sources.ipynb #aee9c462
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`

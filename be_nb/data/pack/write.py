@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'check_pack', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #b81a8538
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 import contextlib
 import hashlib
 import io
@@ -27,14 +27,13 @@ from tqdm.auto import tqdm
 
 from ...config import check_choice
 from ..decode import ToRGB, video_frames, VideoError
-from ..lists import read_classes, read_list, Split
-from .format import (CODECS, file_sha256, FORMAT, frame_to_bytes, is_whole, last_member, MOST_FRAMES,
-                                    MOST_SIDE, PackError, PackReport, read_pack, sample_chunks, scan_shard, seal_of,
-                                    sha256)
+from ..lists import open_split, read_classes, USUAL, warn_of_outside
+from .format import (CODECS, FORMAT, frame_to_bytes, last_member, PackReport, read_pack, sample_chunks,
+                                    scan_shard, seal_of, sha256)
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #228129ee
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 @dataclass(frozen=True)
 class PackSettings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -43,6 +42,7 @@ class PackSettings:
     frame_size: tuple[int, int] | None = None  # (height, width): cover it and cut at the centre, instead of short_side
     codec: str = "jpeg"
     quality: int = 90
+    geometry: str = "shown"  # turned and stretched as a player shows it; older packs do not say
 
     def __post_init__(self):
         check_choice("codec", self.codec, CODECS)
@@ -60,7 +60,7 @@ class PackSettings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #1d839fcd
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def encode_video(
     path,  # a video file
     settings,  # how its frames are stored
@@ -80,7 +80,7 @@ def encode_video(
             raise VideoError(f"{path}: frame {len(stored)} cannot be stored: {error or 'no memory'}") from error
     return stored, size
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #264eff0e
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 @dataclass(frozen=True)
 class Entry:
     "A video that a shard is to hold."
@@ -119,7 +119,7 @@ def _remembered(root):
     except (OSError, ValueError, AttributeError, RecursionError):  # not there yet, or not ours: look at the videos
         return file, {}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #47a99936
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def write_shard(
     path,  # where the shard will stand
     entries,  # its videos
@@ -150,7 +150,7 @@ def write_shard(
     write_atomically(path, write)
     return {entry.path: source for entry, source in zip(entries, sources) if source}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #65c557d8
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -161,13 +161,16 @@ def open_lists(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder (now in {os.getcwd()}); give the folder of the videos")
     splits = dict(splits) if hasattr(splits, "items") else {Path(name).name: name for name in splits}
+    if splits == dict(zip(USUAL, USUAL)) and not any((Path(root) / side).exists() for name in USUAL
+                                                     for side in (name, Path(name).stem)):
+        splits = {USUAL[0]: USUAL[0]}  # a folder without any list: all of it
     found, classes = {}, read_classes(Path(root) / "classes.txt")
     if not splits:
         raise ValueError("give at least one list of videos")
     for name, split in splits.items():
         if not re.fullmatch(r"\w[\w.-]*\.txt", name) or name in ("classes.txt", "names.txt"):
             raise ValueError(f"a list in a pack is named like train.txt (letters, digits, . _ -), not {name!r}")
-        split = split if isinstance(split, Split) else read_list(Path(root) / split)
+        split = open_split(root, split, labels=False)
         if not len(split):
             raise ValueError(f"{name}: the split holds no videos")
         for path, where in zip(split.paths, split.where):
@@ -175,13 +178,14 @@ def open_lists(
                 raise ValueError(f"{where}: the name {path!r} cannot stand in a list: blanks around it, or lines")
         if split.classes and classes and list(split.classes) != list(classes):
             raise ValueError(f"{name} names other classes than the rest; all lists of a pack share one classes.txt")
+        warn_of_outside(root, split.paths)
         found[name], classes = split, list(split.classes or classes)
     top = max(int(split.labels.max()) for split in found.values())
     if classes and top >= len(classes):
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #856d172c
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -209,7 +213,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #81fbf2e7
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -222,7 +226,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #2f581059
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -246,7 +250,7 @@ def run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #31407a7a
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -299,7 +303,7 @@ def check_pack(
     except PackError:
         pass  # it will be packed again
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a2fd1688
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -340,7 +344,7 @@ def pack(
         write_atomically(memory, lambda temporary: temporary.write_text(json.dumps(known)))
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #7aa1a7d4
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -351,7 +355,7 @@ def _npy_bytes(array):
     np.save(file, array)
     return file.getvalue()
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #273c39ee
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def write_index(
     out,  # folder of the pack
     paths,  # its shards, all whole
