@@ -182,7 +182,7 @@ def recipe(
     kind: type = Config,   # `PretrainConfig` or `FinetuneConfig`: what it must be a recipe of
     /,                     # a run has a `name`, too: it must be possible to change it
     **changes,             # fields to change
-):                         # a config
+) -> Any:                  # a config
     "The config of a named recipe, with your changes. An unknown name is a `ValueError` that shows the nearest ones."
     config = find(name).config
     if not isinstance(config, kind):
@@ -265,22 +265,3 @@ def describe_recipe(
     lines = [f"{name}: {r.about}", f"data: {config.data}", f"cost: {cost(r)}", f"the paper: {r.paper or 'not in it'}",
              f"small form: {r.mini or 'this is one'}", "settings that are not the defaults:", *(changed or ["  none"])]
     return "\n".join([*lines, "commands:", *(f"  {line}" for line in commands(name))])
-
-# %% ../nbs/7_training/03_recipes.ipynb #x
-def list_recipes() -> list[str]:  # names
-    "Names that `recipe` knows."
-    return list(RECIPES)
-
-
-def recipe(
-    name: str,             # one of `list_recipes()`, or one with `-mini` behind it: the small form of a full-size one
-    kind: type = Config,   # `PretrainConfig` or `FinetuneConfig`: what it must be a recipe of
-    /,                     # a run has a `name`, too: it must be possible to change it
-    **changes,             # fields to change
-) -> Any:                  # a config
-    "The config of a named recipe, with your changes. An unknown name is a `ValueError` that shows the nearest ones."
-    config = find(name).config
-    if not isinstance(config, kind):
-        command = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
-        raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
-    return override(config, **changes)

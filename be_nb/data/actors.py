@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 
 # %% ../../nbs/5_data/14_actors.ipynb #x
 def check_mask(
@@ -85,9 +84,6 @@ def fill_holes(
 
     Solves the Laplace equation on the grid. Raises `ValueError` if no pixel is known.
     """
-    from scipy.sparse import coo_array, diags_array
-    from scipy.sparse.linalg import splu
-
     if hole.all():
         raise ValueError("the actor covers every pixel in every frame: nothing is known of the background.")
     from scipy.sparse import coo_array, diags_array  # here and below: what is slow to load, where it is used

@@ -23,10 +23,6 @@ from ..machine.distributed import Loader, RankSampler
 from ..settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
 # %% ../../nbs/5_data/11_sources.ipynb #x
-def _list_in_folder(root, split):
-    return read_list(Path(root) / split)
-
-
 def _few(split, count):
     "At most `count` videos of a `Split`, evenly spread over it."
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
@@ -56,8 +52,12 @@ def open_source(
         return SceneBias(split, rho=rho, seed=data_seed, size=size, damping=damping)
     if not os.path.isdir(data):
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
-    source = PackedVideos if is_pack(data) else VideoFolder  # a pack that is not finished is an error
-    listed = open_split(data, split, labelled)
+    packed = is_pack(data)  # a pack that is not finished is an error
+    source = PackedVideos if packed else VideoFolder
+    if packed and not isinstance(split, Split):
+        listed = list_in_pack(data, split)
+    else:
+        listed = open_split(data, split, labelled)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
     listed = listed if most is None else _few(listed, most)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PretextCard', 'PretextTask', 'consistency', 'Pretext']
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #861e82fc
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from ..config import Config, NonNegative
 from ..losses import be_consistency
 from .base import Batch, Method, MethodCard, Views
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #2f9e8df7
 class PretextCard(MethodCard):
     "What a pretext task says of itself."
 
@@ -30,19 +30,6 @@ class PretextCard(MethodCard):
         "The knob of all pretext tasks."
 
         beta: NonNegative = 1.0  # weight of the BE consistency loss
-
-    def __init__(
-        self,
-        backbone,                    # has `feature_dim` and `features`: (b, c, t, h, w) → (b, d, t', h', w')
-        beta: float = 1.0,           # weight of L_be; without a distractor there is none, and no cost
-        views: Views | None = None,  # None: intra-frame distractor with γ = 0.3 on 112² crops
-    ):
-        super().__init__()
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta is the weight of L_be, a number of at least 0; got {beta}.")
-        self.views = Views() if views is None else views
-        self.beta = 0.0 if getattr(self.views.distractor, "variant", "") == "none" else beta
-        self.backbone, self.head = backbone, self.build_head(backbone.feature_dim)
 
     @classmethod
     def check(cls, config):
@@ -60,7 +47,7 @@ class PretextCard(MethodCard):
         "Every clip of a question learns; with Background Erasing its distracted copy as well."
         return 3 * cls.questions(config) * (1 if config.distractor == "none" else 2)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #7e9ffa01
 class PretextTask(PretextCard, Method):
     "What a task overrides: `question` and `classes`, and where it needs more `windows`, `cut` and `build_head`."
 
@@ -80,7 +67,7 @@ class PretextTask(PretextCard, Method):
         "A new module: features float (m, q, feature_dim) → logits (m, classes)."
         return nn.Sequential(nn.Flatten(), nn.Linear(feature_dim, self.classes))
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #e52f07fe
 def consistency(
     maps: torch.Tensor,        # (n, d, t', h', w') of the clips
     distracted: torch.Tensor,  # those of their distracted copies
@@ -90,7 +77,7 @@ def consistency(
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #x
+# %% ../../nbs/2_methods/04_pretext.ipynb #4bb6f056
 class Pretext(PretextTask):
     """A question whose answer is known, with or without Background Erasing: L = L_p + beta · L_be.
 

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['nt_xent', 'SimCLRCard', 'SimCLR']
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #x
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #ff4ed58a
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..config import Config, Count, Positive
 from ..losses import unit
 from .base import Method, MethodCard, projection, Views
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #x
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #67f574d9
 def nt_xent(
     first: torch.Tensor,                  # (b, d), of length 1
     second: torch.Tensor,                 # (b, d): row i is the twin of row i
@@ -31,7 +32,7 @@ def nt_xent(
     twin = torch.arange(len(z), device=z.device).roll(len(first))
     return F.cross_entropy(logits, twin), (logits.detach().argmax(1) == twin).float().mean()
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #x
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #41b3d7f6
 class SimCLRCard(MethodCard):
     "What SimCLR says of itself."
 
@@ -52,7 +53,7 @@ class SimCLRCard(MethodCard):
         "Two views learn, and the extra negative."
         return 6 if config.negative == "none" else 9
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #x
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #204bbe16
 class SimCLR(SimCLRCard, Method):
     """SimCLR on clips (Chen et al., ICML 2020): two views of a window are each other's twin among all views of the batch.
 
@@ -62,7 +63,7 @@ class SimCLR(SimCLRCard, Method):
 
     def __init__(
         self,
-        backbone,                    # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone: nn.Module,         # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,              # length of the embedding
         head: str = "mlp",           # linear or mlp, see `projection`
         temperature: float = 0.1,    # T

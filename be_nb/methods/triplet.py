@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['compare', 'TripletCard', 'Triplet']
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #x
+# %% ../../nbs/2_methods/03_triplet.ipynb #3bbfbc4b
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+from torch import nn
 
 from ..config import Config, Count, Range
 from ..losses import triplet, unit
 from .base import Method, MethodCard, projection, Views
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #x
+# %% ../../nbs/2_methods/03_triplet.ipynb #374810c4
 def compare(
     anchor: torch.Tensor,     # (b, dim), of length 1, like the others
     positive: torch.Tensor,   # (b, dim)
@@ -27,7 +28,7 @@ def compare(
     names = ("positive", *["extra_negative"] * (negatives.shape[1] - 1), "other_video")
     return {"accuracy": (cosine.argmax(1) == 0).float().mean(), **dict(zip(names, cosine.mean(0)))}
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #x
+# %% ../../nbs/2_methods/03_triplet.ipynb #73f62886
 class TripletCard(MethodCard):
     "What the BE triplet says of itself."
 
@@ -48,7 +49,7 @@ class TripletCard(MethodCard):
         "Anchor, positive and the negative of the same video learn; that of another video is another row of these."
         return 9 if config.negative == "intra_video" else 6
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #x
+# %% ../../nbs/2_methods/03_triplet.ipynb #9e489a48
 class Triplet(TripletCard, Method):
     """BE triplet: anchor a distracted window, positive another view of it, negatives another window and another video.
 
@@ -58,7 +59,7 @@ class Triplet(TripletCard, Method):
 
     def __init__(
         self,
-        backbone,                    # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone: nn.Module,         # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,              # length of the embedding
         margin: float = 0.5,         # how much farther than the positive a negative must be, in [0, 2]
         head: str = "linear",        # linear or mlp, see `projection`
@@ -82,7 +83,7 @@ class Triplet(TripletCard, Method):
         "Batch of two videos or more → loss, metrics."
         if len(batch) < 2:
             raise ValueError("The triplet takes a negative from another video: it needs a batch of two or more.")
-        clips: list = [self.views.erased(batch), self.views.clean(batch)]
+        clips = [self.views.erased(batch), self.views.clean(batch)]
         clips += [self.views.negative(batch)] * (self.views.kind == "intra_video")
         anchor, positive, *same = map(self.embed, clips)
         self.watch(anchor, positive)
