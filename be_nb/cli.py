@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'is_meant', 'is_message', 'usage', 'main']
 
-# %% ../nbs/7_training/11_cli.ipynb #287c56a4
+# %% ../nbs/7_training/11_cli.ipynb #x
 import contextlib
 import dataclasses
 import dis
@@ -21,10 +21,10 @@ from typing import Annotated, get_args, get_origin, Literal
 import tyro
 
 from .config import annotations, check_choice, nearest, override, settings
-from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
+from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, ListsConfig,
                             PackConfig, PretrainConfig, RetrieveConfig)
 
-# %% ../nbs/7_training/11_cli.ipynb #8919bd6c
+# %% ../nbs/7_training/11_cli.ipynb #x
 def metavar(
     kind,           # type of a setting
 ) -> str | None:    # None: what tyro says of itself
@@ -36,7 +36,7 @@ def metavar(
         return " ".join("..." if each is ... else each.__name__.upper() for each in inside)
     return metavar(inside[0]) or inside[0].__name__.upper() if type(None) in inside else None
 
-# %% ../nbs/7_training/11_cli.ipynb #9981e012
+# %% ../nbs/7_training/11_cli.ipynb #x
 def flags(
     config_class: type,  # a config class
     default=None,        # a config: its values are the defaults; None: those of the class
@@ -54,7 +54,7 @@ def flags(
               for name, fields in groups.items()]
     return dataclasses.make_dataclass("flags", nested)
 
-# %% ../nbs/7_training/11_cli.ipynb #b522e671
+# %% ../nbs/7_training/11_cli.ipynb #x
 def reject(
     unknown: list[str],  # words that belong to no flag
     config_class: type,  # the config that was to be filled
@@ -108,7 +108,7 @@ def look_first(
             read_list(place)  # says what is missing, and how a list looks
 
 
-# %% ../nbs/7_training/11_cli.ipynb #ab1fefd8
+# %% ../nbs/7_training/11_cli.ipynb #x
 def parse_recipe(
     command: str,        # "pretrain" or "finetune"
     config_class: type,  # what to fill
@@ -116,10 +116,11 @@ def parse_recipe(
     about: str,          # one sentence for the help
 ):                       # a config
     "The config of a recipe, or the defaults, with the flags that were given."
-    from be_nb.recipes import recipe
+    default, named = config_class(), bool(args) and not args[0].startswith("-")
+    if named:
+        from be_nb.recipes import recipe
 
-    named = bool(args) and not args[0].startswith("-")
-    default = recipe(args[0], config_class) if named else config_class()
+        default = recipe(args[0], config_class)
     methods = re.findall(r"(?:^|\0)--method[=\0]([^\0]+)", "\0".join(args))
     if methods and hasattr(default, "method"):  # its own settings are flags, too; of several the last one counts
         default = override(default, method=methods[-1])
@@ -146,7 +147,7 @@ def finetune(args: list[str]):
 
     print(f"weights and results: {run(config).checkpoint.parent}")
 
-# %% ../nbs/7_training/11_cli.ipynb #3c5d18b5
+# %% ../nbs/7_training/11_cli.ipynb #x
 def evaluate(args: list[str]):
     "be-nb evaluate --checkpoint PATH --data DIR    linear probe and kNN on frozen features"
     config = parse("evaluate", EvaluateConfig, args, "Linear probe and k nearest neighbours on frozen features.")
@@ -173,7 +174,16 @@ def recipes(args: list[str]):
 
     print(describe_recipe(args[0]) if args else describe_recipes())
 
-# %% ../nbs/7_training/11_cli.ipynb #2ee4e63b
+# %% ../nbs/7_training/11_cli.ipynb #x
+def lists(args: list[str]):
+    "be-nb lists --root DIR [--val 0.2]    write train.txt, val.txt and classes.txt for folders CLASS/video.mp4"
+    config = parse("lists", ListsConfig, args, "Write train.txt, val.txt and classes.txt for a folder whose videos lie in "
+                   "folders of classes; what shares a person or a film is on one side.")
+    from be_nb.data.lists import write_split
+
+    print(write_split(**dataclasses.asdict(config)))
+
+
 def pack(args: list[str]):
     "be-nb pack --root DIR --out DIR    decode videos once, into shards that give any frame at once"
     config = parse("pack", PackConfig, args, "Decode videos once, into shards that give any frame at once. Stopped, "
@@ -197,7 +207,7 @@ def doctor(args: list[str]):
     if report.problems:
         raise SystemExit(1)
 
-# %% ../nbs/7_training/11_cli.ipynb #3353610c
+# %% ../nbs/7_training/11_cli.ipynb #x
 def export(args: list[str]):
     "be-nb export --checkpoint PATH --out FILE    write the backbone as safetensors, with a card"
     config = parse("export", ExportConfig, args, "Write the backbone as safetensors, with a card beside it.")
@@ -207,7 +217,7 @@ def export(args: list[str]):
     path = run(config.checkpoint, config.out, config.scores)
     print(f"weights: {path}\ncard: {path}.json")
 
-# %% ../nbs/7_training/11_cli.ipynb #36b9ebba
+# %% ../nbs/7_training/11_cli.ipynb #x
 def bias(args: list[str]):
     "be-nb bias --checkpoint PATH … --data DIR    report how much networks lean on the background"
     config = parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it.")
@@ -216,7 +226,7 @@ def bias(args: list[str]):
 
     run(config)
 
-# %% ../nbs/7_training/11_cli.ipynb #6c7652b5
+# %% ../nbs/7_training/11_cli.ipynb #x
 def bench(args: list[str]):
     "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
     named = bool(args) and not args[0].startswith("-")
@@ -256,33 +266,33 @@ def is_first(
     text: str,  # a message
 ) -> bool:      # alone: yes
     "Of several ranks that end with the same message one prints it."
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return True
     try:
         from torch.distributed import TCPStore
 
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
                          timeout=timedelta(seconds=10))
-        return store.add(f"be_nb/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{text}", 1) == 1
+        return store.add(f"be_nb/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{text}", 1) == 1
     except Exception:  # no store: better twice than never
         return True
 
 
-# %% ../nbs/7_training/11_cli.ipynb #4a0dd9a8
+# %% ../nbs/7_training/11_cli.ipynb #x
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
-            "export": export, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
+            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
 
 
 def usage() -> str:  # several lines
     "What `be-nb` can do."
-    lines = [function.__doc__.split("    ") for function in COMMANDS.values()]
+    lines = [str(function.__doc__).split("    ") for function in COMMANDS.values()]
     width = max(len(line) for line, _ in lines)
     table = "\n".join(f"  {line:{width}s}  {about}" for line, about in lines)
     return f"usage: be-nb COMMAND …\n\n{table}\n\n`be-nb COMMAND --help` lists the flags of a command."
 
 
-# %% ../nbs/7_training/11_cli.ipynb #40b3f60d
-CONFIGS = (PretrainConfig, FinetuneConfig, RetrieveConfig, PackConfig)  # whose settings messages speak of
+# %% ../nbs/7_training/11_cli.ipynb #x
+CONFIGS = (PretrainConfig, FinetuneConfig, RetrieveConfig, PackConfig, ListsConfig)  # whose settings messages speak of
 
 
 def as_flags(
@@ -301,7 +311,7 @@ def as_flags(
 
     return re.sub(r"\b([a-z_]+)=('[^' ]+'|True|False|[0-9.]*[0-9])", flag, text)
 
-# %% ../nbs/7_training/11_cli.ipynb #295a80ee
+# %% ../nbs/7_training/11_cli.ipynb #x
 @contextlib.contextmanager
 def plain_warnings():
     "Within, a warning for the user is a line like a message, without the place in the code that gave it."
@@ -318,7 +328,7 @@ def plain_warnings():
     finally:
         warnings.formatwarning = before
 
-# %% ../nbs/7_training/11_cli.ipynb #51b600c9
+# %% ../nbs/7_training/11_cli.ipynb #x
 def main(
     args: list[str] | None = None,  # the words after `be-nb`; None: those of this process
 ):
@@ -352,6 +362,6 @@ def main(
             print(f"be-nb: {as_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
 
-# %% ../nbs/7_training/11_cli.ipynb #dec627ad
+# %% ../nbs/7_training/11_cli.ipynb #x
 if __name__ == "__main__" and "__file__" in globals():
     main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate', 'retrieve', 'extract_features', 'linear_probe', 'knn', 'retrieval']
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #515fe468
+# %% ../nbs/6_judging/03_evaluate.ipynb #9519fece
 import json
 import warnings
 from functools import partial
@@ -27,7 +27,7 @@ from .saving.checkpoint import list_checkpoints
 from .saving.weights import load
 from .settings import EvaluateConfig, RetrieveConfig
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #2eb22b6d
+# %% ../nbs/6_judging/03_evaluate.ipynb #bd4ee4b0
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
@@ -58,12 +58,12 @@ def kept_rows(
         rows = [i for i in range(len(source)) if len(rule(source.num_frames(i)))]
         kept.append(rows[:len(rows) - len(rows) % batch] if batch else rows)
         if len(kept[-1]) < needed:
-            raise ValueError(f"{split} has {len(kept[-1])} videos that count{under}; {needed} are needed. Fewer frames, "
-                             "a smaller stride or a smaller k would help.")
+            raise ValueError(f"{split} has {len(kept[-1])} videos that count{under}; {needed} are needed. Fewer frames"
+                             ", a smaller stride or a smaller k would help.")
     return compare_lists(tuple(sources), *sources.values(), kept)
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #x
+# %% ../nbs/6_judging/03_evaluate.ipynb #37f04cdf
 def untrained_like(
     backbone: torch.nn.Module,  # with its `pretrain_config`
 ) -> torch.nn.Module:           # in eval mode
@@ -86,7 +86,7 @@ class Twins(torch.nn.Module):
         return torch.cat([network(clips) for network in self.networks], 1)
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #x
+# %% ../nbs/6_judging/03_evaluate.ipynb #22ff6b26
 def interval(
     share: float,  # of the tested videos that are right
     videos: int,   # how many were tested
@@ -106,7 +106,7 @@ def beside(
     return found | ({"untrained": {key: round(v, 4) for key, v in scores[1].items()}} if len(scores) > 1 else {})
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #8a28e9f1
+# %% ../nbs/6_judging/03_evaluate.ipynb #6509468c
 def split_features(
     config: EvaluateConfig,    # what to evaluate
     backbone: torch.nn.Module,  # from `open_splits`, like the rest
@@ -127,7 +127,7 @@ def split_features(
     return list(pairs), [part.labels for part in found], report | ({"notes": notes} if notes else {})
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #28b736b8
+# %% ../nbs/6_judging/03_evaluate.ipynb #116b328e
 def report_file(
     config: EvaluateConfig,
     name: str,     # "evaluate.json" or "retrieve.json"
@@ -167,7 +167,7 @@ def write_report(
     return report
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #c074fbac
+# %% ../nbs/6_judging/03_evaluate.ipynb #99452f0a
 def chosen_protocols(
     config: EvaluateConfig,  # `protocol` is a name or "all"; frames, stride and size scale it
 ) -> list[Protocol]:
@@ -182,7 +182,7 @@ def chosen_protocols(
     return [scale(PROTOCOLS[name], config.size, config.frames, config.stride) for name in names]
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #x
+# %% ../nbs/6_judging/03_evaluate.ipynb #7e5312f2
 def by_protocol(
     config: EvaluateConfig,  # what to judge
     name: str,               # of the report's file
@@ -202,13 +202,14 @@ def by_protocol(
         found = [judge(net, *sources.values(), protocol, drop_last=config.omit, **how) for net in networks]
         scores = [{key: row[key] for key in row if key in ("linear probe", "knn") or key[:2] == "R@"} for row in found]
         rows.append(found[0] | {"unreadable": sum(len(getattr(source, "skipped", ())) for source in sources.values())}
-                    | beside(scores, found[0]["scored"]) | ({"notes": notes[protocol.name]} if notes[protocol.name] else {}))
+                    | beside(scores, found[0]["scored"])
+                    | ({"notes": notes[protocol.name]} if notes[protocol.name] else {}))
     print(protocol_table(rows))
     return write_report({"checkpoint": str(config.checkpoint), "data": config.data, "drop_last": config.omit,
                          "protocols": rows}, path, show=())
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #386ad15e
+# %% ../nbs/6_judging/03_evaluate.ipynb #ec50bd0e
 def retrieve_by_protocol(
     config: RetrieveConfig,  # with `protocol`
 ) -> dict:                   # report: "protocols" holds one row each
@@ -222,7 +223,7 @@ def evaluate_by_protocol(
     "Linear probe and kNN under one protocol or all of them."
     return by_protocol(config, "evaluate.json", score_probes, 2)
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #292a467e
+# %% ../nbs/6_judging/03_evaluate.ipynb #74bd1d57
 _all_ = ["extract_features", "linear_probe", "knn", "retrieval"]  # under one roof
 
 
@@ -256,7 +257,7 @@ def fitting_ks(
         raise ValueError(f"ks asks for {max(config.ks)} neighbours; {config.train_split} has {gallery_size} videos.")
     return fitting
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #f500b54a
+# %% ../nbs/6_judging/03_evaluate.ipynb #c577091a
 def retrieve(
     config: RetrieveConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, recalls in [0, 1]

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Queue', 'momentum_update', 'EncoderPair', 'shuffled', 'MomentumEncoders', 'contrast', 'MoCoCard', 'MoCo']
 
-# %% ../nbs/1_core/08_moco.ipynb #9b385e27
+# %% ../nbs/1_core/08_moco.ipynb #539ebb8b
 import copy
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -20,7 +20,7 @@ from .losses import info_nce_logits, unit
 from .machine.device import gather, own_rows, world_size
 from .methods.base import Batch, Method, MethodCard, projection, Views
 
-# %% ../nbs/1_core/08_moco.ipynb #5faa7b62
+# %% ../nbs/1_core/08_moco.ipynb #9af89154
 class Queue(nn.Module):
     """The last `size` keys, newest overwriting oldest. Content and pointer are buffers: a checkpoint has them both.
 
@@ -36,6 +36,8 @@ class Queue(nn.Module):
         super().__init__()
         if min(dim, size) < 1:
             raise ValueError(f"A queue needs dim and size of at least 1; got {dim} and {size}.")
+        self.keys: torch.Tensor
+        self.pointer: torch.Tensor
         self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
@@ -60,7 +62,7 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/1_core/08_moco.ipynb #36f1ef11
+# %% ../nbs/1_core/08_moco.ipynb #1c8527ca
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -68,7 +70,7 @@ class EncoderPair(Method):
 
     def __init__(
         self,
-        backbone: nn.Module,          # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                     # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,               # length of the embedding
         queue_size: int = 65536,      # K
         momentum: float = 0.999,      # m, in [0, 1]
@@ -156,7 +158,7 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/1_core/08_moco.ipynb #71f4795c
+# %% ../nbs/1_core/08_moco.ipynb #cb3ee60a
 class MoCoCard(MethodCard):
     "What MoCo says of itself."
 
@@ -175,7 +177,7 @@ class MoCoCard(MethodCard):
         joint: bool = False          # query and extra negative in one forward pass
 
     @classmethod
-    def from_config(cls, config, backbone):
+    def from_config(cls: Any, config, backbone):
         "A method as a `PretrainConfig` describes it; `joint` is up to `be_nb.methods.splitbn`."
         own = {field.name: getattr(config, field.name) for field in fields(cls.Settings) if field.name != "joint"}
         return cls(backbone, views=Views.from_config(config), **own)
@@ -185,7 +187,7 @@ class MoCoCard(MethodCard):
         "The query learns, the key does not; the extra negative learns."
         return 4 if config.negative == "none" else 7
 
-# %% ../nbs/1_core/08_moco.ipynb #0c2c7a09
+# %% ../nbs/1_core/08_moco.ipynb #3a03c590
 class MoCo(MoCoCard, MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 
@@ -195,7 +197,7 @@ class MoCo(MoCoCard, MomentumEncoders):
 
     def __init__(
         self,
-        backbone: nn.Module,          # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                     # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,               # length of the embedding
         queue_size: int = 65536,      # K
         momentum: float = 0.999,      # m

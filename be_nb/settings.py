@@ -6,19 +6,19 @@
 __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings', 'DataSettings', 'AugmentationSettings',
            'MethodSettings', 'OptimisationSettings', 'SpeedSettings', 'WatchSettings', 'RecordSettings',
            'check_training', 'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings', 'FinetuneConfig',
-           'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig',
-           'BiasConfig']
+           'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig',
+           'BenchConfig', 'BiasConfig']
 
-# %% ../nbs/7_training/02_settings.ipynb #777655de
+# %% ../nbs/7_training/02_settings.ipynb #x
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from .config import (Amount, annotations, Config, conform, Count, Fraction, NonNegative, Positive, Range, Share)
 from .methods import find_method, METHODS
 
-# %% ../nbs/7_training/02_settings.ipynb #cff87fbf
+# %% ../nbs/7_training/02_settings.ipynb #x
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -41,7 +41,7 @@ class DataSettings(Config):
     "Which videos, and which clips of them."
 
     data: str = "scenebias"          # "scenebias" (built in) or a folder of videos
-    split: str = "train.txt"         # list of the videos in it, lines `path label`
+    split: str = "train.txt"         # list of the videos in it; without any list: all of them
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
@@ -54,7 +54,7 @@ class DataSettings(Config):
     short: Short = "loop"            # videos shorter than a clip: loop, clamp or drop
     workers: Amount = 0              # loader processes; 0 loads in the training process
 
-# %% ../nbs/7_training/02_settings.ipynb #61a34494
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class AugmentationSettings(Config):
     "What is done to a clip, the same to all of its frames."
@@ -68,7 +68,7 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/7_training/02_settings.ipynb #f62fb367
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
@@ -81,7 +81,7 @@ class MethodSettings(Config):
     negative_offset: Amount = 4     # least frames between a window and the intra-video negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
-# %% ../nbs/7_training/02_settings.ipynb #c519bbf3
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
@@ -100,12 +100,12 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/7_training/02_settings.ipynb #c0994411
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
 
-    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # layout of tensors: auto, channels_last or default
+    memory_order: Literal["auto", "channels_last", "default"] = "auto"  # of tensors: auto, channels_last, default
     compile: bool = False           # torch.compile of backbone, augmentation and distractor
     activations: Literal["keep", "recompute"] = "keep"  # keep for backward, or recompute: less memory, slower
     accumulate: Count = 1           # parts of a batch, computed one after the other: less memory
@@ -131,7 +131,7 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/7_training/02_settings.ipynb #e781c113
+# %% ../nbs/7_training/02_settings.ipynb #x
 def check_training(
     config,  # a config with augmentation and optimisation settings
 ):
@@ -141,7 +141,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #f7c96829
+# %% ../nbs/7_training/02_settings.ipynb #x
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
@@ -155,7 +155,7 @@ class _ByMethod:
         return super().__new__(made)
 
     @classmethod
-    def like(cls, changes):
+    def like(cls, changes: dict):
         "The class for another method, if `changes` name one."
         return pretrain_config(conform("method", changes.get("method", cls.method), str))
 
@@ -170,7 +170,7 @@ class _ByMethod:
     def __reduce__(self):
         return _rebuild, (dataclasses.asdict(self),)  # the class of a method has no name that pickle could find
 
-# %% ../nbs/7_training/02_settings.ipynb #bc387541
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, OptimisationSettings, MethodSettings,
                      AugmentationSettings, DataSettings, RunSettings):
@@ -184,7 +184,7 @@ class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, Op
     def __post_init__(self):
         super().__post_init__()
         if self.method != type(self).method:  # `dataclasses.replace` cannot take another class
-            raise ValueError(f"These are settings of method={type(self).method}; be_nb.config.override changes the method.")
+            raise ValueError(f"These are settings of method={type(self).method}; be_nb.config.override changes it.")
         check_training(self)
         method = find_method(self.method)
         idle = [key for key, value in NEUTRAL.items() if key not in method.uses and getattr(self, key) != value]
@@ -194,7 +194,7 @@ class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, Op
             raise ValueError(f"bn_groups={self.bn_groups} cannot be filled by batch_size={self.batch_size}.")
         method.check(self)
 
-# %% ../nbs/7_training/02_settings.ipynb #24ce1060
+# %% ../nbs/7_training/02_settings.ipynb #x
 def _rebuild(settings):
     return PretrainConfig(**settings)
 
@@ -202,7 +202,7 @@ def _rebuild(settings):
 @functools.cache
 def pretrain_config(
     name: str,   # of a method
-) -> type:       # a subclass of `PretrainConfig`
+) -> Any:        # a subclass of `PretrainConfig`
     "The config class of a method: the shared settings and its own."
     method = find_method(name)
     fixed = {"method": name} | {key: value for key, value in NEUTRAL.items() if key not in method.uses}
@@ -211,7 +211,7 @@ def pretrain_config(
                                                                       "__module__": __name__})
     return dataclass(frozen=True)(made)
 
-# %% ../nbs/7_training/02_settings.ipynb #d27dfce9
+# %% ../nbs/7_training/02_settings.ipynb #x
 def saved_config(
     saved: dict,         # settings as a checkpoint holds them
 ) -> PretrainConfig:     # settings that it does not know have their defaults; those that are no more are left out
@@ -219,7 +219,7 @@ def saved_config(
     known = annotations(PretrainConfig.like(saved))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
-# %% ../nbs/7_training/02_settings.ipynb #46a9de0b
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -240,7 +240,7 @@ class FinetuneSettings(Config):
     test_splits: tuple[str, ...] = ()  # test lists; empty: val.txt, SceneBias: test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
-# %% ../nbs/7_training/02_settings.ipynb #874b2452
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
                      RunSettings):
@@ -251,6 +251,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
 
     split: str = ""          # list of the training videos; empty: train.txt, of SceneBias probe
     data_size: Count = 1024  # SceneBias: number of training clips
+    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
     steps: Amount = 300      # steps of training, where epochs=0; 0: untrained classifier
 
     def __post_init__(self):
@@ -261,7 +262,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
-# %% ../nbs/7_training/02_settings.ipynb #71b5b806
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -277,8 +278,7 @@ class EvaluateConfig(Config):
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
     omit: bool = False              # protocol: leave out what its code left out
-    untrained: bool = True          # also judge random weights, on the same clips, for comparison
-    on_error: OnError = "raise"     # unreadable videos: raise, or skip and warn
+    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # where to compute: auto, cpu, cuda or cuda:N
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
@@ -291,7 +291,7 @@ class RetrieveConfig(EvaluateConfig):
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
 
-# %% ../nbs/7_training/02_settings.ipynb #d26cc440
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class ExportConfig(Config):
     "What `be_nb.saving.export.export` needs."
@@ -300,14 +300,24 @@ class ExportConfig(Config):
     out: str                       # file to write: ….safetensors; its card: ….safetensors.json
     scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card
 
-# %% ../nbs/7_training/02_settings.ipynb #5706fea1
+# %% ../nbs/7_training/02_settings.ipynb #x
+@dataclass(frozen=True)
+class ListsConfig(Config):
+    "What `be_nb.data.lists.write_split` needs: a folder of videos in folders of classes, and what to keep together."
+
+    root: str                       # folder of the videos, CLASS/video.mp4
+    val: Annotated[float, Range(0, 0.9, above=True)] = 0.2  # share of each class for val.txt
+    group: str = ""                 # regular expression: what it finds in a path is on one side only
+    seed: Amount = 0                # which videos are held out
+
+
 @dataclass(frozen=True)
 class PackConfig(Config):
     "What `be_nb.data.pack.write.pack` needs: videos, lists of them, and how their frames are stored."
 
     root: str                        # folder of the videos
     out: str                         # folder of the pack
-    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root, lines `path label`
+    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root; without any: all its videos
     short_side: Amount = 128         # pixels of the shorter side; 0 keeps the size
     frame_size: tuple[Count, Count] | None = None  # height, width: cover and cut, not short_side
     codec: Literal["jpeg", "raw"] = "jpeg"  # of a stored frame: jpeg is small, raw needs no decoding
@@ -323,7 +333,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/7_training/02_settings.ipynb #75be27df
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.studies.bench.bench` needs."
@@ -339,7 +349,7 @@ class BenchConfig(Config):
     amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #78228e4a
+# %% ../nbs/7_training/02_settings.ipynb #x
 @dataclass(frozen=True)
 class BiasConfig(Config):
     "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."
@@ -359,6 +369,40 @@ class BiasConfig(Config):
     size: Count | None = None   # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"       # videos shorter than a clip: loop, clamp or drop
     on_error: OnError = "raise"  # unreadable videos: raise, or skip and warn
+    lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of the added frame that are tried
+    untrained: bool = True      # also test random weights, for comparison
+    pictures: bool = True       # show clips and maps on the page; off: only numbers leave the data
+    resamples: Count = 2000     # resamples of the bootstrap behind the intervals
+    seed: Amount = 0            # seed of swaps, shuffles, random weights and the bootstrap
+    batch_size: Count = 64      # clips at a time
+    device: str = "auto"        # where to compute: auto, cpu, cuda or cuda:N
+    amp: Precision = "auto"     # number format: bf16, fp32, or auto: bf16 where it is fast
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("name at least one checkpoint to report on.")
+
+# %% ../nbs/7_training/02_settings.ipynb #x
+@dataclass(frozen=True)
+class BiasConfig(Config):
+    "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."
+
+    checkpoint: tuple[str, ...]  # step-….pt files or folders of runs, to be compared
+    out: str = "bias-report"    # folder for report.html and report.json
+    data: str = "scenebias"     # "scenebias" (built in) or a folder of videos
+    train_split: str = ""       # list that fits the probe; empty: train.txt, of SceneBias probe
+    test_split: str = ""        # list that is tested; empty: val.txt, of SceneBias test
+    masks: str = ""             # .npz of actor masks; empty: actor_masks.npz in the folder, if it is there
+    data_seed: Amount = 0       # SceneBias: seed of the set
+    rho: Share = 0.9            # SceneBias: how often the scene agrees with the class
+    data_size: Amount = 0       # SceneBias: clips of each list; 0: all
+    clips: Count = 2            # clips per video; their features are averaged
+    frames: Count | None = None  # frames per clip; None: as in pretraining
+    stride: Count | None = None  # every stride-th frame; None: as in pretraining
+    size: Count | None = None   # side of the centre crop, pixels; None: as in pretraining
+    short: Short = "loop"       # videos shorter than a clip: loop, clamp or drop
+    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
     lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of the added frame that are tried
     untrained: bool = True      # also test random weights, for comparison
     pictures: bool = True       # show clips and maps on the page; off: only numbers leave the data

@@ -5,17 +5,23 @@
 # %% auto #0
 __all__ = ['to_png', 'Picture', 'strip', 'curves', 'Animation', 'animate', 'neighbours', 'embedding', 'Explorer', 'explore']
 
-# %% ../nbs/9_reference/01_visualize.ipynb #63416386
+# %% ../nbs/9_reference/01_visualize.ipynb #3b1a2391
 import base64
 import functools
 import html
 import io
 import math
 import sys
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+else:
+    Figure = object  # what draws nothing needs no matplotlib
 
 # %% ../nbs/9_reference/01_visualize.ipynb #eeb43bec
 def to_png(
@@ -26,8 +32,8 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #989bfb92
-class Picture:
+# %% ../nbs/9_reference/01_visualize.ipynb #f55523d0
+class Picture(Figure):
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
 
     `Picture(figsize=…, dpi=…)` takes what `matplotlib.figure.Figure` takes, and what it makes is one.
@@ -47,7 +53,7 @@ class Picture:
 
 
 @functools.cache
-def _picture_class():
+def _picture_class() -> Any:
     from matplotlib.figure import Figure  # not above: a training run draws nothing
     return type("Picture", (Picture, Figure), {})
 
@@ -163,7 +169,7 @@ class Animation:
         text = f"Animation({len(self.gif) / 1e3:.0f} KB)"
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #748181fb
+# %% ../nbs/9_reference/01_visualize.ipynb #5c69e400
 def animate(
     clips,               # one clip or a list of clips, each uint8 (t, c, h, w) or float (t, c, h, w) in [0, 1]
     fps: float = 8,      # frames per second, at most 50
@@ -181,7 +187,7 @@ def animate(
         how = [Image.Resampling.NEAREST if height > image.shape[1] else Image.Resampling.BOX for image in images]
         parts = [Image.fromarray(image[k % len(image)]).resize(size, way)
                  for image, size, way in zip(images, sizes, how)]
-        parts = [np.pad(part, ((0, 0), (0, 4), (0, 0)), constant_values=255) for part in parts]
+        parts = [np.pad(np.asarray(part), ((0, 0), (0, 4), (0, 0)), constant_values=255) for part in parts]
         frames.append(np.concatenate(parts, 1))
     palette = Image.fromarray(np.concatenate(frames)).quantize(colours, dither=Image.Dither.NONE)
     drawn = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -238,7 +244,7 @@ def embedding(
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #5f8d7cc3
+# %% ../nbs/9_reference/01_visualize.ipynb #886c5290
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
@@ -258,14 +264,14 @@ def _png(drawn):
 def _control(name, abbreviation):
     """A widget, or what ipywidgets can make one from."""
     from ipywidgets import interactive  # not above: it brings IPython along, which a training run does not need
-    control = interactive.widget_from_abbrev(abbreviation)
+    control: Any = interactive.widget_from_abbrev(abbreviation)
     if control is None:
         raise ValueError(f"cannot make a control from {name}={abbreviation!r}: give (low, high[, step]) for a slider, "
                          "a list for a dropdown, a bool for a checkbox, or a widget")
     control.description = control.description or name
     return control
 
-# %% ../nbs/9_reference/01_visualize.ipynb #b37a6a8c
+# %% ../nbs/9_reference/01_visualize.ipynb #523ab2e9
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 
@@ -302,7 +308,7 @@ class Explorer:
         self._message.value = f"<pre style='color:#b00'>{html.escape(self.error)}</pre>" if self.error else ""
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        live = self.widget._repr_mimebundle_(include=include, exclude=exclude)
+        live = dict(self.widget._repr_mimebundle_(include=include, exclude=exclude) or {})
         text = f"Explorer({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
         return {**live, "image/png": base64.b64encode(self.png).decode(), "text/plain": text}
 

@@ -15,8 +15,9 @@ import os
 import platform
 import statistics
 import time
-from pathlib import Path
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,7 +28,7 @@ from be_nb.distractor import Distractor, VARIANTS
 
 # name → (clips, frames, height, width, side of the view): the miniature, and the paper's sizes with few clips
 SIZES = {"miniature": (64, 8, 30, 30, 24), "112 px": (8, 16, 128, 171, 112), "224 px": (2, 16, 256, 342, 224)}
-JITTER = dict(brightness=.5, contrast=.5, saturation=.25)
+JITTER: dict = dict(brightness=.5, contrast=.5, saturation=.25)
 
 
 def steps(size, side, device):
@@ -82,7 +83,8 @@ def peak_bytes(function, argument, device):
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function(argument)
-    events = recorded.profiler.kineto_results.events()
+    profiler: Any = recorded.profiler
+    events = profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(accumulate(change for _, change in changes), default=0)
 

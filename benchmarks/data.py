@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -163,7 +164,8 @@ def own_memory(pid):
 def worker_memory(source, clips):
     "Memory of one loader process after every tenth of `clips` clips of 8 frames."
     dataset = ClipDataset(source, 8, 1)
-    loader = iter(DataLoader(dataset, batch_sampler=EpochSampler(len(dataset), 10, steps=clips // 10), num_workers=1))
+    sampler = EpochSampler(len(dataset), 10, steps=clips // 10)
+    loader: Any = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=1))
     pid, seen = loader._workers[0].pid, []
     for k, _ in enumerate(loader, 1):
         if k % (clips // 100) == 0:

@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +55,7 @@ def augment_by_loops(clips, drawn, size):
             frame = TF.adjust_contrast(frame, contrast)
             frame = TF.adjust_saturation(frame, saturation)
             frame = TF.adjust_hue(frame, hue)
-            frames.append(TF.normalize(frame, IMAGENET_MEAN, IMAGENET_STD))
+            frames.append(TF.normalize(frame, list(IMAGENET_MEAN), list(IMAGENET_STD)))
         views.append(torch.stack(frames, 1))
     return torch.stack(views)
 
@@ -75,7 +77,8 @@ class ReferenceStep:
         what = config.method, config.distractor, config.negative, config.bn_groups
         if what != ("moco", "intra_frame", "intra_video", 1):
             raise ValueError("The reference step is MoCo + BE with bn_groups=1 and nothing else.")
-        self.config, start = config, build_method(config).to(device).train()
+        start: Any = build_method(config).to(device).train()
+        self.config = config
         self.sample = start.views.augment.sample
         self.query, self.key = (torch.nn.Sequential(*nets) for nets in (
             (start.backbone, start.head), (start.key_backbone, start.key_head)))
@@ -121,7 +124,7 @@ class OurStep:
     """The trainer's step, with parts of it replaced by loops on request."""
 
     def __init__(self, config, device, loops=()):
-        run = restore(config, "", device, None)
+        run = restore(config, Path(), device, None)
         self.config, self.method, self.optimizer = config, run.method, run.optimizer
         augment, distractor = self.method.views.augment, self.method.views.distractor
         if "augment" in loops:

@@ -39,7 +39,7 @@ def train_arm(arm, seed, data, runs, **changes):
 
 def judge_arm(checkpoint, data, device):
     """Recalls, chances and accuracies of a run on the lists of `data`."""
-    common = dict(checkpoint=str(checkpoint), data=str(data), device=device)
+    common: dict = dict(checkpoint=str(checkpoint), data=str(data), device=device)
     found = retrieve(RetrieveConfig(**common)) | evaluate(EvaluateConfig(**common))
     wanted = ("R@", "chance R@", "linear probe", "knn")
     return {"queries": found["val.txt"]["scored"], "gallery": found["train.txt"]["scored"],
@@ -55,7 +55,7 @@ def study(options, **changes):
             checkpoint = train_arm(arm, seed, options.data, options.runs, device=options.device, **changes)
             minutes = round((time.perf_counter() - start) / 60, 2)
             record = Path(options.runs) / f"{arm}-seed{seed}" / "judged.json"
-            known = json.loads(record.read_text(encoding="utf8")) if record.exists() else {"minutes": minutes}
+            known: dict = json.loads(record.read_text(encoding="utf8")) if record.exists() else {"minutes": minutes}
             for data in map(Path, options.judge):
                 name = data.resolve().name
                 if name not in known:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 import torch
 import tyro
@@ -24,10 +23,10 @@ from tqdm.auto import tqdm
 from be_nb.config import Amount, Config, Count, NonNegative
 from be_nb.data.actors import (crop_to_actor, find_people, grow_mask, inpaint_background, load_detector,
                                other_backgrounds, read_masks, swap_background)
-from be_nb.data.decode import decode, VideoError, write_video
+from be_nb.data.decode import decode, open_video, VideoError, write_video
 from be_nb.data.lists import read_hmdb51, read_list, Split
 from be_nb.data.pack.write import pack, run_all
-from be_nb.data.prepare import extract_part, find_folder, locate_parts, Part
+from be_nb.data.prepare import content_of, count_videos, extract_part, find_folder, locate_parts, look_into, Part
 from be_nb.machine.files import write_atomically
 
 HMDB, JHMDB = "the HMDB page of the Serre Lab, Brown University", "the JHMDB page of the MPI for Intelligent Systems"
@@ -93,16 +92,21 @@ class Masks:
 
 
 def frame_rate(path):
-    "Frames a second, as the file says; 25 if it does not."
-    with av.open(str(path), metadata_errors="ignore") as container:
-        return round(container.streams.video[0].average_rate or 25)
+    "Frames a second, as the file says, from 1 to 240; 25 if it does not."
+    with open_video(path) as container:
+        return min(max(round(container.streams.best("video").average_rate or 25), 1), 240)
+
+
+def size_of(clip):
+    "(height, width) of its frames."
+    return clip.shape[2], clip.shape[3]
 
 
 def take_apart(source, mask_at, targets, config, detector=None):
     "Write the crop and the empty scene of one video; returns what was wrong, or an empty string."
     try:
         clip = torch.from_numpy(decode(source)).permute(0, 3, 1, 2).contiguous()
-        mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], clip.shape[2:], mask_at[1])
+        mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], size_of(clip), mask_at[1])
         frames = min(len(clip), len(mask))  # JHMDB's masks end where its annotators stopped
         clip, mask, rate = clip[:frames], mask[:frames], frame_rate(source)
         crop = crop_to_actor(clip, mask, config.margin, config.follow)
@@ -117,7 +121,7 @@ def take_apart(source, mask_at, targets, config, detector=None):
 def swap(source, mask_at, scene, target, detector=None):
     "Write the actor of one video in front of the empty scene of another, which is scaled and cut to fit."
     clip = torch.from_numpy(decode(source)).permute(0, 3, 1, 2).contiguous()
-    mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], clip.shape[2:], mask_at[1])
+    mask = find_people(clip, detector) if mask_at is None else read_masks(mask_at[0], size_of(clip), mask_at[1])
     frames = min(len(clip), len(mask))
     background = torch.from_numpy(decode(scene, tuple(clip.shape[2:]))).permute(0, 3, 1, 2)
     swapped = swap_background(clip[:frames], mask[:frames], background)
@@ -131,13 +135,14 @@ def results_of(function, tasks, workers, about):
     return [done[k] for k in range(len(tasks))]
 
 
-def check_settings(out, config):
+def check_settings(out, config, write=True):
     "Refuse to go on in a folder that was begun with other settings."
     kept = {key: value for key, value in asdict(config).items() if key not in ("archives", "out", "workers", "dry_run")}
     path, text = out / "settings.json", json.dumps(kept, indent=1)
     if path.is_file() and path.read_text() != text:
         raise ValueError(f"{out} was begun with other settings (see {path.name}); choose another folder or delete it")
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    if write:
+        write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def usable(split, folder):
@@ -147,16 +152,32 @@ def usable(split, folder):
     return Split([names[k] for k in kept], split.labels[kept], split.classes)
 
 
+def plan(config, found, videos, extracted):
+    "What would be done, line by line, for a dry run: archives are opened, lists are read, nothing is written."
+    check_settings(Path(config.out), config, write=False)
+    held = {name: look_into(f) for name, f in found.items()}
+    for name, f in found.items():
+        state = f"{len(f.archives)} archives, {len(held[name][0]):,} files, to be extracted to" if f.archives else "unpacked in"
+        yield f"{f.part.what}: {state} {f.content}"
+    with content_of(found["lists"], extracted) as folder:
+        lists = read_lists(folder, config.split)
+    paths = dict.fromkeys(path for split in lists.values() for path in split.paths)
+    root = None if videos.archives else find_folder(videos.content, list(paths))
+    yield "lists: " + ", ".join(f"{name} {len(split):,}" for name, split in lists.items())
+    yield f"videos: {count_videos(paths, *held[videos.part.into], root)}"
+    if "masks" in found and not found["masks"].archives:
+        masks = Masks(found["masks"].content)
+        yield f"masks: {sum(masks.find(path) is not None for path in paths):,} of {len(paths):,}"
+
+
 def locate(config):
     "Lists, a function that finds a listed video, and masks; archives are unpacked on the way."
     folder, extracted = Path(config.archives), Path(config.out) / "extracted"
     jhmdb = (folder / "JHMDB_video.zip").is_file()
     parts = [part for part in PARTS if part.into != ("videos" if jhmdb else "jhmdb")]
-    found = {f.part.into: f for f in locate_parts("Actor-HMDB51", parts, folder, extracted)}
+    found = {f.part.into: f for f in locate_parts("Actor-HMDB51", tuple(parts), folder, extracted)}
     if config.dry_run:
-        for f in found.values():
-            state = f"{len(f.archives)} archives, to be extracted to" if f.archives else "unpacked in"
-            print(f"{f.part.what}: {state} {f.content}")
+        print(*plan(config, found, found["jhmdb" if jhmdb else "videos"], extracted), sep="\n")
         return None
     for f in found.values():
         extract_part(f, config.workers)

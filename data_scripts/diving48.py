@@ -25,4 +25,4 @@ DIVING48 = Dataset("Diving48", (
     read, {"train.txt": 15027, "test.txt": 1970}, classes=48)
 
 if __name__ == "__main__":
-    prepare_cli(DIVING48, __doc__)
+    prepare_cli(DIVING48, str(__doc__))

@@ -28,4 +28,4 @@ HMDB51 = Dataset("HMDB51", (
     read, COUNTS, classes=51)
 
 if __name__ == "__main__":
-    prepare_cli(HMDB51, __doc__)
+    prepare_cli(HMDB51, str(__doc__))

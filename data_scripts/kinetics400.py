@@ -34,4 +34,4 @@ KINETICS400 = Dataset("Kinetics-400", (
     read, {}, classes=400)
 
 if __name__ == "__main__":
-    prepare_cli(KINETICS400, __doc__)
+    prepare_cli(KINETICS400, str(__doc__))

@@ -27,4 +27,4 @@ UCF101 = Dataset("UCF101", (
     Part("the videos", ("UCF101.rar",), ("UCF-101", "ApplyEyeMakeup"), PAGE, into="videos")), read, COUNTS, classes=101)
 
 if __name__ == "__main__":
-    prepare_cli(UCF101, __doc__)
+    prepare_cli(UCF101, str(__doc__))

@@ -345,7 +345,7 @@ def test_help_and_wrong_paths_come_before_slow_imports(tmp_path):
              "retrieve --checkpoint run --data nowhere", f"retrieve {there} --train-split nowhere.txt", "doctor nowhere",
              "export --checkpoint nowhere --out w", "bias --checkpoint nowhere", "bias --checkpoint run --data nowhere",
              "finetune --data nowhere", "finetune --checkpoint nowhere", "finetune --data videos --split nowhere.txt",
-             f"bias {there} --test-split nowhere.txt"]
+             f"bias {there} --train-split nowhere.txt"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", NOT_AT_ONCE, *lines], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr

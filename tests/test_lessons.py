@@ -36,7 +36,10 @@ def test_lesson_budget(path):
     prose = sum(len(c.source.split()) for c in cells(nb, "markdown"))
     lines = sum(len(code_lines(s)) for s in code)
     assert prose >= 3 * lines, f"{prose} words for {lines} lines of code: at least three words a line"
-    assert all(len(s.splitlines()) <= 40 for s in code), "a code cell is longer than 40 lines"
+    side = "1_core" not in path.parts  # where a class is exported in one piece, it may take more than a screen
+    longest = max((len(s.splitlines()) for s in code if not (side and re.match(r"#\| *export", s))), default=0)
+    exported = max((len(s.splitlines()) for s in code), default=0)
+    assert longest <= 40 and exported <= 60, "a code cell is longer than 40 lines, or one that is exported than 60"
     assert all(len(s.splitlines()) <= 16 for s in code
                if s.startswith("#| hide")), "a hidden cell is longer than 15 lines"
     assert path.stat().st_size <= 300_000, "the notebook is larger than 300 KB"

@@ -235,6 +235,11 @@ def test_a_shared_knob_works_or_is_refused(name, key):
 
 
 @each_method
+def test_no_own_knob_hides_a_shared_one(name):
+    assert not set(annotations(find_method(name).Settings)) & set(annotations(PretrainConfig))
+
+
+@each_method
 def test_a_knob_of_another_method_is_refused(name):
     known = annotations(pretrain_config(name))
     foreign = sorted({key for other in METHODS for key in annotations(find_method(other).Settings)} - set(known))

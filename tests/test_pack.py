@@ -36,7 +36,10 @@ from be_nb.data.pack.write import pack
 from be_nb.data.scenebias import SceneBias, SPLITS
 from be_nb.data.sources import build_source, knn_sources, labelled_source, open_list, open_source, usual_lists
 from be_nb.data.videos import VideoFolder
-from be_nb.settings import EvaluateConfig, FinetuneConfig, PretrainConfig
+from be_nb.evaluate import evaluate, retrieve
+from be_nb.judging.bias.report import bias
+from be_nb.settings import BiasConfig, EvaluateConfig, FinetuneConfig, PretrainConfig, RetrieveConfig
+from be_nb.train import finetune, pretrain
 
 quiet_pack = functools.partial(pack, progress=False)
 NAMES = {"a [b] (c).avi": 20, "#1 hash!.mp4": 12, "sub/plain.mkv": 31, "50% é.avi": 7, "one.mp4": 1, "v2.avi": 9,
@@ -505,7 +508,7 @@ def test_pictures_that_claim_to_be_large_are_not_decoded():
             jpegs_to_frames([bomb] * 8, height, width)
 
 
-@pytest.mark.parametrize("label", ["2000000000", "1" * 30, "1" * 5000, "10000"], ids=len)
+@pytest.mark.parametrize("label", ["2000000000", "1" * 30, "1" * 5000, "100000"], ids=len)
 def test_a_label_is_bounded_by_the_classes(root, packs, tmp_path, label):
     (tmp_path / "train.txt").write_text(f"v2.avi 0\nv3.avi {label}\n")
     for opened in (lambda: VideoFolder(root, tmp_path / "train.txt"), lambda: PackedVideos(packs["jpeg"], tmp_path / "train.txt"),
@@ -585,6 +588,38 @@ def test_packs_of_the_first_format_are_read(packs, tmp_path):
         source = PackedVideos(tmp_path / "p", "val.txt")
     assert list(source.skipped) == ["gone.avi"] and len(source) == 3
     assert not doctor(tmp_path / "p", progress=False).problems
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "pack"])
+def test_one_broken_video_is_said_once_and_refused_by_nobody(root, tmp_path, packed):
+    "Pretraining with on_error='skip': whatever judges that run on the same data, or goes on from it, does as it did."
+    shutil.copytree(root, tmp_path / "v")
+    (tmp_path / "v/videos/v2.avi").write_bytes(b"no video")
+    data, told = str(tmp_path / "v"), "1 of 3 videos left out"
+    if packed:
+        quiet_pack(data, ("train.txt", "val.txt"), tmp_path / "p", 24)
+        data = str(tmp_path / "p")
+    shape = dict(frame_size=(24, 32), frames=2, size=16, batch_size=2, device="cpu")
+    with pytest.warns(UserWarning, match=told):
+        run = pretrain(data=data, split="val.txt", on_error="raise" if packed else "skip", steps=1, out=str(tmp_path / "runs"),
+                       name="run", progress=False, queue_size=4, **shape)
+    lists = dict(train_split="train.txt", test_split="val.txt")
+    with pytest.warns(UserWarning, match=told):
+        report = evaluate(EvaluateConfig(run.checkpoint, data, clips=1, device="cpu", **lists))
+    assert report["val.txt"]["scored"] == 2 and report["val.txt"]["unreadable"] == 1
+    with pytest.warns(UserWarning, match=told):
+        assert retrieve(RetrieveConfig(run.checkpoint, data, clips=1, device="cpu", **lists))["val.txt"]["scored"] == 2
+    with pytest.warns(UserWarning, match=told):
+        bias(BiasConfig((str(run.checkpoint),), str(tmp_path / "report"), data, clips=1, resamples=10, untrained=False,
+                        pictures=False, device="cpu", **lists), progress=False)
+    with pytest.warns(UserWarning, match=told):
+        finetune(checkpoint=str(run.checkpoint), data=data, split="train.txt", test_splits=("val.txt",), validation=0.0, steps=1,
+                 out=str(tmp_path / "runs"), name="tuned", progress=False, clips=1, **shape)
+    if not packed:
+        for other in (dict(on_error="raise"), {}):  # told otherwise, and other data
+            elsewhere = data if other else str(shutil.copytree(data, tmp_path / "w"))
+            with pytest.raises(VideoError, match="v2.avi"):
+                evaluate(EvaluateConfig(run.checkpoint, elsewhere, clips=1, device="cpu", **lists, **other))
 
 
 # --- many readers -----------------------------------------------------------------------------------------------------

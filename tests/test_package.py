@@ -84,7 +84,6 @@ def least_names():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the interpreter")
-@pytest.mark.xfail(reason="modules that import scikit-learn, matplotlib, scipy, TensorBoard at the top", strict=True)
 def test_every_module_imports_alone_with_the_least_installed():
     ours, hidden = least_names()
     assert set(LEAST) <= ours and {"sklearn", "matplotlib", "tensorboard", "IPython", "ipywidgets", "scipy"} <= hidden

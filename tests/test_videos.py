@@ -1,12 +1,14 @@
 """Videos: real files against independent oracles, official lists, bad input, windows, samplers and workers."""
 import itertools
 import json
+import math
 import os
 import pickle
 import re
 import sys
 import warnings
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -18,10 +20,17 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
 from be_nb.data.clips import ClipDataset, collate, draw_starts, epoch_order, EpochSampler, uniform_starts, window_frames
-from be_nb.data.decode import count_frames, decode, VideoError, write_video
-from be_nb.data.lists import read_diving48, read_hmdb51, read_list, read_ucf101, Split
+from be_nb.data.decode import (as_shown, count_frames, decode, open_video, ToRGB, video_frames, video_size, VideoError,
+                                write_video)
+from be_nb.data.lists import (divide, groups_of, open_split, read_diving48, read_hmdb51, read_list, read_ucf101, scan_videos,
+                              Split, write_split)
+from be_nb.data.pack.format import seal_of
+from be_nb.data.pack.read import PackedVideos
+from be_nb.data.pack.write import pack
 from be_nb.data.scenebias import SceneBias
-from be_nb.data.videos import FrameIndex, VideoFolder, write_folder
+from be_nb.data.sources import build_source, open_source
+from be_nb.data.videos import FrameIndex, Selection, VideoFolder, write_folder
+from be_nb.settings import PretrainConfig
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 footage = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real footage at {DATA}")
@@ -46,12 +55,14 @@ def number(image):
     return round((float(np.asarray(image, float).mean()) - 15) / 6)
 
 
-def write(path, images, codec="mpeg4", **options):
+def write(path, images, codec="mpeg4", aspect=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={k: str(v) for k, v in options.items()})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         for k, image in enumerate(images):
             picture = av.VideoFrame.from_ndarray(image, format="rgb24")
             picture.pts = k
@@ -220,6 +231,349 @@ def test_written_videos_come_back(tmp_path):
     write_video(tmp_path / "name.without.mp4.tmp", clip)
     back = torch.from_numpy(decode(tmp_path / "name.without.mp4.tmp")).permute(0, 3, 1, 2)
     assert back.shape == clip.shape and (back.float() - clip.float()).abs().mean() < 2
+
+
+# --- what a player shows ---------------------------------------------------------------------------------------------
+
+CORNERS = np.zeros((48, 64, 3), np.uint8)  # red, green / blue, white
+CORNERS[:24, :32, 0] = CORNERS[:24, 32:, 1] = CORNERS[24:, :32, 2] = 230
+CORNERS[24:, 32:] = 230
+# a, b, c, d of a display matrix: x' = a·x + c·y, y' = b·x + d·y; and what becomes of an upright picture
+MATRICES = {"upright": ((1, 0, 0, 1), lambda p: p), "clockwise": ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
+            "half a turn": ((-1, 0, 0, -1), lambda p: np.rot90(p, 2)),
+            "counter-clockwise": ((0, -1, 1, 0), lambda p: np.rot90(p)), "mirrored": ((-1, 0, 0, 1), np.fliplr),
+            "upside down": ((1, 0, 0, -1), np.flipud), "transposed": ((0, 1, 1, 0), lambda p: p.swapaxes(0, 1)),
+            "other diagonal": ((0, -1, -1, 0), lambda p: np.rot90(p, 2).swapaxes(0, 1))}
+
+
+def set_matrix(path, a, b, c, d):
+    "Write a display matrix into the track header of an MP4."
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    numbers = [round(a * 65536), round(b * 65536), 0, round(c * 65536), round(d * 65536), 0, 0, 0, 1 << 30]
+    data[at:at + 36] = np.array(numbers, ">i4").tobytes()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_frames_are_turned_as_a_player_turns_them(tmp_path, name):
+    matrix, turned = MATRICES[name]
+    path = set_matrix(write(tmp_path / "x.mp4", [CORNERS] * 3), *matrix)
+    coded = next(video_frames(path)).picture.to_ndarray(format="rgb24")
+    assert coded.shape == (48, 64, 3) and np.abs(coded.astype(int) - CORNERS).mean() < 8  # as it lies in the file
+    upright = decode(path)[2]
+    assert upright.shape == turned(coded).shape and video_size(path) == upright.shape[:2]
+    assert np.abs(upright.astype(int) - turned(coded)).mean() < 3
+    small = decode(path, (30, 30), [1])[0]  # covered and cut after turning
+    expected = decode(write(tmp_path / "y.mp4", [turned(CORNERS)] * 3), (30, 30), [1])[0]
+    assert np.abs(small.astype(int) - expected).mean() < 8 < 40 < np.abs(small[::-1, ::-1].astype(int) - expected).mean()
+    folder = VideoFolder(tmp_path, Split(["x.mp4"], [0]), frame_size=(32, 24), cache=True)
+    assert np.abs(folder.read(0, [0])[0].permute(1, 2, 0).numpy().astype(int) - decode(path, (32, 24), [0])[0]).max() == 0
+    pack(tmp_path, {"train.txt": Split(["x.mp4"], [0])}, tmp_path / "pack", short_side=0, codec="raw", progress=False)
+    stored = PackedVideos(tmp_path / "pack", "train.txt").read(0, [2])[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(stored, upright)
+
+
+def test_a_matrix_may_lie_a_little_and_not_more(tmp_path):
+    path = write(tmp_path / "x.mp4", [CORNERS] * 3)
+    assert video_size(set_matrix(path, .01, 1, -1, .01)) == (64, 48)
+    assert video_size(set_matrix(path, 0, 0, 0, 0)) == (48, 64)  # nonsense that players pass over
+    set_matrix(path, .7, .7, -.7, .7)
+    with pytest.raises(VideoError, match="x.mp4.*not by a quarter turn"):
+        count_frames(path)
+    write(tmp_path / "good.mp4", [CORNERS] * 3)
+    with pytest.warns(UserWarning, match="1 of 2 videos left out.*quarter turn"):
+        assert len(VideoFolder(tmp_path, Split(["x.mp4", "good.mp4"], [0, 1]), on_error="skip")) == 1
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
+def test_pixels_become_square(tmp_path, ending):
+    path = write(tmp_path / f"x.{ending}", [CORNERS] * 3, aspect=Fraction(4, 3))
+    assert video_size(path) == (48, 85) and decode(path).shape == (3, 48, 85, 3)
+    wide = write(tmp_path / "y.mp4", [np.repeat(CORNERS, 4, 1)[:, ::3][:, :84]] * 3)
+    assert np.abs(decode(path, (48, 84))[0].astype(int) - decode(wide, (48, 84))[0]).mean() < 8
+    if ending == "mp4":  # the aspect is that of the pixels as coded
+        assert video_size(set_matrix(path, 0, 1, -1, 0)) == (85, 48)
+    # the half pixel that a rounded size leaves is no reason to scale: 170 × 128 of 4 : 3
+    same = write(tmp_path / f"z.{ending}", [np.zeros((128, 170, 3), np.uint8)] * 2, aspect=Fraction(256, 255))
+    assert video_size(same) == (128, 170)
+
+
+def test_what_a_file_says_of_its_size_has_limits(tmp_path):
+    path = write(tmp_path / "x.mp4", [CORNERS] * 3, aspect=Fraction(12, 1))
+    with pytest.raises(VideoError, match="x.mp4.*12 times as wide as high"):
+        count_frames(path)
+    with pytest.raises(VideoError, match="x.mp4.*65536 × 1024 pixels|x.mp4.*65600 × 1024 pixels, the limit"):
+        as_shown(av.VideoFrame(65600, 1024, "gray"), 1, "x.mp4")
+    thin = as_shown(av.VideoFrame(8192, 2, "gray"), 8, "x.mp4")
+    assert (thin.height, thin.width) == (2, 65536)
+    with pytest.raises(VideoError, match="x.mp4.*cannot cover 128 × 171"):  # it would be 4 million pixels wide
+        ToRGB((128, 171))(thin)
+
+
+def test_old_packs_say_that_they_know_nothing_of_turning(tmp_path):
+    write(tmp_path / "x.mp4", [CORNERS] * 3)
+    pack(tmp_path, {"train.txt": Split(["x.mp4"], [0])}, tmp_path / "pack", progress=False)
+    about = json.loads((tmp_path / "pack/pack.json").read_text())
+    assert about["settings"].pop("geometry") == "shown"
+    (tmp_path / "pack/pack.json").write_text(json.dumps({**about, "seal": seal_of(about)}))
+    with pytest.warns(UserWarning, match="before be_nb minded how a player turns"):
+        PackedVideos(tmp_path / "pack", "train.txt")
+
+
+# --- what a file says is a claim --------------------------------------------------------------------------------------
+
+def test_a_lying_header_costs_no_memory(tmp_path, capsys):
+    path = write(tmp_path / "x.avi", [frame(k) for k in range(20)])
+    data = bytearray(path.read_bytes())
+    data[48:52] = data[data.index(b"strh") + 40:data.index(b"strh") + 44] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(data)  # avih and strh promise two thousand million frames
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 2**31 - 1
+    for on_error in ("raise", "skip"):
+        folder = VideoFolder(tmp_path, Split(["x.avi"], [0]), (128, 171), cache=True, on_error=on_error)
+        assert folder.num_frames(0) == 20 and number(folder.read(0, [7])[0]) == 7
+        assert sum(block.nbytes for block in folder._store.blocks) <= 1 << 28
+    most = path.stat().st_size / 8 * 128 * 171 * 3 / 1e6
+    assert all(float(said.replace(",", "")) <= most + 1 for said in re.findall(r"about ([\d,]+) MB", capsys.readouterr().out))
+
+
+def test_cached_videos_fill_several_blocks(tmp_path, monkeypatch):
+    import be_nb.data.videos as module
+    monkeypatch.setattr(module, "BLOCK_BYTES", 10 * 24 * 32 * 3)
+    lengths = [7, 4, 12, 3, 9]
+    for k, length in enumerate(lengths):
+        write(tmp_path / f"{k}.mp4", [frame(j + k) for j in range(length)])
+    folder = VideoFolder(tmp_path, Split([f"{k}.mp4" for k in range(5)], [0] * 5), (24, 32), cache=True)
+    assert [folder.num_frames(k) for k in range(5)] == lengths and len(folder._store.blocks) > 2
+    for k, length in enumerate(lengths):
+        assert [number(image) for image in folder.read(k, range(length))] == list(range(k, k + length))
+
+
+@pytest.mark.parametrize("entry", [[1], "abc", None, {"a": 1}, [0, 0, "many"], [0, 0, -3], [0, 0, True], [0, 0, 2.5]])
+def test_remembered_counts_are_checked(root, entry):
+    VideoFolder(root, "list.txt").num_frames(0)
+    index = FrameIndex(root)
+    path = next(iter(index.known))
+    index.known[path] = [*index._stamp(path), entry[2]] if isinstance(entry, list) and len(entry) == 3 else entry
+    index.file.write_text(json.dumps(index.known))
+    assert FrameIndex(root).get(path) is None and VideoFolder(root, "list.txt").num_frames(0) == 20
+
+
+@pytest.mark.parametrize("ending,codes", [("mp4", [b"avc1"]), ("avi", [b"FMP4"]), ("mkv", [b"V_MPEG4/ISO/ASP"])])
+def test_a_codec_that_ffmpeg_does_not_know(tmp_path, ending, codes):
+    codec = "libx264" if ending == "mp4" else "mpeg4"
+    data = write(tmp_path / f"x.{ending}", [frame(k) for k in range(5)], codec).read_bytes()
+    for code in codes:
+        assert code in data
+        data = data.replace(code, b"V_ZZZZ9/IZO/AZP"[:len(code)])
+    (tmp_path / f"x.{ending}").write_bytes(data)
+    write(tmp_path / "good.mp4", [frame(k) for k in range(5)])
+    split = Split([f"x.{ending}", "good.mp4"], [0, 1])
+    with pytest.raises(VideoError, match=f"x.{ending}.*codec"):
+        VideoFolder(tmp_path, split).num_frames(0)
+    for cache in (False, True):
+        with pytest.warns(UserWarning, match="1 of 2 videos left out.*codec"):
+            assert VideoFolder(tmp_path, split, (24, 32), cache, "skip").names == ["good.mp4"]
+    report = pack(tmp_path, {"train.txt": split}, tmp_path / "pack", progress=False)
+    assert report.videos == 1 and "codec" in report.problems[f"x.{ending}"]
+
+
+@pytest.mark.parametrize("name,text", [("x.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n"),
+                                       ("x.mp4", "ffconcat version 1.0\nfile good.mp4\n"),
+                                       ("y.mp4", "\ufeff#EXTM3U\n#EXTINF:1,\ngood.mp4\n"),
+                                       ("z.mpd", '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>\n'),
+                                       ("x.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+                                                 "m=video 5000 RTP/AVP 96\na=rtpmap:96 H264/90000\n")])
+def test_playlists_are_no_videos(tmp_path, name, text):
+    write(tmp_path / "good.mp4", [frame(k) for k in range(5)])
+    (tmp_path / name).write_text(text)
+    with pytest.raises(VideoError, match=f"{name}: " + ("cannot be decoded" if name == "x.sdp" else "is a playlist")):
+        count_frames(tmp_path / name)
+    with pytest.warns(UserWarning, match="1 of 2 videos left out"):
+        assert len(VideoFolder(tmp_path, Split([name, "good.mp4"], [0, 1]), on_error="skip")) == 1
+
+
+def test_no_playlist_is_opened_even_if_its_beginning_is_hidden(tmp_path):
+    write(tmp_path / "good.mp4", [frame(k) for k in range(5)])
+    (tmp_path / "x.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n")
+    with pytest.raises(av.FFmpegError):
+        open_video(tmp_path / "x.m3u8")
+
+
+def test_a_video_that_became_shorter(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write(tmp_path / name, [frame(k) for k in range(30)])
+    split = Split(["a.mp4", "b.mp4"], [0, 1])
+    strict, lenient = (VideoFolder(tmp_path, split, (24, 32), on_error=on_error) for on_error in ("raise", "skip"))
+    assert strict.num_frames(0) == lenient.num_frames(0) == 30
+    write(tmp_path / "a.mp4", [frame(k) for k in range(4)])
+    for source in (strict, lenient):
+        with pytest.raises(VideoError, match="a.mp4: became shorter since its 30 frames were counted"):
+            source.read(0, [20])
+        with pytest.raises(IndexError):
+            source.read(0, [30])
+    with pytest.raises(VideoError, match="became shorter"):
+        ClipDataset(strict, 16, 2)[0, 0]
+    for source in (lenient, Selection(lenient, [0, 1])):
+        data = ClipDataset(source, 16, 2)
+        with pytest.warns(UserWarning, match="a.mp4: became shorter.* b.mp4 stands in for it"):
+            item = data[3, 0]
+        assert item["index"] == item["label"] == 1 and torch.equal(item["clips"], data[3, 1]["clips"])
+    (tmp_path / "b.mp4").write_bytes(b"gone")
+    with pytest.raises(VideoError, match="a.mp4"):
+        ClipDataset(lenient, 16, 2)[0, 0]
+    assert VideoFolder(tmp_path, Split(["a.mp4"], [0])).num_frames(0) == 4
+
+
+def test_lists_that_lead_out_of_their_folder_say_so(tmp_path):
+    for place in ("inside/a.mp4", "outside/b.mp4"):
+        write(tmp_path / place, [frame(k) for k in range(5)])
+    root = tmp_path / "inside"
+    for path in ("../outside/b.mp4", str(tmp_path / "outside/b.mp4")):
+        split = Split(["a.mp4", path], [0, 1])
+        for opened in (lambda: VideoFolder(root, split), lambda: pack(root, {"train.txt": split}, tmp_path / "pack",
+                                                                     progress=False, on_error="raise")):
+            with pytest.warns(UserWarning, match="1 of 2 paths of the list lead out of .*outside/b.mp4"):
+                opened()
+        for file in (tmp_path / "pack").iterdir():
+            file.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(VideoFolder(root, Split(["a.mp4", "x/../a.mp4"][:1], [0]))) == 1
+
+
+def test_lists_are_text_with_labels_that_can_be(tmp_path):
+    for text, message in (("a.mp4 2000000000\n", "line 1: label 2000000000"), ("a.mp4 99999999999999999999\n", "labels must be"),
+                          ("a.mp4 0\n".encode("utf-16"), "UTF-16"), (b"\0\1\2", "no text")):
+        (tmp_path / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=message):
+            read_list(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("a.mp4 0 25\n")
+    with pytest.raises(VideoError, match="no such video.*a.mp4 0. Is there a column too many"):
+        VideoFolder(tmp_path, "list.txt")
+
+
+# --- folders instead of lists -----------------------------------------------------------------------------------------
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_a_folder_of_videos_is_enough_to_pretrain_and_to_pack(tmp_path):
+    for name in ("one.mp4", "deep/er/two.avi", "deep/three.mkv"):
+        write(tmp_path / name, [frame(k) for k in range(6)])
+    touch(tmp_path, "readme.txt", "deep/notes.txt", ".hidden.mp4", "deep/._three.mkv")
+    config = PretrainConfig(data=str(tmp_path), frame_size=(24, 32))
+    with pytest.warns(UserWarning, match="holds no list train.txt: taking all 3 videos"):
+        source = build_source(config)
+    assert source.names == ["deep/er/two.avi", "deep/three.mkv", "one.mp4"] and source.labels.tolist() == [-1] * 3
+    assert ClipDataset(source, 4)[0, 0]["label"] == -1
+    with pytest.warns(UserWarning, match="taking all 3"):
+        report = pack(tmp_path, ("train.txt", "val.txt"), tmp_path / "out/pack", progress=False)
+    assert (report.videos, report.problems) == (3, {})
+    assert build_source(PretrainConfig(data=str(tmp_path / "out/pack"), frame_size=(24, 32))).names == source.names
+    with pytest.raises(FileNotFoundError, match="val.txt: no such list file.*be-nb lists"):
+        open_source(tmp_path, "val.txt")
+    for judged in ("train.txt", "val.txt"):
+        with pytest.raises(FileNotFoundError, match="be-nb lists --root"):
+            open_source(tmp_path, judged, labelled=True)
+    with pytest.raises(FileNotFoundError, match="typo.txt"):
+        pack(tmp_path, ("typo.txt",), tmp_path / "other", progress=False)
+    (tmp_path / "mine.txt").write_text("one.mp4\n")  # there is a list, only not this one
+    with pytest.raises(FileNotFoundError, match="train.txt"):
+        build_source(config)
+
+
+def test_a_list_of_bare_paths_is_enough_to_pretrain_and_to_pack(tmp_path):
+    for name in ("one.mp4", "two words.mp4"):
+        write(tmp_path / name, [frame(k) for k in range(6)])
+    (tmp_path / "train.txt").write_text("two words.mp4\none.mp4\n")
+    source = build_source(PretrainConfig(data=str(tmp_path), frame_size=(24, 32)))
+    assert source.names == ["two words.mp4", "one.mp4"] and source.labels.tolist() == [-1, -1]
+    pack(tmp_path, ("train.txt",), tmp_path / "pack", progress=False)
+    packed = build_source(PretrainConfig(data=str(tmp_path / "pack"), frame_size=(24, 32)))
+    assert packed.names == source.names and packed.labels.tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="line 1: expected `path label`"):
+        open_source(tmp_path, "train.txt", labelled=True)
+    with pytest.raises(ValueError, match="2 videos have no label"):
+        open_source(tmp_path / "pack", "train.txt", labelled=True)
+
+
+def test_class_folders_are_labels(tmp_path):
+    touch(tmp_path, "train/walk/a.mp4", "train/run/b.MP4", "train/sit/c.avi", "train/sit/notes.txt", "val/walk/d.mp4", "val/sit/e/f.mkv")
+    learn, test = open_split(tmp_path, "train.txt"), open_split(tmp_path, "val")
+    assert learn.paths == ["train/run/b.MP4", "train/sit/c.avi", "train/walk/a.mp4"] and learn.labels.tolist() == [0, 1, 2]
+    assert test.paths == ["val/sit/e/f.mkv", "val/walk/d.mp4"] and test.labels.tolist() == [1, 2]  # not 0 and 1
+    assert learn.classes == test.classes == ["run", "sit", "walk"]
+    (tmp_path / "classes.txt").write_text("walk\nrun\nsit\nfly\n")
+    assert open_split(tmp_path, "val").labels.tolist() == [2, 0] and len(open_split(tmp_path, "val").classes) == 4
+    (tmp_path / "val.txt").write_text("val/walk/d.mp4 3\n")  # a list that is there counts
+    assert open_split(tmp_path, "val.txt").labels.tolist() == [3]
+    touch(tmp_path, "test/loose.mp4", "test/walk/g.mp4")
+    with pytest.raises(ValueError, match="test: no labels: the videos must lie in two or more folders"):
+        open_split(tmp_path, "test.txt")
+    with pytest.raises(FileNotFoundError, match="holds no video"):
+        (tmp_path / "empty").mkdir()
+        open_split(tmp_path, "empty")
+    (tmp_path / "train" / "round").symlink_to(tmp_path / "train")  # a link in a circle
+    assert len(scan_videos(tmp_path, "train")) == 3
+
+
+people = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7)), min_size=2, max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(people, st.floats(.05, .6), st.integers(0, 5))
+def test_divided_sides_share_no_group_and_lose_no_class(videos, share, seed):
+    labels, groups = np.array([label for label, _ in videos]), [group for _, group in videos]
+    first, second = divide(labels, groups, share, seed)
+    assert sorted([*first, *second]) == list(range(len(videos)))
+    assert not {groups[i] for i in first} & {groups[i] for i in second}
+    assert set(labels[first]) == set(labels)
+    assert [part.tolist() for part in divide(labels, groups, share, seed)] == [first.tolist(), second.tolist()]
+
+
+def test_single_videos_are_divided_class_by_class():
+    labels = np.repeat([0, 1, 2], [50, 20, 2])
+    first, second = divide(labels, range(72), .2)
+    assert np.bincount(labels[second]).tolist() == [10, 4, 1] and len(first) == 57
+
+
+def test_lists_are_written_for_class_folders(tmp_path):
+    names = [f"{action}/person{p:02}_{action}_d{d}.avi" for action in ("box", "jog") for p in range(10) for d in range(3)]
+    touch(tmp_path, *names)
+    said = write_split(tmp_path, .2, r"(person\d+)_")
+    assert "60 videos, 2 classes, 10 groups" in said and "train.txt: 48" in said and "val.txt: 12" in said
+    learn, test = read_list(tmp_path / "train.txt"), read_list(tmp_path / "val.txt")
+    assert sorted(learn.paths + test.paths) == sorted(names) and learn.classes == ["box", "jog"]
+    assert all(learn.classes[label] == path.split("/")[0] for path, label in zip(learn.paths, learn.labels))
+    assert not {path[4:12] for path in learn.paths} & {path[4:12] for path in test.paths}
+    with pytest.raises(FileExistsError, match="train.txt is there already"):
+        write_split(tmp_path)
+    with pytest.raises(ValueError, match="no regular expression"):
+        groups_of(["a"], "(")
+    with pytest.raises(ValueError, match="finds nothing in any path"):
+        groups_of(["a"], "person")
+    with pytest.warns(UserWarning, match="finds nothing in 1 of 2 paths"):
+        assert len(set(groups_of(["a1", "b"], r"\d"))) == 2
+    films = ["run/Film_run_f_nm_np1_ba_med_0.avi", "sit/Film_sit_f_nm_np1_ba_med_3.avi", "run/Other_run_f_nm_np1_ba_med_0.avi"]
+    assert groups_of(films) == ["Film", "Film", "Other"]  # one film, two classes
+    assert groups_of(["Archery/v_Archery_g08_c03.avi"]) == ["Archery/v_Archery_g08"]
+
+
+@pytest.mark.parametrize("names,error", [(["a.mp4", "b.mp4"], "two or more folders"), (["x/a.mp4", "x/b.mp4"], "two or more folders"),
+                                         (["x/a.mp4", "y/b.mp4"], "no group can be set aside"), (["x/a.txt"], "holds no video"),
+                                         (["x/a.mp4", "x/ b.mp4", "y/c\n.mp4", "y/d.mp4"], "cannot stand in a list"),
+                                         (["train/x/a.mp4", "val/x/b.mp4"], "two or more folders")])
+def test_folders_that_cannot_be_divided(tmp_path, names, error):
+    touch(tmp_path, *names)
+    with pytest.raises((ValueError, FileNotFoundError), match=error):
+        write_split(tmp_path)
+    assert not (tmp_path / "train.txt").exists() and not (tmp_path / "val.txt").exists()
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -462,7 +816,11 @@ windows = dict(n=st.integers(1, 120), frames=st.integers(1, 20), stride=st.integ
 def test_window_frames(n, frames, stride, start):
     start %= n
     loop, clamp = (window_frames(n, frames, stride, start, short) for short in ("loop", "clamp"))
-    assert loop.tolist() == [(start + k * stride) % n for k in range(frames)] and loop.dtype == np.int64
+    first_round = n // math.gcd(n, stride)  # after it the same frames would come again
+    assert loop[:first_round].tolist() == [(start + k * stride) % n for k in range(min(frames, first_round))]
+    assert len(set(loop.tolist())) == min(frames, n) and loop.dtype == np.int64 and 0 <= loop.min() <= loop.max() < n
+    if first_round == n:
+        assert loop.tolist() == [(start + k * stride) % n for k in range(frames)]
     assert clamp.tolist() == [min(start + k * stride, n - 1) for k in range(frames)]
     if start + (frames - 1) * stride < n:
         assert window_frames(n, frames, stride, start, "drop").tolist() == loop.tolist() == clamp.tolist()
@@ -485,6 +843,17 @@ def test_uniform_starts(n, frames, stride, clips):
         gaps = np.diff(starts)
         assert clips == 1 or (starts[0] == 0 and starts[-1] + span == n and gaps.max() - gaps.min() <= 1)
         assert starts.tolist() == uniform_starts(n, frames, stride, clips, "drop").tolist()
+
+
+@pytest.mark.parametrize("n,stride,right", [(8, 8, [0, 1, 2, 3, 4, 5]), (4, 8, [0, 1, 2, 3, 0, 1]), (6, 3, [0, 3, 1, 4, 2, 5]),
+                                            (10, 4, [0, 4, 8, 2, 6, 1]), (5, 3, [0, 3, 1, 4, 2, 0]), (1, 2, [0] * 6)])
+def test_a_looped_window_does_not_stand_still(n, stride, right):
+    assert window_frames(n, 6, stride, 0).tolist() == right
+
+
+def test_videos_of_one_frame_are_told():
+    with pytest.warns(UserWarning, match="1 of 2 videos have a single frame"):
+        ClipDataset(Numbers([1, 30]), 4, 2)
 
 
 def test_window_arguments():

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'list_backbones', 'create_backbone']
 
-# %% ../../nbs/1_core/05_backbone.ipynb #cc28438b
+# %% ../../nbs/1_core/05_backbone.ipynb #5c60d705
 import difflib
 import importlib
-
-from torch import nn
+from typing import Any
 
 # %% ../../nbs/1_core/05_backbone.ipynb #9f4404e8
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
@@ -27,7 +26,7 @@ BACKBONES = {
     "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
 }
 
-# %% ../../nbs/1_core/05_backbone.ipynb #7a3780fe
+# %% ../../nbs/1_core/05_backbone.ipynb #3bc74c6b
 def list_backbones() -> list:
     "The names that `create_backbone` knows."
     return sorted(BACKBONES)
@@ -36,7 +35,7 @@ def list_backbones() -> list:
 def create_backbone(
     name: str,  # one of `list_backbones()`
     **kwargs,   # passed on to the backbone, such as `in_channels` or `width`
-) -> nn.Module:  # has `feature_dim`, `features(clips)` and `forward(clips)`
+) -> Any:        # a network: has `feature_dim`, `features(clips)` and `forward(clips)`
     "Build a backbone by name, with fresh weights. An unknown name is a ValueError that lists the nearest ones."
     if name not in BACKBONES:
         near = difflib.get_close_matches(str(name).lower(), BACKBONES, n=3, cutoff=0.4)

@@ -11,20 +11,20 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #0be358f5
+# %% ../../nbs/3_backbones/01_layers.ipynb #bf44912d
 def conv_bn(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out
-    kernel=3,           # kernel size, one number or (t, h, w)
-    stride=1,           # step, one number or (t, h, w)
+    kernel: int | tuple[int, int, int] = 3,  # one number or (t, h, w)
+    stride: int | tuple[int, int, int] = 1,  # step, one number or (t, h, w)
     relu: bool = True,  # end with a ReLU?
     pad: bool = True,   # zeros around the clip, half a kernel on each side; without, the caller pads
 ) -> nn.Sequential:     # (b, in_channels, t, h, w) -> (b, out_channels, t', h', w') with t' = ceil(t / stride)
     "Convolution, batch normalisation and (usually) a ReLU. Odd kernels, padded so that only the stride shrinks a clip."
-    kernel = (kernel,) * 3 if isinstance(kernel, int) else tuple(kernel)
-    padding = tuple(k // 2 for k in kernel) if pad else 0
-    parts = OrderedDict(
-        conv=nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False),
+    t, h, w = (kernel,) * 3 if isinstance(kernel, int) else kernel
+    padding = (t // 2, h // 2, w // 2) if pad else 0
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=nn.Conv3d(in_channels, out_channels, (t, h, w), stride, padding, bias=False),
         bn=nn.BatchNorm3d(out_channels),
     )
     if relu:
@@ -44,14 +44,14 @@ def init_he(
         if isinstance(m, (nn.Conv3d, nn.BatchNorm3d)) and m.bias is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #d7042b9e
+# %% ../../nbs/3_backbones/01_layers.ipynb #87f6635b
 class Residual(nn.Module):
     "`relu(body(x) + shortcut(x))`, the residual block of He et al. (2016). Body and shortcut end without a ReLU."
 
     def __init__(
         self,
         body: nn.Module,             # what the block learns to add
-        shortcut: nn.Module = None,  # how the input gets past it; None passes it on as it is
+        shortcut: nn.Module | None = None,  # how the input gets past it; None passes it on as it is
     ):
         super().__init__()
         self.body = body
@@ -61,11 +61,11 @@ class Residual(nn.Module):
     def forward(self, x):
         return self.relu(self.body(x) + self.shortcut(x))
 
-# %% ../../nbs/3_backbones/01_layers.ipynb #4b549344
+# %% ../../nbs/3_backbones/01_layers.ipynb #d1c7c01e
 def basic_block(
     in_channels: int,   # channels that come in
     out_channels: int,  # channels that go out
-    stride=1,           # step of the first convolution and of the shortcut, one number or (t, h, w)
+    stride: int | tuple[int, int, int] = 1,  # of the first convolution and of the shortcut, one number or (t, h, w)
 ) -> Residual:
     "Two 3×3×3 convolutions with a shortcut; 1×1×1 convolution and batch norm there (type B) if the shape changes."
     body = nn.Sequential(

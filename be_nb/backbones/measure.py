@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Stage', 'Description', 'describe', 'receptive_field', 'plot_stages', 'stage_maps', 'plot_maps']
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #e3eaa89e
+# %% ../../nbs/3_backbones/02_measure.ipynb #512bbf16
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,9 +16,9 @@ from torch import nn
 from .layers import Backbone, check_clips
 from ..visualize import Picture
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #47864e1b
+# %% ../../nbs/3_backbones/02_measure.ipynb #3ed395b6
 def macs_of(
-    module: nn.Module,      # a convolution or a linear layer
+    module,                 # a convolution or a linear layer
     output: torch.Tensor,   # what it gave, (b, c_out, …)
 ) -> int:                   # multiply-accumulates of one clip
     "Every number of the output is one dot product with a filter, so: outputs × numbers in a filter."
@@ -71,14 +71,14 @@ def describe(
         rows.append(Stage(name, tuple(clips.shape[1:]), sum(p.numel() for p in stage.parameters()), sum(counted)))
     return rows
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #b090e3a0
+# %% ../../nbs/3_backbones/02_measure.ipynb #fcac85cd
 def skeleton(
-    module: nn.Module,  # any network made of Conv3d, MaxPool3d, BatchNorm3d and layers without parameters
+    module,             # any network made of Conv3d, MaxPool3d, BatchNorm3d and layers without parameters
     axis: int,          # 0, 1, 2: which of t, h, w to keep
 ) -> nn.Module:         # the same wiring along this axis, in float64, with one channel and equal, positive weights
     "Keep the geometry of a network along one axis, and throw its weights away."
     if isinstance(module, (nn.Conv3d, nn.MaxPool3d)):
-        settings = (module.kernel_size, module.stride, module.padding, module.dilation)
+        settings: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding, module.dilation)
         kernel, stride, padding, dilation = (s if isinstance(s, int) else s[axis] for s in settings)
         shape = lambda value, rest: tuple(value if i == axis else rest for i in range(3))
         window = nn.Conv3d(1, 1, shape(kernel, 1), shape(stride, 1), shape(padding, 0), shape(dilation, 1), bias=False)
@@ -97,7 +97,7 @@ class MeanOfChannels(nn.Module):
     def forward(self, x):
         return x.mean(1, keepdim=True)
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #9b486b46
+# %% ../../nbs/3_backbones/02_measure.ipynb #02f696fb
 def receptive_field(
     backbone: Backbone,  # looked at, not changed
 ) -> dict:               # stage -> (frames, height, width) that one position of its output depends on; inf: all of them
@@ -106,7 +106,7 @@ def receptive_field(
     Each axis is measured alone, on a skeleton and a clip that is a line of 2,048 numbers, so it takes no time.
     Arithmetic for it: r ← r + (kernel − 1)·step, step ← step·stride (Araujo, Norris and Sim, Distill, 2019).
     """
-    fields = {name: () for name, _ in backbone.stages.named_children()}
+    fields: dict[str, tuple] = {name: () for name, _ in backbone.stages.named_children()}
     for axis in range(3):
         size = [2048 if i == axis else 1 for i in range(3)]
         line = torch.ones(1, 1, *size, dtype=torch.float64, requires_grad=True)

@@ -15,7 +15,7 @@ from torch import nn
 from .i3d import inception_stages, tensorflow_norm
 from .layers import Backbone, conv_bn
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #72230a70
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #de64d8e5
 def separable_conv(
     in_channels: int,     # channels that come in
     out_channels: int,    # channels that go out, and between the two filters
@@ -24,7 +24,7 @@ def separable_conv(
     gating: bool = True,  # end with a gate?
 ) -> nn.Sequential:
     "1×k×k and then k×1×1, each with batch norm and ReLU, and a gate behind them. A drop-in for a k×k×k `conv_bn`."
-    parts = OrderedDict(
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
         space=conv_bn(in_channels, out_channels, (1, kernel, kernel), (1, stride, stride)),
         time=conv_bn(out_channels, out_channels, (kernel, 1, 1), (stride, 1, 1)),
     )
@@ -50,7 +50,7 @@ class Gate(nn.Module):
     def forward(self, x):
         return x * self.weights(x)
 
-# %% ../../nbs/3_backbones/08_s3dg.ipynb #cf0849cb
+# %% ../../nbs/3_backbones/08_s3dg.ipynb #b1835f43
 class S3DG(Backbone):
     """S3D-G of Xie et al. (2018): I3D with separable convolutions and a gate behind each; `gating=False` gives S3D.
 
@@ -64,10 +64,10 @@ class S3DG(Backbone):
         gating: bool = True,   # False: plain S3D, layer for layer torchvision's `s3d`
     ):
         conv = partial(separable_conv, gating=gating)
-        halve = dict(kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        halve = partial(nn.MaxPool3d, (1, 3, 3), (1, 2, 2), (0, 1, 1))
         stem = OrderedDict(
-            conv1a=conv(in_channels, 64, 7, 2), pool2a=nn.MaxPool3d(**halve), conv2b=conv_bn(64, 64, 1),
-            conv2c=conv(64, 192, 3), pool3a=nn.MaxPool3d(**halve),
+            conv1a=conv(in_channels, 64, 7, 2), pool2a=halve(), conv2b=conv_bn(64, 64, 1),
+            conv2c=conv(64, 192, 3), pool3a=halve(),
         )
         pools = nn.MaxPool3d(3, stride=2, padding=1), nn.MaxPool3d(2)
         name = "s3dg" if gating else "s3d"

@@ -103,7 +103,7 @@ def prepend_input(
     backbone.stages = nn.Sequential(OrderedDict([("input", layer), *backbone.stages.named_children()]))
     return backbone
 
-# %% ../../nbs/3_backbones/09_torchvision.ipynb #cd9ccfc6
+# %% ../../nbs/3_backbones/09_torchvision.ipynb #5f35b8e8
 def renormalize(
     backbone: Backbone,  # changed in place
     mean: tuple,         # that its weights were trained with, of R, G, B in [0, 1]
@@ -114,6 +114,6 @@ def renormalize(
     Exact, also at the rim, where folding the same map into the first convolution is not. Raises `ValueError` if the
     backbone has an input layer already.
     """
-    mean, std, our_mean, our_std = (torch.tensor(v, dtype=torch.float64)
+    was, scale, our_mean, our_std = (torch.tensor(v, dtype=torch.float64)
                                     for v in (mean, std, IMAGENET_MEAN, IMAGENET_STD))
-    return prepend_input(backbone, Renormalize((our_std / std).float(), ((our_mean - mean) / std).float()))
+    return prepend_input(backbone, Renormalize((our_std / scale).float(), ((our_mean - was) / scale).float()))

@@ -7,14 +7,15 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
            'find_people']
 
-# %% ../../nbs/5_data/14_actors.ipynb #28a1cc02
+# %% ../../nbs/5_data/14_actors.ipynb #x
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision
 
-# %% ../../nbs/5_data/14_actors.ipynb #ac341563
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def check_mask(
     clip: torch.Tensor,  # what should be uint8 (t, 3, h, w)
     mask: torch.Tensor,  # what should be bool (t, h, w): True on the actor
@@ -26,7 +27,7 @@ def check_mask(
         raise ValueError(f"the mask of a clip {tuple(clip.shape)} must be bool "
                          f"{(clip.shape[0], *clip.shape[2:])}; got {mask.dtype} {tuple(mask.shape)}.")
 
-# %% ../../nbs/5_data/14_actors.ipynb #62353745
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def actor_boxes(
     mask: torch.Tensor,  # bool (t, h, w)
 ) -> np.ndarray:         # float (t, 4): top, left, bottom, right in pixels; the last two are just outside
@@ -42,7 +43,7 @@ def actor_boxes(
     times = np.arange(len(boxes))
     return np.stack([np.interp(times, seen, boxes[seen, side]) for side in range(4)], 1)
 
-# %% ../../nbs/5_data/14_actors.ipynb #d8649ee1
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def _smooth(path, width):
     "Moving average over `width` frames (odd); beyond its ends the path stands still."
     padded = np.pad(path, (width // 2, width // 2), mode="edge")
@@ -58,7 +59,7 @@ def _window(low, high, length, margin, follow):
     start = np.clip(start, np.maximum(high - size, 0), np.minimum(low, length - size))  # holds the box, in the picture
     return np.floor(start).astype(int), size
 
-# %% ../../nbs/5_data/14_actors.ipynb #b1455279
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def crop_to_actor(
     clip: torch.Tensor,      # uint8 (t, 3, h, w)
     mask: torch.Tensor,      # bool (t, h, w): True on the actor
@@ -75,7 +76,7 @@ def crop_to_actor(
     columns, width = _window(left, right, clip.shape[3], margin, follow)
     return torch.stack([frame[:, y:y + height, x:x + width] for frame, y, x in zip(clip, rows, columns)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #483194c9
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def fill_holes(
     picture: torch.Tensor,  # (c, h, w), float; what is in the holes does not matter
     hole: torch.Tensor,     # bool (h, w): which pixels are unknown
@@ -84,6 +85,9 @@ def fill_holes(
 
     Solves the Laplace equation on the grid. Raises `ValueError` if no pixel is known.
     """
+    from scipy.sparse import coo_array, diags_array
+    from scipy.sparse.linalg import splu
+
     if hole.all():
         raise ValueError("the actor covers every pixel in every frame: nothing is known of the background.")
     from scipy.sparse import coo_array, diags_array  # here and below: what is slow to load, where it is used
@@ -103,7 +107,7 @@ def fill_holes(
     filled[:, torch.from_numpy(unknown)] = torch.from_numpy(splu(equations).solve(joined[:, known] @ values[known])).T
     return filled.view_as(picture).float()
 
-# %% ../../nbs/5_data/14_actors.ipynb #d1989858
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def grow_mask(
     mask: torch.Tensor,  # bool (t, h, w)
     pixels: int,         # how far, in each of eight directions
@@ -132,7 +136,7 @@ def inpaint_background(
     """
     return torch.where(mask[:, None], still_background(clip, mask), clip)
 
-# %% ../../nbs/5_data/14_actors.ipynb #c4d426ab
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def swap_background(
     clip: torch.Tensor,        # uint8 (t, 3, h, w)
     mask: torch.Tensor,        # bool (t, h, w): True on the actor
@@ -146,7 +150,7 @@ def swap_background(
                          f"got {background.dtype} {tuple(background.shape)}.")
     return torch.where(mask[:, None], clip, scene[torch.arange(len(clip)) % len(scene)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #02070381
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def other_backgrounds(
     labels,         # class of each video, (n,) whole numbers
     seed: int = 0,  # which of the many ways to deal
@@ -162,7 +166,7 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #4d57c583
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def boxes_to_mask(
     boxes,                    # one array of boxes per frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames
@@ -193,7 +197,7 @@ def _read_bb(path):
         raise ValueError(f"{path}: holds no frames, or their numbers make no sense.")
     return [boxes.get(frame, np.empty((0, 4))) for frame in range(max(boxes) + 1)]
 
-# %% ../../nbs/5_data/14_actors.ipynb #03fd83e1
+# %% ../../nbs/5_data/14_actors.ipynb #x
 def read_masks(
     path,                     # a .mat, .npz or .bb file
     size: tuple[int, int],    # (height, width) of the clip that the masks are for
@@ -225,7 +229,7 @@ def read_masks(
     mask = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(puppet).transpose(2, 0, 1))).float()
     return F.interpolate(mask[:, None], size, mode="nearest-exact")[:, 0] > 0
 
-# %% ../../nbs/5_data/14_actors.ipynb #e8a5f35b
+# %% ../../nbs/5_data/14_actors.ipynb #x
 PERSON = 1  # its number among the 91 categories of COCO
 
 
@@ -259,5 +263,5 @@ def find_people(
         if "masks" in result:
             frame |= (result["masks"][keep, 0] > 0.5).any(0).cpu()
         else:
-            frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], clip.shape[2:])[0]
+            frame |= boxes_to_mask([result["boxes"][keep].cpu().numpy()], (clip.shape[2], clip.shape[3]))[0]
     return mask

@@ -6,7 +6,7 @@
 __all__ = ['RECORDS', 'MOST_HEADER', 'GNU_NAME', 'GNU_LINK', 'PAX', 'PAX_GLOBAL', 'MOST_FILES', 'MOST_GROWTH', 'FREE_BYTES',
            'ArchiveError', 'safe_name', 'Member', 'members', 'Extracted', 'read_record', 'list_files', 'extract']
 
-# %% ../../nbs/5_data/12_archives.ipynb #e2c19f68
+# %% ../../nbs/5_data/12_archives.ipynb #x
 import errno
 import gzip
 import json
@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/12_archives.ipynb #7df72569
+# %% ../../nbs/5_data/12_archives.ipynb #x
 RECORDS = ".archives"  # folder below the extracted files that holds one record per archive
 
 
@@ -43,7 +43,7 @@ def safe_name(
         raise ValueError(f"the name {name!a} leads out of the folder, or is none")
     return "/".join(parts)
 
-# %% ../../nbs/5_data/12_archives.ipynb #8e691d1c
+# %% ../../nbs/5_data/12_archives.ipynb #x
 class Member(NamedTuple):
     "One instruction of an archive."
 
@@ -97,30 +97,17 @@ def _extended_header(kind, data):
 def _tar_members(path):
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    with (gzip.open if packed else open)(path, "rb") as stream:
-        told, headers, at = {}, 0, 0
-        while (block := _exactly(stream, 512)).count(0) < 512:
-            info = tarfile.TarInfo.frombuf(block, "utf8", "surrogateescape")  # raises if its checksum does not fit
-            headers, at = headers + 1, at + 512
-            if info.type in (GNU_NAME, GNU_LINK, PAX, PAX_GLOBAL):
-                if not 0 <= info.size <= MOST_HEADER or headers > 8:
-                    raise tarfile.ReadError(f"an extended header of {info.size:,} bytes, or one after the other")
-                told |= _extended_header(info.type, _exactly(stream, info.size))
-                at = stream.seek(at + info.size + -info.size % 512)
-                continue
-            size = int(told.get("size", info.size))
-            if not 0 <= size < 2**60:
-                raise tarfile.ReadError(f"a file of {size} bytes")
-            name = os.fsdecode(told["path"]) if "path" in told else info.name
-            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-            kind, end = "file" if plain else "folder" if info.isdir() else "link or device", at + size
-            yield Member(name, kind, size, None, lambda n: _exactly(stream, max(0, min(n, end - stream.tell()))))
-            told, headers, at = {}, 0, stream.seek(end + -size % 512)
-        while block := stream.read(1 << 20):  # to the end of the file, where gzip compares its checksum
-            if block.count(0) < len(block):
-                raise tarfile.ReadError("there is something behind its end: a header in the middle is damaged")
+    way: Any = gzip.open if packed else open
+    with way(path, "rb") as stream:
+        with tarfile.open(fileobj=stream, mode="r|", encoding="utf8", errors="surrogateescape") as archive:
+            for info in archive:
+                kind = "folder" if info.isdir() else "file" if info.isreg() else "link or device"
+                content: Any = archive.extractfile(info) if info.isreg() else None
+                yield Member(info.name, kind, info.size, None, content and content.read)
+        while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
+            pass
 
-# %% ../../nbs/5_data/12_archives.ipynb #78af396c
+# %% ../../nbs/5_data/12_archives.ipynb #x
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
@@ -157,7 +144,7 @@ def _rar_members(path):
             yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC,
                          lambda n, blocks=blocks: next(blocks, b""))
 
-# %% ../../nbs/5_data/12_archives.ipynb #49ab30ea
+# %% ../../nbs/5_data/12_archives.ipynb #x
 def _complaint(path, error):
     "The `ArchiveError` that stands for whatever a reader raised; an error of the disk stays what it is."
     disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW)  # these: a seek
@@ -191,7 +178,7 @@ def members(
     except Exception as error:  # of any parser, see above
         raise _complaint(path, error) from error
 
-# %% ../../nbs/5_data/12_archives.ipynb #2034edf7
+# %% ../../nbs/5_data/12_archives.ipynb #x
 @dataclass(frozen=True)
 class Extracted:
     "What `extract` did."
@@ -225,7 +212,7 @@ def _all_there(out, files):
     return bool(files) and all((out / name).is_file() and (out / name).stat().st_size == size
                                for name, size in files.items())
 
-# %% ../../nbs/5_data/12_archives.ipynb #0e8708b0
+# %% ../../nbs/5_data/12_archives.ipynb #x
 MOST_FILES, MOST_GROWTH, FREE_BYTES = 1_000_000, 50, 64 << 20
 
 
@@ -243,7 +230,7 @@ def _copy(member, target):
     if member.crc32 not in (None, crc32):
         raise ValueError(f"the checksum of {member.name!a} does not fit")
 
-
+# %% ../../nbs/5_data/12_archives.ipynb #x
 @dataclass
 class _Inventory:
     "Which files there are so far."
@@ -277,7 +264,7 @@ def _extract_member(member, out, known, inventory):
     write_atomically(target, lambda temporary: _copy(member, temporary))
     return 1
 
-# %% ../../nbs/5_data/12_archives.ipynb #648949ef
+# %% ../../nbs/5_data/12_archives.ipynb #x
 def _inventory(archive):
     return _Inventory(MOST_GROWTH * os.path.getsize(archive) + FREE_BYTES)
 
@@ -329,6 +316,6 @@ def extract(
             raise  # of the disk
         record.unlink(missing_ok=True)
         what = f"not every name can be that of a file ({error.strerror})" if isinstance(error, OSError) else error
-        raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: not extracted: {what}.") from error
+        raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: not extracted: {what}.")
     _write_record(record, archive, inventory.files)
     return Extracted(len(inventory.files), inventory.bytes, written)

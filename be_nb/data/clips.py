@@ -6,8 +6,11 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #8021d79b
+# %% ../../nbs/1_core/02_clips.ipynb #0d7fe9e0
+import contextlib
+import math
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +45,10 @@ def window_frames(
     if short == "drop":
         raise ValueError(f"{frames} frames, stride {stride}, from {start.tolist()} do not fit into {num_frames}; "
                          "short='drop' means not to use such a video: ask ClipDataset or uniform_starts first")
-    return window % num_frames if short == "loop" else np.minimum(window, num_frames - 1)
+    if short == "clamp":
+        return np.minimum(window, num_frames - 1)
+    common = math.gcd(stride, num_frames)  # the same frames come back after num_frames / common steps: one further on
+    return (window + np.arange(frames) // (num_frames // common) % common) % num_frames
 
 # %% ../../nbs/1_core/02_clips.ipynb #32df7e8a
 def uniform_starts(
@@ -124,6 +130,9 @@ def _usable(source, span, short):
         raise ValueError(report)
     if dropped:
         warnings.warn(report, stacklevel=3)
+    still = sum(lengths[i] == 1 for i in indices)
+    if still and span > 1:
+        warnings.warn(f"{still} of {len(indices)} videos have a single frame: nothing moves in their windows", stacklevel=3)
     return lengths, indices, dropped
 
 # %% ../../nbs/1_core/02_clips.ipynb #60497cee
@@ -134,7 +143,8 @@ class ClipDataset(Dataset):
     videos of the *source*. Starts are uniform over what is allowed and at least `min_offset` apart where possible,
     else as far apart as possible. Short videos: "loop" plays them in a circle from a random frame (also those that hold
     one window, but not all windows with their offset); "clamp" starts at frame 0 and repeats the last frame, so that
-    all windows of such a video are equal; "drop" leaves them out, warns, and names them in `dropped`.
+    all windows of such a video are equal; "drop" leaves them out, warns, and names them in `dropped`. A video that
+    cannot be read any more is an error, unless its source says in `unreadable` to skip it: then the next one is given.
     """
 
     def __init__(
@@ -159,6 +169,18 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, item):
         i, epoch = _video_and_epoch(item, self.indices)
+        try:
+            return self._read(i, epoch)
+        except getattr(self.source, "unreadable", ()) as error:  # asked to skip: the next video that can be read
+            k = self.indices.index(i)
+            for other in self.indices[k + 1:] + self.indices[:k]:
+                with contextlib.suppress(*self.source.unreadable):
+                    found = self._read(other, epoch)
+                    warnings.warn(f"{error}. {self.source.names[other]} stands in for it", stacklevel=2)
+                    return found
+            raise
+
+    def _read(self, i, epoch):
         starts, numbers = draw_windows(clip_generator(self.seed, epoch, i), self.lengths[i], self.frames, self.stride,
                                        self.windows, self.min_offset, self.short)
         clips = self.source.read(i, numbers.reshape(-1))  # one read, and so one decoding pass, for all windows
@@ -180,7 +202,7 @@ def epoch_order(length, seed, epoch):
     "The order of the videos in one epoch: a permutation of `range(length)` drawn from `(seed, epoch)`, as a list."
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(length).tolist()
 
-# %% ../../nbs/1_core/02_clips.ipynb #eee258d9
+# %% ../../nbs/1_core/02_clips.ipynb #9c8327b4
 class EpochSampler:
     """Batches of `(epoch, index)` for `DataLoader(ds, batch_sampler=…)`: endless, or `steps` batches.
 
@@ -207,7 +229,8 @@ class EpochSampler:
         return self.steps
 
     def __iter__(self):
-        position, order = self.start_step * self.batch_size, (None, None)
+        position = self.start_step * self.batch_size
+        order: Any = None, None
         for _ in range(self.steps) if self.steps is not None else iter(int, 1):  # iter(int, 1) never ends
             batch = []
             for epoch, index in (divmod(p, self.length) for p in range(position, position + self.batch_size)):

@@ -245,7 +245,7 @@ def check_plan(
         raise ValueError("size and frames must be at least 1, side at least 8 and seed at least 0; "
                          f"got size={size}, frames={frames}, side={side}, seed={seed}.")
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #9af6504e
+# %% ../../nbs/5_data/01_scenebias.ipynb #1d7b9387
 class ClipPlan:
     """What happens in the clips of a split, without a single picture: labels, scenes, and the numbers behind the rest.
 
@@ -263,7 +263,7 @@ class ClipPlan:
         side: int = 30,            # side of the square frames, pixels; lengths scale with it
         damping: float = 0.0,      # how the motion slows down over the clip, by e^damping in all; 0: it does not
     ):
-        size = SPLITS[split][1] if size is None and split in SPLITS else size
+        size = (SPLITS[split][1] if split in SPLITS else 1) if size is None else size
         check_plan(split, rho, seed, size, frames, side, damping)
         self.split, self.rho, self.seed, self.frames, self.side = split, rho, seed, frames, side
         self.damping = damping

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
-# %% ../../nbs/6_judging/06_cam.ipynb #5624e880
+# %% ../../nbs/6_judging/06_cam.ipynb #x
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from .judges import check_set
 from ..machine.device import autocast
 
-# %% ../../nbs/6_judging/06_cam.ipynb #0cbbb08b
+# %% ../../nbs/6_judging/06_cam.ipynb #x
 def probe_weights(
     x, y,            # (n, d) features and (n,) classes 0, 1, …
     c: float = 1.0,  # inverse strength of the L2 penalty (scikit-learn's C)
@@ -22,13 +24,13 @@ def probe_weights(
 
     `(features @ weights.T + bias).argmax(1)` is its prediction. Raises `ValueError` as the probe does.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     x, y = check_set("training set", x, y)
     if y.min() == y.max():
         raise ValueError(f"The training set holds class {int(y[0])} only; a probe needs at least two.")
-    from sklearn.linear_model import LogisticRegression  # not above: slow to load
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(x.numpy())
+    scaler: Any = StandardScaler().fit(x.numpy())
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(x.numpy()), y.numpy())
     rows, offsets = probe.coef_, probe.intercept_
     if len(rows) == 1:  # two classes: one row, for the second of them
@@ -40,10 +42,10 @@ def probe_weights(
     weights[known], bias[known] = rows, torch.from_numpy(offsets) - rows @ torch.from_numpy(scaler.mean_)
     return weights, bias
 
-# %% ../../nbs/6_judging/06_cam.ipynb #3571ec95
+# %% ../../nbs/6_judging/06_cam.ipynb #x
 @torch.inference_mode()
 def feature_maps(
-    backbone: torch.nn.Module,  # any of be_nb.backbones, in eval mode
+    backbone,                   # any of be_nb.backbones, in eval mode
     clips: torch.Tensor,        # float (b, c, t, h, w), as the network sees them
     amp: str = "fp32",          # auto, bf16 or fp32
 ) -> torch.Tensor:              # float32 (b, d, t', h', w')
@@ -64,7 +66,7 @@ def class_maps(
         raise ValueError(f"weights for {weights.shape[1]} channels cannot read maps of {maps.shape[1]} channels")
     return torch.einsum("bdthw,bd->bthw", maps, weights)
 
-# %% ../../nbs/6_judging/06_cam.ipynb #74a4584b
+# %% ../../nbs/6_judging/06_cam.ipynb #x
 def layer_output(
     backbone: torch.nn.Module,   # in eval mode
     layer: torch.nn.Module,      # a part of it
@@ -81,9 +83,9 @@ def layer_output(
         raise ValueError(f"the network does not use the layer {type(layer).__name__}")
     return caught[0], pooled
 
-# %% ../../nbs/6_judging/06_cam.ipynb #178e2a1a
+# %% ../../nbs/6_judging/06_cam.ipynb #x
 def grad_cam(
-    backbone: torch.nn.Module,             # any of be_nb.backbones, in eval mode; its weights get no gradients
+    backbone,                              # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them
     score,                                 # pooled features (b, d) → one number per clip (b,)
     layer: torch.nn.Module | None = None,  # where to look; None: the last stage
@@ -101,7 +103,7 @@ def grad_cam(
     weights = gradient.mean((2, 3, 4), keepdim=True)
     return (weights * found.detach()).sum(1).relu()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #ceeca8cf
+# %% ../../nbs/6_judging/06_cam.ipynb #x
 def enlarge(
     maps: torch.Tensor,  # (b, t', h', w')
     size: tuple,         # (t, h, w) of the clip that the network saw
@@ -116,16 +118,16 @@ def heat(
     strength: float = 0.65,  # how opaque the strongest place is, from 0 to 1
 ) -> torch.Tensor:           # uint8 (t, 3, h, w)
     "Colour a clip by a map, from transparent to yellow; the strongest place of the clip sets the scale."
-    import matplotlib  # not above: a run without pictures does not need it
+    from matplotlib import colormaps
 
     t, _, h, w = clip.shape
     cam = enlarge(cam[None].float().cpu().relu(), (t, h, w))[0]
     cam = cam / cam.max().clamp(min=1e-12)
-    colour = torch.from_numpy(matplotlib.colormaps["inferno"](cam.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
+    colour = torch.from_numpy(colormaps["inferno"](cam.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
     cover = strength * cam[:, None].sqrt()  # the root lets weaker places be seen as well
     return (clip.cpu() * (1 - cover) + colour * cover).round().clamp(0, 255).byte()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #2f817451
+# %% ../../nbs/6_judging/06_cam.ipynb #x
 def mass_inside(
     cam: torch.Tensor,   # (b, t, h, w); only its positive part counts
     mask: torch.Tensor,  # bool (b, t, h, w), where the actor is

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['VideoClips', 'clip_batches', 'Features', 'evaluating', 'test_views', 'mean_features', 'extract_features']
 
-# %% ../../nbs/6_judging/01_features.ipynb #86bda768
+# %% ../../nbs/6_judging/01_features.ipynb #3f550145
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..augment import CenterCrop
 from ..data.clips import uniform_starts, window_frames
 from ..machine.device import autocast, pick_device
+from ..machine.distributed import Loader
 
 # %% ../../nbs/6_judging/01_features.ipynb #31d776b1
 def uniform_windows(
@@ -148,7 +150,7 @@ def test_views(
 
 test_views.__test__ = False  # not for pytest to collect
 
-# %% ../../nbs/6_judging/01_features.ipynb #86db839b
+# %% ../../nbs/6_judging/01_features.ipynb #5a7464fe
 def mean_features(
     backbone: torch.nn.Module,  # in eval mode, on `device`
     batches,                    # yields (rows (b,), clips uint8 (b, t, c, h, w)), see `clip_batches`
@@ -158,7 +160,8 @@ def mean_features(
     amp: str,                   # auto, bf16 or fp32
 ) -> torch.Tensor:              # (n, d) float32 on the CPU: the mean over the views of the clips of each row
     "Run the network over a stream of clips; sum and count row by row, so that nothing else is kept."
-    total, seen = None, torch.zeros(count)
+    total: Any = None
+    seen = torch.zeros(count)
     for rows, batch in batches:
         batch = batch.to(device)
         for view in views:
@@ -196,7 +199,7 @@ def extract_features(
     row per video, never all clips. Raises `ValueError` if no video is long enough or the backbone does not give (b, d).
     """
     videos = VideoClips(source, clips, frames, stride, short, windows)
-    loader = DataLoader(videos, batch_size=None, num_workers=workers)
+    loader = Loader(videos, batch_size=None, num_workers=workers)
     stream = tqdm(loader, total=len(videos), desc="features", unit="video", disable=not progress)
     with evaluating(backbone, device) as device:
         batches = clip_batches(stream, batch_size)

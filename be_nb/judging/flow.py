@@ -59,7 +59,7 @@ def refine(
     step = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / (xx * yy - xy * xy)[:, None]
     return flow + step.clamp(-1, 1)
 
-# %% ../../nbs/6_judging/05_flow.ipynb #ac11c338
+# %% ../../nbs/6_judging/05_flow.ipynb #efb1ba5e
 @torch.no_grad()
 def lucas_kanade(
     first: torch.Tensor,      # float (n, c, h, w) in [0, 1]
@@ -73,7 +73,7 @@ def lucas_kanade(
     if first.shape != second.shape or first.ndim != 4 or not first.is_floating_point():
         shapes = f"{tuple(first.shape)}, {tuple(second.shape)}"
         raise ValueError(f"frames must be two float tensors (n, c, h, w) of one shape, got {shapes}")
-    pyramid = [(first.float(), second.float())]
+    pyramid: list[tuple] = [(first.float(), second.float())]
     while len(pyramid) < levels and min(pyramid[-1][0].shape[-2:]) >= 16:
         pyramid.append(tuple(F.avg_pool2d(picture, 2, ceil_mode=True) for picture in pyramid[-1]))
     flow = torch.zeros_like(pyramid[-1][0][:, :1]).repeat(1, 2, 1, 1)

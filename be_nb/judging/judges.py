@@ -44,7 +44,7 @@ def check_pair(
         raise ValueError(f"The {first} has features of length {first_x.shape[1]}, the {second} of {second_x.shape[1]}.")
     return first_x, first_y, second_x, second_y
 
-# %% ../../nbs/1_core/10_judge.ipynb #4e705e6f
+# %% ../../nbs/1_core/10_judge.ipynb #df3e7fa1
 @dataclass(repr=False)
 class Classification:
     "What a classifier on frozen features got right."
@@ -55,7 +55,7 @@ class Classification:
     tested: int                  # number of videos tested
 
     def __repr__(self):
-        worst = min(self.per_class, key=self.per_class.get)
+        worst = min(self.per_class, key=lambda name: self.per_class[name])
         return (f"Classification({self.accuracy:.1%} of {self.tested} videos; "
                 f"worst class {worst}: {self.per_class[worst]:.1%})")
 

@@ -37,7 +37,7 @@ def identities(
         return [(each.st_dev, each.st_ino) for each in status]
     return [(type(source).__name__, name) for name in source.names]
 
-# %% ../../nbs/6_judging/00_two_lists.ipynb #8b4bf919
+# %% ../../nbs/6_judging/00_two_lists.ipynb #ee739140
 def outlines(
     source,   # videos
 ) -> list:    # what equal videos have in common at least, without reading them; None: nothing is known
@@ -101,7 +101,7 @@ def check_apart(
                          f"first is {test.names[found[0]]}. A network may not be tested on what it learned from.")
     return {f"tested videos are copies of videos of {names[0]}": len(found)} if found else {}
 
-# %% ../../nbs/6_judging/00_two_lists.ipynb #bbc64566
+# %% ../../nbs/6_judging/00_two_lists.ipynb #b38525ad
 def check_classes(
     names: tuple,   # of the two lists, for messages
     train, test,    # their videos
@@ -110,8 +110,8 @@ def check_classes(
     used = sorted({int(label) for source in (train, test) for label in source.labels})
     for k in (k for k in used if k < min(len(train.classes), len(test.classes))):
         if train.classes[k] != test.classes[k]:
-            raise ValueError(f"Class {k} is {train.classes[k]!r} for {names[0]} and {test.classes[k]!r} for {names[1]}: "
-                             "the lists do not belong together. Give both the same classes.txt.")
+            raise ValueError(f"Class {k} is {train.classes[k]!r} for {names[0]} and {test.classes[k]!r} for {names[1]}"
+                             ": the lists do not belong together. Give both the same classes.txt.")
 
 
 def repeated(

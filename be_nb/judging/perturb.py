@@ -10,13 +10,13 @@ __all__ = ['CONDITIONS', 'stop_time', 'shuffle_time', 'reverse_time', 'distract'
 import copy
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..augment import IMAGENET_MEAN
 from ..data.actors import inpaint_background, read_masks, swap_background
+from ..data.decode import video_size
 from ..data.pack.read import PackedVideos
 from ..data.scenebias import film, SceneBias
 from ..distractor import mix_static_frame
@@ -144,9 +144,7 @@ class MaskedVideos(MaskedStage):
         return Path(name).with_suffix("").as_posix()
 
     def mask(self, index, windows):
-        with av.open(self.source.paths[index], metadata_errors="ignore") as container:
-            size = container.streams.video[0].height, container.streams.video[0].width
-        mask = read_masks(self.masks, size, self.key(self.source.names[index]))
+        mask = read_masks(self.masks, video_size(self.source.paths[index]), self.key(self.source.names[index]))
         if windows.max() >= len(mask):
             raise ValueError(f"{self.source.names[index]}: {len(mask)} masks, but frame {windows.max()} is asked for.")
         return fit_mask(mask[windows.reshape(-1)], self.source.frame_size).unflatten(0, windows.shape)
@@ -222,9 +220,9 @@ def condition_titles(
     return ({key: title for key, (title, _, _) in CONDITIONS.items()}
             | {lam_key(lam): f"distracted, λ = {lam:g}" for lam in lams})
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #7990fa39
+# %% ../../nbs/6_judging/07_perturb.ipynb #59bd10ae
 def shots(
-    stage: PlainStage,               # see `open_stage`
+    stage,                      # see `open_stage`
     index: int,                 # which video
     windows: np.ndarray,        # (n, t) its frame numbers
     other: int,                 # a video of another class

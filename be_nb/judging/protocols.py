@@ -239,13 +239,13 @@ def provenance(
     besides = [f"\n- not repeated here: {fact}" for fact in protocol.known]
     return "\n".join(["| fact | value | source |", "|---|---|---|", *rows, *besides])
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #74f564fa
+# %% ../../nbs/6_judging/02_protocols.ipynb #13243f1c
 class ViewFeatures(torch.nn.Module):
     "Clips `(b, c, t, h, w)` → what a protocol keeps of a view, `(b, d)`."
 
     def __init__(
         self,
-        backbone: torch.nn.Module,  # gives (b, d), and by `.features` the map (b, c, t, h, w)
+        backbone,                   # gives (b, d), and by `.features` the map (b, c, t, h, w)
         pool: str = "avg",          # "avg": what the backbone gives; "max": the map, 2×2 maximum, flattened
         unit: bool = False,         # bring each vector to length 1
     ):
@@ -327,7 +327,7 @@ def row_head(
             "views": f"{protocol.clips or 'all'} × {protocol.crops}", "gallery": len(gallery), "scored": len(queries),
             "dropped": len(queries.dropped), "short": short}
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #5ded6392
+# %% ../../nbs/6_judging/02_protocols.ipynb #7fe750cf
 def score_retrieval(
     backbone: torch.nn.Module,
     gallery,                     # source of the videos that are searched
@@ -341,13 +341,14 @@ def score_retrieval(
     short = survey(queries, protocol)["short"]
     batch = protocol.drop_last if drop_last else 0
     found = (protocol_features(backbone, source, protocol, **how) for source in (gallery, queries))
-    pair = [without_rest(features, batch) for features in found]
-    (gx, gy), (qx, qy) = ((centre_features(part.features, protocol), part.labels) for part in pair)
+    searched, asked = (without_rest(features, batch) for features in found)
+    (gx, gy), (qx, qy) = ((centre_features(part.features, protocol), part.labels) for part in (searched, asked))
     result = retrieval(gx, gy, qx, qy, ks)
-    return (row_head(protocol, *pair, short) | {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
+    return (row_head(protocol, searched, asked, short)
+            | {f"R@{k}": round(value, 4) for k, value in result.recall.items()}
             | {f"chance R@{k}": round(value, 4) for k, value in result.chance.items()})
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #90f9bfb7
+# %% ../../nbs/6_judging/02_protocols.ipynb #26e3ca1d
 def protocol_table(
     rows: list,  # of `score_retrieval` or `score_probes`; "interval" and "untrained" may hold dicts score → numbers
 ) -> str:        # Markdown
@@ -367,7 +368,7 @@ def protocol_table(
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-# %% ../../nbs/6_judging/02_protocols.ipynb #dd66deb5
+# %% ../../nbs/6_judging/02_protocols.ipynb #853c72df
 def score_probes(
     backbone: torch.nn.Module,
     train,                       # source of the videos that are fitted on
@@ -379,7 +380,10 @@ def score_probes(
     "Linear probe and kNN on the features of one protocol."
     short = survey(test, protocol)["short"]
     batch = protocol.drop_last if drop_last else 0
-    pair = [without_rest(protocol_features(backbone, source, protocol, **how), batch) for source in (train, test)]
-    data = [part for found in pair for part in (centre_features(found.features, protocol), found.labels)]
-    return row_head(protocol, *pair, short) | {"linear probe": round(linear_probe(*data).accuracy, 4),
-                                               "knn": round(knn(*data, k=min(20, len(pair[0]))).accuracy, 4)}
+    fitted, scored = (without_rest(protocol_features(backbone, source, protocol, **how), batch)
+                      for source in (train, test))
+    x, y = centre_features(fitted.features, protocol), fitted.labels
+    test_x, test_y = centre_features(scored.features, protocol), scored.labels
+    return row_head(protocol, fitted, scored, short) | {
+        "linear probe": round(linear_probe(x, y, test_x, test_y).accuracy, 4),
+        "knn": round(knn(x, y, test_x, test_y, k=min(20, len(fitted))).accuracy, 4)}

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['right_answers', 'answered']
 
-# %% ../../nbs/6_judging/04_questions.ipynb #4681ea6b
+# %% ../../nbs/6_judging/04_questions.ipynb #f7ea5953
+from typing import Any
+
 import torch
 
 from ..data.clips import ClipDataset
@@ -40,7 +42,7 @@ def right_answers(
             hits.append(method.answer(questions)[0].argmax(1) == target)
     return torch.cat(hits).float().mean().item()
 
-# %% ../../nbs/6_judging/04_questions.ipynb #7ac21ee7
+# %% ../../nbs/6_judging/04_questions.ipynb #0e74ec46
 def answered(
     path,               # a checkpoint, made on SceneBias
     size: int = 512,    # videos to ask about, of the split `unbiased`
@@ -48,7 +50,7 @@ def answered(
     "`right_answers` of a pretraining run on videos it has not met, moving and stopped; of puzzles also by their kind."
     state = read_checkpoint(path)
     config = saved_config(state["config"])
-    method = build_method(config)
+    method: Any = build_method(config)
     if not isinstance(method, Pretext):
         return {}
     method.load_state_dict(state["method"])
@@ -56,6 +58,7 @@ def answered(
     found = {"answered": right_answers(method, source, config),
              "answered_still": right_answers(method, source, config, stopped=True)}
     for kind in ("space", "time") if config.method == "puzzles" else ():
-        method.kind = kind
+        asked: Any = method
+        asked.kind = kind
         found[f"answered_{kind}"] = right_answers(method, source, config)
     return found

@@ -6,11 +6,12 @@
 __all__ = ['bf16_is_safe', 'bf16_is_fast', 'autocast', 'pick_device', 'lay_out', 'world_size', 'rank', 'is_main', 'gather',
            'own_rows', 'average_', 'unwrap', 'machine']
 
-# %% ../../nbs/4_machine/01_device.ipynb #07191a46
+# %% ../../nbs/4_machine/01_device.ipynb #d7d8d255
 import os
 import platform
 import re
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -156,10 +157,10 @@ def average_(
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
         tensor.copy_(mean.view_as(tensor))
 
-# %% ../../nbs/4_machine/01_device.ipynb #122c977f
+# %% ../../nbs/4_machine/01_device.ipynb #5a5f2b18
 def unwrap(
-    method: torch.nn.Module,  # perhaps from `be_nb.machine.distributed.wrap`
-) -> torch.nn.Module:
+    method,  # perhaps from `be_nb.machine.distributed.wrap`
+) -> Any:
     "The method itself: its weights, buffers and `after_step`."
     return method.module if isinstance(method, torch.nn.parallel.DistributedDataParallel) else method
 

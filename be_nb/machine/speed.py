@@ -45,7 +45,7 @@ def _arrived(batch, copied):
     batch["clips"].record_stream(now)
     return batch
 
-# %% ../../nbs/4_machine/03_speed.ipynb #37e28407
+# %% ../../nbs/4_machine/03_speed.ipynb #e3346ed4
 @contextmanager
 def keep_buffers(
     module: nn.Module,  # whatever runs inside may change its buffers
@@ -61,7 +61,7 @@ def keep_buffers(
 
 
 def stages(
-    backbone: nn.Module,  # a `Backbone`, or any other network
+    backbone,             # a `Backbone`, or any other network
 ) -> list:
     "The parts of a backbone that run one after the other; another network is one part."
     return list(backbone.stages.children()) if hasattr(backbone, "stages") else [backbone]

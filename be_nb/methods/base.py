@@ -6,9 +6,10 @@
 __all__ = ['NEGATIVES', 'Windows', 'Piece', 'Batch', 'augmentation', 'ViewMaker', 'Views', 'MethodCard', 'Method', 'projection',
            'build_method']
 
-# %% ../../nbs/1_core/07_method.ipynb #58179f08
+# %% ../../nbs/1_core/07_method.ipynb #45603ee0
+from collections.abc import Sized
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,8 +30,8 @@ class Windows(NamedTuple):
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
 
-# %% ../../nbs/1_core/07_method.ipynb #8916755a
-class Piece:
+# %% ../../nbs/1_core/07_method.ipynb #715dc78c
+class Piece(Sized):
     """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole.
 
     A step's batch is cut by rank, and each rank's share into `parts`. All pieces have a generator of the same seed.
@@ -97,13 +98,13 @@ def augmentation(
     return Augment(size=config.size, degrees=config.degrees, crop=config.crop, flip=config.flip,
                    brightness=config.brightness, contrast=config.contrast, saturation=config.saturation, hue=config.hue)
 
-# %% ../../nbs/1_core/07_method.ipynb #2e6610a0
+# %% ../../nbs/1_core/07_method.ipynb #b18dc4b8
 class ViewMaker(nn.Module):
     "Augments clips, and distracts them. The numbers of a clip do not depend on how the batch is cut."
 
     def __init__(
         self,
-        augment: nn.Module | None = None,     # uint8 (b, t, c, h, w) → float (b, c, t, h, w); None: 112² crops
+        augment: Any = None,                  # uint8 (b, t, c, h, w) → float (b, c, t, h, w); None: 112² crops
         distractor: nn.Module | None = None,  # on float clips; None: intra-frame with γ = 0.3
     ):
         super().__init__()
@@ -114,8 +115,8 @@ class ViewMaker(nn.Module):
         "uint8 (n, t, c, h, w) → float (n, c, t, h, w), augmented, for any n that the clips of the batch divide."
         if not isinstance(self.augment, Augment):  # any callable will do
             return self.augment(clips, batch.draw)
-        return self.augment.view(clips, batch.rows(lambda n, draw: self.augment.sample(n, *clips.shape[-2:], draw),
-                                                   len(clips)))
+        return self.augment.view(clips, batch.rows(
+            lambda n, draw: self.augment.sample(n, clips.shape[-2], clips.shape[-1], draw), len(clips)))
 
     def distract(self, clips: torch.Tensor, batch: Batch) -> torch.Tensor:
         "float (n, c, t, h, w) → the same, distracted; what borrows from other clips borrows from those of all ranks."
@@ -163,7 +164,7 @@ class Views(ViewMaker):
             return self.view(own_rows(gather(batch.window()).roll(1, 0)), batch)
         return self.clean(batch, max(1, batch.clips.shape[1] - 1))
 
-# %% ../../nbs/1_core/07_method.ipynb #dad5053a
+# %% ../../nbs/1_core/07_method.ipynb #93d14cee
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
@@ -177,7 +178,7 @@ class MethodCard:
         "No knobs of its own."
 
     @classmethod
-    def from_config(cls, config, backbone: nn.Module):
+    def from_config(cls: Any, config, backbone) -> Any:
         "A method as a `PretrainConfig` describes it."
         own = {field.name: getattr(config, field.name) for field in fields(cls.Settings)}
         return cls(backbone, views=Views.from_config(config), **own)
@@ -230,10 +231,10 @@ def projection(
         return nn.Linear(inputs, dim)
     return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(inplace=True), nn.Linear(inputs, dim))
 
-# %% ../../nbs/1_core/07_method.ipynb #01380ed5
+# %% ../../nbs/1_core/07_method.ipynb #43e6b2df
 def build_method(
     config,        # a `PretrainConfig`
-) -> nn.Module:
+) -> Method:
     "The method that a config names, with freshly initialised weights that depend on `config.seed` alone."
     torch.manual_seed(config.seed)
     return find_method(config.method).from_config(config, create_backbone(config.backbone))

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['SplitBatchNorm3d', 'split_batch_norm', 'split_method']
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #0fabe90c
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #6fad2b2d
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #7ac0b98c
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #e95d99c8
 class SplitBatchNorm3d(nn.BatchNorm3d):
     """BatchNorm that in training normalises `groups` parts of the batch each by itself, as on that many devices.
 
@@ -21,6 +23,10 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
     """
 
     groups, roles = 1, 1
+    running_mean: torch.Tensor  # `split_batch_norm` takes no layer without
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
 
     def forward(self, x):
         if not self.training or self.roles == 1:
@@ -40,7 +46,7 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
         self.num_batches_tracked.add_(1)
         return torch.cat(parts)
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #bfc935af
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #f601649d
 def split_batch_norm(
     module: nn.Module,  # a network; changed in place
     groups: int,        # parts into which every batch is split
@@ -54,15 +60,16 @@ def split_batch_norm(
             if layer.running_mean is None or layer.momentum is None:
                 raise ValueError(f"Layer {name} keeps no running average (track_running_stats=False or momentum=None); "
                                  "split BN needs one. Build the network with the defaults of nn.BatchNorm3d.")
-            layer.__class__, layer.groups, layer.roles = SplitBatchNorm3d, groups, roles
+            layer.__class__ = SplitBatchNorm3d
+            vars(layer).update(groups=groups, roles=roles)
     return module
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #f3086c47
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #94042e62
 def split_method(
-    method: nn.Module,    # changed in place
+    method,               # a method; changed in place
     groups: int,          # BatchNorm groups on this device
     joint: bool = False,  # MoCo: query and extra negative pass together, see `EncoderPair.embed_two`
-) -> nn.Module:           # the same
+) -> Any:                 # the same
     "Split the BatchNorm of all networks of a method; `groups` above 1 also makes MoCo shuffle its keys."
     method.bn_groups = groups
     method.joint = joint and method.views.kind != "none"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import be_nb
-from ..machine.files import write_atomically
+from ..machine.files import explain_failed_write, write_atomically
 from .weights import (assemble, CARD, card_path, find_weights, publishable, read_report, Weights,
                                   weights_digest)
 
@@ -64,7 +64,7 @@ def export(
     """Write a backbone as safetensors, with its card beside it as `….safetensors.json`. Replaces both if they exist.
 
     Raises `ValueError` for a wrong name or report, and `CheckpointError` for weights that cannot be used, before
-    anything is written.
+    anything is written; `OSError` where the disk is full, and the old file is still there.
     """
     out = Path(out)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -75,7 +75,12 @@ def export(
     card = essential_card(weights, backbone)
     tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in backbone.state_dict().items()}
     text = json.dumps(full_card(card, reports), indent=1) + "\n"
-    card_path(out).unlink(missing_ok=True)
-    write_atomically(out, lambda path: save_file(tensors, path, {"be_nb": json.dumps(card)}))
-    write_atomically(card_path(out), lambda path: path.write_text(text, encoding="utf8"))
+
+    def write(path):
+        save_file(tensors, path, {"be_nb": json.dumps(card)})
+        card_path(out).unlink(missing_ok=True)  # only now: a full disk leaves the old file and its card
+
+    with explain_failed_write(f"The export {out}"):
+        write_atomically(out, write)
+        write_atomically(card_path(out), lambda path: path.write_text(text, encoding="utf8"))
     return out

@@ -6,12 +6,12 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #a7f30f46
+# %% ../../nbs/4_machine/06_weights.ipynb #9b1d5c95
 import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -20,7 +20,7 @@ from ..backbones import create_backbone
 from ..backbones.layers import adopt_weights
 from ..backbones.torchvision import prepend_input, Renormalize, renormalize
 from ..config import check_choice
-from .checkpoint import (check_state, CheckpointError, list_checkpoints, modern_settings,
+from .checkpoint import (check_numbers, check_settings, check_state, CheckpointError, list_checkpoints, modern_settings,
                                      newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
@@ -32,8 +32,11 @@ def check_fit(
     "Compare the names and shapes of weights with those of a network."
     want = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     have = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
+    floats = {k: v.is_floating_point() for k, v in backbone.state_dict().items()}
+    other = [k for k, v in weights.items() if k in floats and torch.is_tensor(v) and v.is_floating_point() != floats[k]]
     problems = [("missing", sorted(want.keys() - have.keys())), ("unknown", sorted(have.keys() - want.keys())),
-                ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k]))]
+                ("of another shape", sorted(k for k in want.keys() & have.keys() if want[k] != have[k])),
+                ("of another type", sorted(other))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
 # %% ../../nbs/4_machine/06_weights.ipynb #ebbe6fc5
@@ -46,6 +49,28 @@ class Weights(NamedTuple):
     config: dict       # settings of the training
     step: int | None   # how many steps it took, if that is known
 
+# %% ../../nbs/4_machine/06_weights.ipynb #x
+def bare_names(
+    state: dict,   # name → tensor
+) -> dict:
+    "Without the words that parallel training and the compiler put before every name."
+    for prefix in ("module.", "_orig_mod.") * 2:
+        if state and all(str(key).startswith(prefix) for key in state):
+            state = {key[len(prefix):]: value for key, value in state.items()}
+    return state
+
+
+def inner_state(
+    content,   # what was read from a file
+):             # the state dict in it, if that is all it is about; else the content itself
+    "The state dict in a file of somebody else's trainer, such as `{'state_dict': …, 'epoch': 3}`."
+    is_state = lambda value: isinstance(value, dict) and value and all(map(torch.is_tensor, value.values()))
+    if isinstance(content, dict) and "format" not in content:
+        found = [content[key] for key in ("state_dict", "model_state_dict", "model_state", "model")
+                 if is_state(content.get(key))]
+        content = found[0] if found else content
+    return bare_names(content) if is_state(content) else content
+
 # %% ../../nbs/4_machine/06_weights.ipynb #04f248d2
 def backbone_weights(
     path: Path,    # where it was read
@@ -53,14 +78,14 @@ def backbone_weights(
 ) -> Weights:
     "The part of a checkpoint that is used after training."
     prefix, method = "backbone.", state.get("method")
-    method = method if isinstance(method, dict) else {}  # a file made by hand: reported below as missing weights
+    method = bare_names(method) if isinstance(method, dict) else {}  # made by hand: reported below as missing weights
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #f1a18ab9
+# %% ../../nbs/4_machine/06_weights.ipynb #c8f0b589
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
-) -> torch.nn.Module:     # in eval mode
+) -> Any:                 # a network, in eval mode
     "Build the backbone and fill in the weights; raises `CheckpointError` if they do not fit."
     try:
         backbone = create_backbone(weights.backbone)
@@ -73,6 +98,7 @@ def assemble(
     if problem:
         raise CheckpointError(f"The weights in {weights.path} are not those of a {weights.backbone}: {problem}. "
                               "Was it written by another version of the code?")
+    check_numbers(weights.path, weights.tensors)
     backbone.load_state_dict(weights.tensors)
     backbone.pretrain_config = weights.config
     return backbone.eval()
@@ -88,14 +114,14 @@ def weights_digest(
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #9e0ddeb4
+# %% ../../nbs/4_machine/06_weights.ipynb #f321f76b
 PATHS = {"data", "out", "checkpoint", "started_from"}  # settings and entries of reports that may hold a path
 
 
 def publishable(
     value,           # a config, a report, or a part of one
     key: str = "",   # where it stood
-):
+) -> Any:
     "The same without the folders of absolute paths, which are nobody's business."
     if isinstance(value, dict):
         return {k: publishable(v, k) for k, v in value.items()}
@@ -171,6 +197,7 @@ def export_weights(
                                   "Get both again, or remove the card: the file can be loaded alone.")
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}  # JSON knows no tuples
     config = modern_settings(config) if card["card"] == 1 else config
+    config = check_settings(path, config)
     return Weights(path, card["backbone"], tensors, config, card["step"])
 
 # %% ../../nbs/4_machine/06_weights.ipynb #b3971a5f
@@ -207,9 +234,10 @@ def identify_torchvision(
         if alike > near:
             near, problem = alike, f"For {name}, {len(wrong)} do not fit, the first is {wrong[0]}."
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
-                          f"{', '.join(TORCHVISION)}. {problem}".rstrip())
+                          f"{', '.join(TORCHVISION)}. {problem} If they are of one of our networks, fill them in by hand: "
+                          "be_nb.backbones.create_backbone(name).load_state_dict(…).")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #fdc231e4
+# %% ../../nbs/4_machine/06_weights.ipynb #6f47008f
 def torchvision_weights(
     path: Path,    # where it was read
     state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
@@ -218,10 +246,8 @@ def torchvision_weights(
 
     The config says Kinetics-400 only if the file is the official one.
     """
-    from torchvision.models import get_model_weights
-
     name = identify_torchvision(path, state)
-    preset = get_model_weights(name).DEFAULT.transforms()
+    preset = _official(name).transforms()
     backbone = create_backbone(TORCHVISION[name])
     adopt_weights(backbone, {k: state.get(k, torch.tensor(0)) for k in torchvision_shapes(name)})  # in our order
     renormalize(backbone, preset.mean, preset.std)
@@ -231,14 +257,20 @@ def torchvision_weights(
               "std": tuple(preset.std), "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
     return Weights(path, TORCHVISION[name], backbone.state_dict(), config, None)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #88034064
+# %% ../../nbs/4_machine/06_weights.ipynb #cc815334
+def _official(name) -> Any:
+    "Torchvision's entry for a key of TORCHVISION."
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name)
+    return weights.DEFAULT
+
+
 def official_name(
     name: str,   # a key of TORCHVISION
 ) -> str:
     "The name of torchvision's file, with eight digits of its SHA-256."
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name).DEFAULT.url.rpartition("/")[2]
+    return _official(name).url.rpartition("/")[2]
 
 
 def official_file(
@@ -246,10 +278,8 @@ def official_file(
 ) -> Path:
     "Where PyTorch's cache has this file; a `CheckpointError` that says how to get it, if it has not."
     check_choice("weights", name, [f"torchvision/{key}" for key in TORCHVISION])
-    from torchvision.models import get_model_weights
-
     key = name.partition("/")[2]
-    weights, path = get_model_weights(key).DEFAULT, Path(torch.hub.get_dir(), "checkpoints", official_name(key))
+    weights, path = _official(key), Path(torch.hub.get_dir(), "checkpoints", official_name(key))
     if not path.is_file():
         raise CheckpointError(
             f"{name} is not on this machine: there is no {path}. be_nb downloads nothing by itself. Let torchvision do "
@@ -306,15 +336,15 @@ def find_weights(
         if path.suffix == ".safetensors" or head[8:] == b"{":
             return export_weights(path)
         check_official(path)
-    content = read_torch(path)
+    content = inner_state(read_torch(path))
     if isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
         return torchvision_weights(path, content)
     return backbone_weights(path, check_state(path, content))
 
-# %% ../../nbs/4_machine/06_weights.ipynb #759e67e9
+# %% ../../nbs/4_machine/06_weights.ipynb #d9ea9ec7
 def load(
     path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
-) -> torch.nn.Module:
+) -> Any:                  # a network, see `be_nb.backbones`
     """A trained backbone, in eval mode: `backbone(x)` is (b, d), `.features(x)` (b, d, t', h', w').
 
     `backbone.pretrain_config` holds the settings it was trained with, a dict. No code in the file is run, nothing is

@@ -6,14 +6,14 @@
 __all__ = ['WARM_UP', 'Stopwatch', 'Ceilings', 'fastest', 'ceilings', 'StepPart', 'measure', 'RandomVideos', 'BenchReport',
            'run_of', 'bench']
 
-# %% ../../nbs/8_studies/02_bench.ipynb #799eff7b
+# %% ../../nbs/8_studies/02_bench.ipynb #9b34cfe1
 import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ..data.sources import build_loader, build_source
 from ..training.run import restore
 from ..training.step import train_step
 
-# %% ../../nbs/8_studies/02_bench.ipynb #ec9c144b
+# %% ../../nbs/8_studies/02_bench.ipynb #c8b281e2
 class Stopwatch:
     "Divides the time since the first `switch` among named parts: at any moment exactly one of them is on."
 
@@ -37,7 +37,8 @@ class Stopwatch:
         self,
         device: torch.device,  # a GPU is waited for at every switch
     ):
-        self.device, self.seconds, self.on, self.since = device, Counter(), None, 0.0
+        self.seconds: Any = Counter()
+        self.device, self.on, self.since = device, None, 0.0
 
     def switch(
         self,
@@ -98,9 +99,9 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #e8bdc231
+# %% ../../nbs/8_studies/02_bench.ipynb #c658a612
 def listen(
-    net: torch.nn.Module,  # a `Backbone`, anywhere in a method
+    net,                   # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
     again: bool,           # backward computes the forward pass again (`activations="recompute"`)
 ):                         # a handle; `remove()` ends it

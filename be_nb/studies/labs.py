@@ -154,9 +154,9 @@ def _draw_cam(clip, cam, frame, scores, names, label):
     time.set(yticks=[], xticks=[], xlim=(0, len(clip) - 1), xlabel=f"evidence for {label} in each frame")
     return figure
 
-# %% ../../nbs/8_studies/03_labs.ipynb #28b7bbcc
+# %% ../../nbs/8_studies/03_labs.ipynb #5df30781
 def cam_scrubber(
-    backbone: torch.nn.Module,  # any of be_nb.backbones, in eval mode
+    backbone,                   # any of be_nb.backbones, in eval mode
     probe: tuple,               # weights (classes, d) and bias (classes,), from `be_nb.judging.cam.probe_weights`
     clips: torch.Tensor,        # uint8 (b, t, 3, h, w)
     classes: list,              # names, in the order of the probe's rows

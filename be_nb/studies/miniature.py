@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'StillFrames', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #677778f1
+# %% ../../nbs/8_studies/01_miniature.ipynb #7996f46c
 import json
 import sys
 import time
@@ -30,7 +30,7 @@ from ..recipes import changes
 from ..train import pretrain
 from ..visualize import curves, strip
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #a63871f9
+# %% ../../nbs/8_studies/01_miniature.ipynb #902f4899
 # The four corners of the claim, and the untrained network above them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
@@ -56,7 +56,7 @@ COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_t
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
            "motion_r1": "motion R@1", "scene_probe": "scene probe"}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #994e5be6
+# %% ../../nbs/8_studies/01_miniature.ipynb #b1ee8a4f
 def cross_probe(
     features: torch.Tensor,  # (n, d)
     labels: np.ndarray,      # (n,)
@@ -71,7 +71,7 @@ def cross_probe(
         right += result.accuracy * len(test)
     return right / len(labels)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #e91054a7
+# %% ../../nbs/8_studies/01_miniature.ipynb #e4537045
 class StillFrames:
     "A source whose every window shows its middle frame throughout: all the looks of a clip, none of its motion."
 
@@ -92,7 +92,7 @@ class StillFrames:
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #f8e4c9af
+# %% ../../nbs/8_studies/01_miniature.ipynb #7f9bdc4b
 def judge(
     backbone: torch.nn.Module,  # what pretraining left
     rho: float = 0.9,           # correlation of scene and class in the biased sets
@@ -105,7 +105,8 @@ def judge(
 ) -> dict:                      # accuracies in [0, 1] by the keys of `COLUMNS`
     "Score a backbone on biased, background-swapped and unbiased clips. Labels are used here, and only here."
     sets = sets or judge_sets(rho, data_seed)
-    settings = dict(clips=clips, frames=frames, stride=1, size=size, batch_size=256, device=device, progress=False)
+    settings: dict = dict(clips=clips, frames=frames, stride=1, size=size, batch_size=256, device=device,
+                          progress=False)
     found = {name: extract_features(backbone, source, **settings) for name, source in sets.items()}
     x = {name: part.features for name, part in found.items()}
     y = {name: source.labels for name, source in sets.items()}
@@ -187,12 +188,12 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #e467f6bb
+# %% ../../nbs/8_studies/01_miniature.ipynb #acdc10d6
 def read_history(folder: Path) -> list:
     "The rows of a run's history."
     return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf8").splitlines()]
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #dffe4389
+# %% ../../nbs/8_studies/01_miniature.ipynb #1c781780
 def draw(
     config: StudyConfig,  # where the runs are
     sets: dict,           # sources by split, for the clips

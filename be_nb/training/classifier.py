@@ -5,28 +5,29 @@
 # %% auto #0
 __all__ = ['Classifier', 'starting_backbone', 'Scores', 'predict', 'in_top', 'TestResult', 'score', 'draw_confusion']
 
-# %% ../../nbs/7_training/09_classifier.ipynb #18a6e2f5
+# %% ../../nbs/7_training/09_classifier.ipynb #7a655178
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..backbones import create_backbone
 from ..judging.features import clip_batches, evaluating, test_views, VideoClips
 from ..machine.device import autocast
+from ..machine.distributed import Loader
 from ..saving.weights import load
 from ..settings import FinetuneConfig
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/09_classifier.ipynb #12854dda
+# %% ../../nbs/7_training/09_classifier.ipynb #eca826df
 class Classifier(torch.nn.Module):
     "A backbone, dropout, and a linear layer: clips `(b, c, t, h, w)` → scores `(b, classes)`, before softmax."
 
     def __init__(
         self,
-        backbone: torch.nn.Module,  # has `feature_dim`; gives (b, d)
+        backbone,                   # has `feature_dim`; gives (b, d)
         classes: int,               # number of classes
         dropout: float = 0.0,       # share of the features dropped in training
         freeze: bool = False,       # leave weights and statistics of the backbone as they are
@@ -76,7 +77,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #48242be8
+# %% ../../nbs/7_training/09_classifier.ipynb #f5379d93
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -99,11 +100,12 @@ def predict(
     Raises `ValueError` if no video is long enough and if a score is not finite."""
     videos, found = VideoClips(source, clips, frames, stride, short, windows), []
     views, clips = test_views(size, crops, crop), len(videos.windows[0])
-    loader = DataLoader(videos, batch_size=None, num_workers=workers)
+    loader = Loader(videos, batch_size=None, num_workers=workers)
     stream = tqdm(loader, total=len(videos), desc="test", unit="video", disable=not progress, leave=False)
     with evaluating(model, device) as device, torch.inference_mode():
         for _, batch in clip_batches(stream, batch_size):
-            batch, total = batch.to(device), 0
+            batch = batch.to(device)
+            total: Any = 0
             for view in views:
                 with autocast(device, amp):
                     logits = model(view(batch).contiguous(memory_format=torch.channels_last_3d))

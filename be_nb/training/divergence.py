@@ -62,20 +62,20 @@ def diagnose(
     raise Diverged(f"Step {run.step} has a loss or gradient that is no number. Last good checkpoint: {last}. "
                    f"be_nb.training.divergence.reproduce({str(path)!r}) repeats the step; its videos: {names}.", path)
 
-# %% ../../nbs/7_training/07_divergence.ipynb #52d111b7
+# %% ../../nbs/7_training/07_divergence.ipynb #756b09bf
 def reproduce(
     path,                      # a diverged-step-….pt
     device: str = "auto",      # auto, cpu, cuda or cuda:N
     **overrides,               # settings to try instead, such as amp="fp32"
 ) -> float:
     "The loss of the step that stopped a run, from its file and its videos. Raises `CheckpointError` and `ValueError`."
-    state, device = read_checkpoint(path), pick_device(device)
+    state, place = read_checkpoint(path), pick_device(device)
     config = override(saved_config(state["config"]), **overrides)
-    method = build(config).to(device).train()
+    method = build(config).to(place).train()
     method.load_state_dict(state["method"])
     found = next(iter(build_loader(config, method.windows(config), build_source(config), state["step"])))
     if found["index"].tolist() != state["index"]:
         raise ValueError(f"{config.data} does not hold the videos of {path} any more: another batch comes here.")
-    batch = as_batch(found | {"clips": found["clips"].to(device)}, state["step"], config)
+    batch = as_batch(found | {"clips": found["clips"].to(place)}, state["step"], config)
     parts = [accumulate_gradient(method, part, state["step"], config) for part in batch.cut(config.accumulate)]
     return sum(metrics["loss"].item() for metrics in parts) / len(parts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #1d684d64
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 import dataclasses
 import json
 import math
@@ -14,33 +14,36 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..config import override
 from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
-from ..data.sources import open_list, usual_lists
+from ..data.sources import on_error_of, open_list
 from ..data.videos import Selection
 from ..judging.lists import check_apart
 from ..judging.protocols import get_protocol, scale, windows_of
 from ..machine.device import autocast, lay_out, machine, pick_device
-from ..machine.distributed import StopRequest
-from ..machine.files import remove_leftovers, write_atomically
+from ..machine.distributed import Loader, StopRequest
+from ..machine.files import explain_failed_write, locked, remove_leftovers, write_atomically
 from ..methods.base import augmentation
 from ..recipes import recipe
-from ..saving.checkpoint import FORMAT, save_checkpoint
+from ..saving.checkpoint import FORMAT, list_checkpoints
+from ..saving.weights import weights_digest
 from ..settings import FinetuneConfig, PretrainConfig
 from .classifier import Classifier, draw_confusion, predict, score, starting_backbone
-from .run import find_start, History, Meter, run_folder, Stopped
-from .step import build_optimizer, learning_rate, seed_of
+from .divergence import Diverged
+from .run import (check_finite, find_start, History, Meter, restore_state, run_folder, save_state, source_kind,
+                                Stopped, videos_digest)
+from .step import build_optimizer, learning_rate, NotFinite, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/10_finetune.ipynb #19983b67
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -63,7 +66,7 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/10_finetune.ipynb #d5c2a5e7
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
@@ -98,7 +101,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../../nbs/7_training/10_finetune.ipynb #9a500521
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def open_sources(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
@@ -118,7 +121,7 @@ def open_sources(
                          "take the last weights with validation=0.")
     return Selection(train, learn), Selection(train, held), tests, classes
 
-# %% ../../nbs/7_training/10_finetune.ipynb #9a29d109
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -143,49 +146,53 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #59f129cc
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 @dataclass
 class Progress:
     "Everything of a run that changes."
 
-    model: Classifier
+    model: Any   # a `Classifier`
     optimizer: torch.optim.Optimizer
     meter: Meter
     step: int    # steps that are done
     best: dict   # step, accuracy (None: not chosen by validation) and weights; empty before the first validation
+    digests: dict  # of the videos and of the weights that it started from
 
     def save(self, folder, config):
         "Write a checkpoint from which the run goes on."
-        state = {"step": self.step, "config": dataclasses.asdict(config), "method": self.model.state_dict(),
-                 "optimizer": self.optimizer.state_dict(), "meter": self.meter.state(), "best": self.best}
-        return save_checkpoint(folder, state, config.keep)
+        save_state(folder, config, self.model, self.optimizer, self.meter, step=self.step, best=self.best,
+                   **self.digests)
 
     def take_best(self, accuracy):
-        "Remember the weights as they are, on the CPU."
+        "Remember the weights as they are, on the CPU; `NotFinite` if they are no numbers."
+        check_finite(self.model, self.meter)
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #a84f3016
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
     backbone: torch.nn.Module,  # what it starts from
     classes: int,               # number of classes
     device: torch.device,       # where it trains
+    digests: dict,              # of its videos and of the weights it starts from
 ) -> Progress:
     "The run as its newest checkpoint left it, or at its beginning."
-    state = find_start(config, folder)
+    state = find_start(config, folder, digests)
     torch.manual_seed(seed_of(config.seed, classes))  # the same classifier on whatever backbone
     model = Classifier(backbone, classes, config.dropout, config.freeze)
     model = lay_out(model.to(device), device).train()
     optimizer = build_optimizer(config, model)
     if state is None:
-        return Progress(model, optimizer, Meter(), 0, {})
-    model.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(model, optimizer, Meter(state["meter"]), state["step"], state["best"])
+        return Progress(model, optimizer, Meter(), 0, {}, digests)
+    best = state.get("best") or {}
+    if best:  # do these weights fit, too?
+        restore_state(folder, model, optimizer, state | {"method": best.get("weights")})
+    meter = restore_state(folder, model, optimizer, state)
+    return Progress(model, optimizer, meter, state["step"], best, digests)
 
-# %% ../../nbs/7_training/10_finetune.ipynb #21f11d92
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -198,7 +205,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2f166c8f
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -212,15 +219,18 @@ def fit(
     device, augment = next(run.model.parameters()).device, augmentation(config)
     every = config.validate_every or math.ceil(len(clips) / config.batch_size)
     sampler = EpochSampler(len(clips), config.batch_size, config.seed, run.step, config.steps - run.step)
-    loader = DataLoader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
+    loader = Loader(clips, batch_sampler=sampler, num_workers=config.workers, pin_memory=device.type == "cuda")
     bar = tqdm(total=config.steps, initial=run.step, desc=folder.name, unit="step", disable=not progress)
+    shown = 0.0
     with bar, StopRequest() as stop:
         for batch in loader:
             x, y = (batch[k].to(device, non_blocking=True) for k in ("clips", "label"))
             run.meter.add(finetune_step(run.model, augment, x[:, 0], y, run.optimizer, run.step, config))
             run.step, row, end = run.step + 1, {}, run.step + 1 == config.steps
             bar.update()
+            shown = run.meter.show(bar, shown)
             if run.step % config.log_every == 0 or end:
+                check_finite(run.model, run.meter)
                 row = {**run.meter.mean(), "lr": learning_rate(config, run.step - 1)}
             if held_out is not None and (run.step % every == 0 or end):
                 row |= validate(run.model, held_out, config)
@@ -235,7 +245,7 @@ def fit(
                 print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
                 raise Stopped(run.step)
 
-# %% ../../nbs/7_training/10_finetune.ipynb #83056b9f
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 @dataclass
 class FinetuneResult:
     "What `finetune` returns; the folder of the run also holds it as `best.pt`, `history.jsonl` and `results.json`."
@@ -269,7 +279,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2c86052c
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -289,7 +299,7 @@ def test_all(
     progress: bool,          # show a progress bar
 ) -> dict:                   # list → TestResult
     "The ten-clip test of every list."
-    views = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
+    views: dict = dict(clips=config.clips, crops=config.crops, crop=config.test_crop, short=config.short)
     if config.protocol:  # frames, stride and size stay: the network has learned with them
         protocol = scale(get_protocol(config.protocol), config.size, config.frames, config.stride)
         views = dict(crops=protocol.crops, crop=protocol.crop, windows=partial(windows_of, protocol))
@@ -298,7 +308,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #4d6a2a4b
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -315,10 +325,38 @@ def take_weights(
     best = {k: run.best[k] for k in ("step", "accuracy")}
     state = {"format": FORMAT, **best, "config": dataclasses.asdict(config), "classes": classes,
              "method": run.best["weights"]}
-    write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
+    with explain_failed_write(f"The best weights in {folder}"):
+        write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #3a54d7d7
+# %% ../../nbs/7_training/10_finetune.ipynb #x
+def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) -> FinetuneResult:
+    "`finetune` from where its run stands, in a folder that nobody else can write to."
+    remove_leftovers(folder)
+    history, began, say = History(folder, run.step), time.perf_counter(), print if progress else (lambda *_: None)
+    counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
+    device, first = next(run.model.parameters()).device, run.step
+    say(f"{folder}: {config.backbone} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
+        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
+    try:
+        if run.step < config.steps:
+            fit(run, config, folder, history, clips, held_out, progress)
+        best = take_weights(run, config, folder, classes)
+    except NotFinite:
+        kept = list_checkpoints(folder)
+        last = f"resume=True goes on from {kept[-1].name}" if kept else "there is no checkpoint yet"
+        raise Diverged(f"Loss or weights are no numbers after step {run.step} (this start began at step {first}). Nothing of "
+                       f"it was written: {last}. It would come again with the same settings; start a new run with a lower "
+                       "lr, with clip_grad, or with amp='fp32'.") from None
+    finally:
+        history.close()
+    found = test_all(run.model.eval(), tests, config, progress)
+    result = FinetuneResult(folder / "best.pt", history.rows, found, best, classes, run.model)
+    write_result(folder, config, result, counts)
+    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
+    return result
+
+# %% ../../nbs/7_training/10_finetune.ipynb #x
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on
@@ -329,32 +367,21 @@ def finetune(
     Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM
     and SIGUSR1 end it with a checkpoint and `Stopped`. Raises `ValueError` for settings, lists, labels and class counts
     that do not fit, and under torchrun with several processes, and `CheckpointError` for a checkpoint that cannot be
-    used, all before any work starts. Seeds torch's global generator at every step.
+    used, all before any work starts; `FolderInUse` where another process trains in this folder, and `Diverged` for a
+    loss that is no number. Seeds torch's global generator at every step.
     """
-    config = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
-    config = name_lists(override(config, **overrides))
+    start: FinetuneConfig = recipe(config, FinetuneConfig) if isinstance(config, str) else config or FinetuneConfig()
+    config = name_lists(override(start, **overrides))
     check_protocol(config.protocol)
     check_alone()
-    device = pick_device(config.device)
-    name, backbone = starting_backbone(config)
+    device, (name, backbone) = pick_device(config.device), starting_backbone(config)
+    config = override(config, on_error=on_error_of(config, getattr(backbone, "pretrain_config", {})))
     train, held_out, tests, classes = open_sources(config)
     clips = ClipDataset(train, config.frames, config.stride, 1, 0, config.short, config.seed)
     config = resolve_config(config, name, clips)
     folder = run_folder(PretrainConfig(name=config.name, out=config.out))
-    run = restore(config, folder, backbone, len(classes), device)
-    remove_leftovers(folder)
-    history, began, say = History(folder, run.step), time.perf_counter(), print if progress else (lambda *_: None)
-    counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
-    say(f"{folder}: {name} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
-        f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
-    try:
-        if run.step < config.steps:
-            fit(run, config, folder, history, clips, held_out, progress)
-    finally:
-        history.close()
-    best = take_weights(run, config, folder, classes)
-    found = test_all(run.model.eval(), tests, config, progress)
-    result = FinetuneResult(folder / "best.pt", history.rows, found, best, classes, run.model)
-    write_result(folder, config, result, counts)
-    say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
-    return result
+    digests = {"videos": videos_digest(clips, *([] if held_out is None else [held_out]), *tests.values()),
+               "source": source_kind(clips), "start": weights_digest(backbone.state_dict())}
+    with locked(folder):
+        run = restore(config, folder, backbone, len(classes), device, digests)
+        return finetune_in(folder, run, config, clips, held_out, tests, classes, progress)

@@ -77,7 +77,7 @@ def accumulate_gradient(
         (loss / batch.parts).backward()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../../nbs/1_core/09_train.ipynb #842deb7d
+# %% ../../nbs/1_core/09_train.ipynb #90d8d4a6
 def as_batch(
     found: dict,   # of the loader: `clips` uint8 (b, windows, t, c, h, w) on the device, `index`, `starts`
     step: int,     # number of the step
@@ -101,7 +101,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     batch = as_batch(found, step, config)
     parts = [accumulate_gradient(method, part, step, config) for part in batch.cut(config.accumulate)]
-    metrics = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    metrics: dict = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
     if config.clip_grad:
         learning = [p for p in method.parameters() if p.requires_grad]
         metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, config.clip_grad)

@@ -13,8 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..lists import read_list
-from .format import (check_file, jpegs_to_frames, load_index, map_frames, MOST_RECORD, own_file, PackError,
-                                    PackReport, read_pack, sample_chunks)
+from .format import (check_file, jpegs_to_frames, load_index, map_frames, MOST_RECORD, own_file,
+                                    PackError, PackReport, read_pack, sample_chunks)
 
 # %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
 def _check_video(data, key, name, lists, row, frames, codec):
@@ -35,7 +35,7 @@ def _check_video(data, key, name, lists, row, frames, codec):
     whole = b"".join(sample_chunks(key, name, lists, codec, size, stored))
     return "" if whole == data else "the frames are whole, but what the shard says about them is damaged"
 
-
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #x
 def _check_shard(path, info, names, lists, rows, frames, codec):
     "Name → what is wrong, for one shard: every byte is compared with what index and lists say that it must be."
     try:
@@ -80,7 +80,8 @@ def doctor(
     """Check everything that a pack holds: every checksum, count, shape, list and index entry; decode every frame.
 
     Returns a `PackReport` whose `problems` name each bad video or file; `left_out` names the videos that were left out
-    when it was packed. Changes nothing; pack again to repair. Raises `FileNotFoundError` or `PackError` if there is no readable `pack.json`.
+    when it was packed. Changes nothing; pack again to repair. Raises `FileNotFoundError` or `PackError` if there is no
+    readable `pack.json`.
     """
     content, problems, broken = read_pack(root), {}, {}
     for name in content["files"]:

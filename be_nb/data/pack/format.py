@@ -8,22 +8,24 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'MOST_SIDE', 'MOST_FRAMES', 'MOST
            'last_member', 'PackError', 'Contents', 'parse_record', 'scan_shard', 'is_whole', 'is_pack', 'parse_pack',
            'own_file', 'read_pack', 'check_file', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #cc6dd079
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 import hashlib
 import io
 import json
 import os
 import re
 import tarfile
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #955edbb7
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 CODECS = ("jpeg", "raw")
 
 
@@ -65,13 +67,13 @@ def jpegs_to_frames(
     frames = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
     for k, file in enumerate(files):
         try:
-            image = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+            image: Any = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"is no JPEG picture ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #4f04039b
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -82,7 +84,7 @@ def _header(name, size):
 def _padding(size):
     return bytes(-size % 512)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #92c5de38
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def npy_header(
     shape,  # of a uint8 array
 ):
@@ -91,7 +93,7 @@ def npy_header(
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #1ead6f03
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -119,7 +121,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #eb6bc097
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -153,7 +155,7 @@ def last_member(
     about = json.dumps({**record, "seal": seal_of(record)}).encode()
     return _header(LAST, len(about)) + about + _padding(len(about)) + bytes(1024)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #f2642016
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -179,6 +181,9 @@ class Contents:
     last_start: int  # where it begins
 
 # %% ../../../nbs/5_data/05_pack_format.ipynb #x
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # JSON that is something else
+
+
 def _are_whole(numbers, least, most):
     "Is this a list of whole numbers, all of them from `least` to `most`?"
     return isinstance(numbers, list) and all(type(k) is int and least <= k <= most for k in numbers)
@@ -201,13 +206,13 @@ def parse_record(
         good = good and _are_whole(lengths, least, most) and _are_whole(record["crc32"], 0, 2**32 - 1)
         good = good and 0 < record["frames"] == len(lengths) == len(record["crc32"]) <= MOST_FRAMES
         good = good and all(_are_whole(place, -1, 2**31) and len(place) == 2 for place in record["lists"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _WRONG as error:
         raise PackError(f"{where}: the record of a video is damaged ({error}). Pack again: it is repaired.") from error
     if not good:
         raise PackError(f"{where}: the record of a video holds what cannot be. Pack again: it is repaired.")
     return record
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #f22f0ce7
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _read_member(file, at, size):
     "Name and content of the record that begins at byte `at` of a file of `size` bytes, and where the next one begins."
     file.seek(at)
@@ -258,10 +263,10 @@ def scan_shard(
                 at = end
     except PackError:
         raise
-    except (OSError, tarfile.HeaderError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (*_WRONG, OSError, tarfile.HeaderError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Pack again: it is repaired.") from error
 
-
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def is_whole(
     path,  # a shard
     contents,  # what `scan_shard` found in it
@@ -269,7 +274,7 @@ def is_whole(
     "Are all bytes of a shard those that were written? Reads the whole file, and decodes nothing."
     return file_sha256(path, contents.last_start) == contents.last.get("sha256")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #37b605fa
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -284,7 +289,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #5ec5fe72
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 FORMAT = 2  # raised when what a pack holds changes its meaning; 1 had no sizes, and its lists named all videos
 
 
@@ -301,7 +306,8 @@ def _check_content(content):
     own = lambda names: all(re.fullmatch(r"\w[\w.-]*\.(txt|npy)", name) for name in names)
     places = [(name, place) for found in content["left_out"].values() for name, place in found.items()]
     good = {"settings": content["settings"]["codec"] in CODECS,
-            "files": own(files) and _are_texts(files.values()) and {"names.txt", "videos.npy", "frames.npy"} <= set(files),
+            "files": own(files) and _are_texts(files.values()) and
+                     {"names.txt", "videos.npy", "frames.npy"} <= set(files),
             "sizes": set(sizes) <= set(files) and _are_whole(list(sizes.values()), 0, 2**60),
             "lists": isinstance(lists, list) and set(lists) <= set(files) and all(n.endswith(".txt") for n in lists),
             "shards": all(_is_shard(name, info, lists) for name, info in content["shards"].items()),
@@ -315,7 +321,7 @@ def _check_content(content):
         if not is_good:
             raise ValueError(f"{entry} holds what cannot be")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #07dd3ef4
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def is_pack(
     root,  # a folder
 ):
@@ -338,10 +344,13 @@ def parse_pack(
         if good:
             content = {"sizes": {}, "left_out": {}, **content}  # what format 1 did not know
             _check_content(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _WRONG as error:
         raise PackError(f"{where}: damaged, or no pack.json ({error}). Pack again: whole shards are kept.") from error
     if not good:
         raise PackError(f"{where}: damaged, or of another version of be_nb. Pack again: whole shards are kept.")
+    if "geometry" not in content.get("settings", {"geometry": ""}):
+        warnings.warn(f"{where}: packed before be_nb minded how a player turns and stretches frames: a phone's videos may lie on "
+                      "their side in it. Pack such videos again, into another folder.", stacklevel=2)
     return content
 
 # %% ../../../nbs/5_data/05_pack_format.ipynb #x
@@ -355,7 +364,7 @@ def own_file(
     if not path.is_file():
         raise PackError(f"{path}: missing. Pack again: the shards that are whole are kept.")
     if os.path.realpath(path) != os.path.join(os.path.realpath(root), name):
-        raise PackError(f"{path}: leads out of the pack, which opens only files of its own folder. Copy the file there.")
+        raise PackError(f"{path}: leads out of the pack, which opens only files of its own folder. Copy it there.")
     if most is not None and path.stat().st_size > most:
         raise PackError(f"{path}: damaged: {path.stat().st_size:,} bytes are more than it can have. Pack again.")
     return path
@@ -371,7 +380,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(own_file(root, "pack.json", MOST_PACK).read_bytes(), path)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #086ef5d3
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def check_file(
     root,  # folder of a pack
     content,  # its pack.json
@@ -394,7 +403,7 @@ def read_checked(
     own_file(root, name, MOST_INDEX)
     return check_file(root, content, name).read_bytes()
 
-
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 def _check_rows(names, rows, content):
     "Raise a `ValueError` unless the table of videos fits to names, shards and frames."
     if len(names) != len(rows) or len(set(names)) != len(names):
@@ -421,7 +430,7 @@ def load_index(
     root,  # folder of a pack
     content,  # its pack.json
 ):
-    "Names and rows (VIDEO) of all videos of a pack: as they were written, and inside of its shards. Raises `PackError`."
+    "Names and rows (VIDEO) of all videos of a pack, as they were written and inside of its shards. Raises `PackError`."
     names = read_checked(root, content, "names.txt").decode("utf8", "surrogateescape").split("\n")[:-1]
     path, file = Path(root) / "videos.npy", io.BytesIO(read_checked(root, content, "videos.npy"))
     try:
@@ -450,7 +459,7 @@ def map_frames(
         raise PackError(f"{path}: no table of this pack ({error}). Pack again: whole shards are kept.") from error
     return rows
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #8f2da892
+# %% ../../../nbs/5_data/05_pack_format.ipynb #x
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
@@ -461,7 +470,7 @@ class PackReport:
     frames: int
     bytes: int  # of all files
     problems: dict = field(default_factory=dict)  # name of a video or file → what is wrong with it
-    left_out: dict = field(default_factory=dict)  # from the doctor: video that was not packed → why; no problem of the pack
+    left_out: dict = field(default_factory=dict)  # from the doctor: video that was not packed → why; no problem
 
     @classmethod
     def of(cls, out, content, problems=None):

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['cover', 'PackReader', 'list_in_pack', 'PackedVideos']
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #cc21af1a
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 import os
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from .format import (check_file, jpegs_to_frames, load_index, map_frames, own_fi
                                     read_pack)
 from ..videos import VideoList
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #20649933
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -41,8 +42,8 @@ class _Files:
                 raise PackError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
             if os.fstat(found).st_size != size:
                 os.close(found)
-                raise PackError(f"{path}: truncated or changed: not the {size:,} bytes that were packed. Pack again: it is "
-                                "repaired.")
+                raise PackError(f"{path}: truncated or changed: not the {size:,} bytes that were packed. Pack again: "
+                                "it is repaired.")
             if len(self.open) >= self.limit:
                 os.close(self.open.pop(next(iter(self.open))))
             self.open[path] = found
@@ -52,7 +53,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #2b0dc84f
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 def cover(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -68,7 +69,7 @@ def cover(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #23246b9b
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 class PackReader:
     """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
 
@@ -94,84 +95,87 @@ class PackReader:
         frames,  # int64 (t,): numbers of frames, all of them inside the video
     ):
         "The frames as stored, a uint8 tensor `(t, 3, h, w)`."
-        video = self.rows[row]
-        name, about = self.shards[video["shard"]]
-        file, size = self._files.get(os.path.join(self.root, name), about["bytes"]), (int(video["height"]), int(video["width"]))
         if self._frames is None:
             self._frames = map_frames(self.root, self.about)
             self._seen = np.zeros(len(self._frames), bool)
-        wanted, place = np.unique(frames, return_inverse=True)  # a short video in a circle: decode no frame twice
-        at, first = self._frames[int(video["first"]) + wanted], int(video["first"])
-        if (at["offset"] < video["offset"]).any() or (at["length"] > about["bytes"] - at["offset"]).any() or min(at["length"]) < 1:
-            raise PackError(f"{self.root}/frames.npy: {self.names[row]} lies outside of {name}. Pack again.")
+        video = self.rows[row]
+        name, about = self.shards[video["shard"]]
+        file = self._files.get(os.path.join(self.root, name), about["bytes"])
+        rows = self._frames[int(video["first"]):int(video["first"]) + int(video["frames"])]
         try:
-            if self.codec == "raw":
-                clip = _read_raw(file, int(video["offset"]), size, frames)
-                _compare(clip, frames, self._frames, first, self._seen)
-                return clip
-            clip = _read_jpeg(file, at, size, wanted)
+            _check_places(rows[frames], int(video["offset"]), about["bytes"])
+            seen = self._seen[int(video["first"]):int(video["first"]) + int(video["frames"])]
+            return (_read_raw if self.codec == "raw" else _read_jpeg)(file, video, frames, rows, seen)
         except ValueError as error:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
-        return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #52dca010
-def _read_raw(file, offset, size, frames):
-    "Frames of a video whose pixels begin at byte `offset`, straight into the memory of the tensor."
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+def _check_places(rows, first, size):
+    "Raise a `ValueError` for frames that do not lie between byte `first` and the end of the shard."
+    if (rows["offset"] < first).any() or (rows["length"] < 1).any() or (rows["length"] > size - rows["offset"]).any():
+        raise ValueError("lies outside of its shard, as frames.npy has it")
+
+
+def _read_raw(file, video, frames, rows, seen):
+    "Frames of a video straight into the memory of the tensor. Raises `ValueError` for one that is not what was packed."
+    size, first = (int(video["height"]), int(video["width"])), int(video["offset"])
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
     cuts = np.flatnonzero(np.diff(frames) != 1) + 1  # frames that follow each other are one read
-    for part, first in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))].tolist()):
-        if os.preadv(file, [part.reshape(-1)], offset + first * each) != part.nbytes:
-            raise ValueError("the shard became shorter while it was read")
+    for part, start in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))].tolist()):
+        if os.preadv(file, [part.reshape(-1)], first + start * each) != part.nbytes:
+            raise ValueError("its shard became shorter while it was read")
+    for k, image in zip(frames.tolist(), clip):
+        if not seen[k] and zlib.crc32(image) != rows[k]["crc32"]:
+            raise ValueError(f"frame {k} is damaged in the pack")
+        seen[k] = True
     return torch.from_numpy(clip)
 
 
-def _compare(clip, frames, rows, first, seen):
-    "Raise a `ValueError` for a raw frame that is not what was packed; `seen` learns which ones are."
-    for k, image in zip(frames.tolist(), clip.numpy()):
-        if not seen[first + k]:
-            if zlib.crc32(image) != rows[first + k]["crc32"]:
-                raise ValueError(f"frame {k} is damaged in the pack")
-            seen[first + k] = True
-
-
-def _read_jpeg(file, rows, size, frames):
+def _read_jpeg(file, video, frames, rows, seen):
     "Frames that lie where the rows of the index say. Raises `ValueError` for one that is not what was packed."
-    stored = []
+    wanted, place = np.unique(frames, return_inverse=True)  # a short video in a circle: decode no frame twice
+    size, stored = (int(video["height"]), int(video["width"])), []
     most = 6 * size[0] * size[1] + 65_536  # no picture of this size needs more
-    for k, (offset, length, crc32) in zip(frames.tolist(), rows.tolist()):
+    for k, (offset, length, crc32) in zip(wanted.tolist(), rows[wanted].tolist()):
         stored.append(os.pread(file, min(length, most), offset))
         if zlib.crc32(stored[-1]) != crc32:
             raise ValueError(f"frame {k} is damaged in the pack")
-    return jpegs_to_frames(stored, *size)
+    clip = jpegs_to_frames(stored, *size)
+    return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
 # %% ../../../nbs/5_data/07_pack_read.ipynb #x
 def list_in_pack(
     root,  # folder of a pack
-    split,  # a list file, absolute or in the pack
+    split,  # a list file, absolute or in the pack; or a `Split`, which only learns the names of the classes
     content=None,  # its pack.json, if that has been read
 ):
-    """A list as `Split`, with the names of classes that the pack knows. A list of the pack is compared with its checksum.
+    """A list as `Split`, with the names of classes that the pack has. One of the pack is compared with its checksum.
 
     Warns of its videos that the pack does not hold, and names them in `left_out`. Raises `PackError`, `ValueError`.
     """
-    content, path = content or read_pack(root), Path(root) / split
+    content = content or read_pack(root)
+    if isinstance(split, Split):
+        return replace(split, classes=split.classes or content["classes"])
+    path = Path(root) / split
     if path.name not in content["lists"] or path.parent.resolve() != Path(root).resolve():
-        return read_list(path)
+        found = read_list(path)
+        return replace(found, classes=found.classes or content["classes"])
     check_file(root, content, path.name)
     gone = {name: why for name, why in content["problems"].items() if path.name in content["left_out"].get(name, ())}
     if path.read_bytes().strip():  # else all of its videos were left out
         split = read_list(path)
         gone |= {name: content["problems"][name] for name in split.paths if name in content["problems"]}  # of format 1
         keep = [k for k, name in enumerate(split.paths) if name not in gone]
+    told = "; ".join(f"{name}: {why.replace(f'{name}: ', '', 1)}" for name, why in list(gone.items())[:10])
     if not path.read_bytes().strip() or not keep:
-        raise PackError(f"{path}: none of its {len(gone)} videos could be packed; the first: {next(iter(gone.values()), '')}")
+        raise PackError(f"{path}: none of its {len(gone)} videos could be packed: {told}")
     if gone:
-        told = "; ".join(f"{name}: {why.replace(f'{name}: ', '', 1)}" for name, why in list(gone.items())[:10])
-        warnings.warn(f"{len(gone)} of {len(keep) + len(gone)} videos left out of {path.name} when it was packed: {told}"
-                      + "; … (see .skipped)" * (len(gone) > 10), stacklevel=3)
-    return Split([split.paths[k] for k in keep], split.labels[keep], content["classes"], [split.where[k] for k in keep], gone)
+        warnings.warn(f"{len(gone)} of {len(keep) + len(gone)} videos left out of {path.name} when it was packed: "
+                      f"{told}{'; … (see .skipped)' * (len(gone) > 10)}", stacklevel=3)
+    paths, where = [split.paths[k] for k in keep], [split.where[k] for k in keep]
+    return Split(paths, split.labels[keep], content["classes"], where, gone)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #0f43b6dc
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 def _find_row(rows, problems, path, where):
     "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
     reason = problems.get(path, "it was in no list when the pack was made")
@@ -198,7 +202,7 @@ def _warn_of_enlarging(rows, frame_size, root):
         warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
                       f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #1e883a54
+# %% ../../../nbs/5_data/07_pack_read.ipynb #x
 class PackedVideos(VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 
@@ -217,11 +221,8 @@ class PackedVideos(VideoList):
         self.frame_size = _check_size(frame_size)
         self.reader, self._cached = PackReader(root), None
         self._row = {name: row for row, name in enumerate(self.reader.names)}
-        split = split if isinstance(split, Split) else list_in_pack(root, split, self.reader.about)
-        classes = split.classes or self.reader.about["classes"]
-        super().__init__(root, Split(split.paths, split.labels, classes, split.where), on_error)
-        self.skipped.update(split.left_out)
-        self._counts = self.reader.rows["frames"][self.paths].tolist()
+        super().__init__(root, found := list_in_pack(root, split, self.reader.about), on_error)
+        self.skipped, self._counts = self.skipped | found.left_out, self.reader.rows["frames"][self.paths].tolist()
         _warn_of_enlarging(self.reader.rows[self.paths], self.frame_size, self.root)
         if cache:
             bar = tqdm(self._counts, desc="reading", unit="video", delay=1)
@@ -231,7 +232,7 @@ class PackedVideos(VideoList):
         return _find_row(self._row, self.reader.about["problems"], path, where)
 
     def num_frames(self, i):
-        "The number of frames of video `i`."
+        "Frames of video `i`."
         return self._counts[i]
 
     def read(self, i, frames):

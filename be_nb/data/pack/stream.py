@@ -50,7 +50,7 @@ def sample_frames(
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #5e58d091
 def _shard_urls(pack, split):
-    "Shards that hold videos of a list → how many each must give (None: not known); places in the list that were left out."
+    "Shards that hold videos of a list → how many each must give (None: not known); places in it that were left out."
     from webdataset.gopen import gopen
     from webdataset.shardlists import expand_urls
     urls = [str(url) for url in pack] if isinstance(pack, (list, tuple)) else [str(pack)]
@@ -82,7 +82,7 @@ def _whole_shards(samples, counts):
             if counts[url] not in (None, seen):
                 raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
     except (tarfile.TarError, ValueError, zlib.error, EOFError) as error:  # what webdataset's reader says of damage
-        raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, here or in the next shard: {error}")
+        raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, or the next shard is: {error}")
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #c26e5c2b
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _shards_of_worker(urls):
                          "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #ec32bb82
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #9a2cebac
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"
@@ -151,7 +151,9 @@ def stream(
     place in the list, and the windows are the same. Each rank (torch.distributed, or RANK and WORLD_SIZE) and each
     worker gets its own shards. Raises `ValueError`, `FileNotFoundError`, `PackError` or `VideoError`.
     """
-    from webdataset import DataPipeline, filters, tarfile_to_samples
+    from webdataset import filters
+    from webdataset.pipeline import DataPipeline
+    from webdataset.tariterators import tarfile_to_samples
     check_window(frames, stride, short)
     if windows < 1 or min(min_offset, seed, epoch, buffer) < 0:
         raise ValueError(f"bad stream({windows=}, {min_offset=}, {seed=}, {epoch=}, {buffer=})")

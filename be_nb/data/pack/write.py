@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'check_pack', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a1a53540
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+import contextlib
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import warnings
 from concurrent.futures import as_completed, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,13 +27,13 @@ from tqdm.auto import tqdm
 
 from ...config import check_choice
 from ..decode import ToRGB, video_frames, VideoError
-from ..lists import read_classes, read_list, Split
-from .format import (CODECS, file_sha256, FORMAT, frame_to_bytes, is_whole, last_member, MOST_FRAMES,
-                                    MOST_SIDE, PackError, PackReport, read_pack, sample_chunks, scan_shard, seal_of, sha256)
+from ..lists import open_split, read_classes, USUAL, warn_of_outside
+from .format import (CODECS, FORMAT, frame_to_bytes, last_member, PackReport, read_pack, sample_chunks,
+                                    scan_shard, seal_of, sha256)
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #228129ee
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 @dataclass(frozen=True)
 class PackSettings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -40,6 +42,7 @@ class PackSettings:
     frame_size: tuple[int, int] | None = None  # (height, width): cover it and cut at the centre, instead of short_side
     codec: str = "jpeg"
     quality: int = 90
+    geometry: str = "shown"  # turned and stretched as a player shows it; older packs do not say
 
     def __post_init__(self):
         check_choice("codec", self.codec, CODECS)
@@ -57,7 +60,7 @@ class PackSettings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #1d839fcd
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def encode_video(
     path,  # a video file
     settings,  # how its frames are stored
@@ -77,7 +80,7 @@ def encode_video(
             raise VideoError(f"{path}: frame {len(stored)} cannot be stored: {error or 'no memory'}") from error
     return stored, size
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #264eff0e
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 @dataclass(frozen=True)
 class Entry:
     "A video that a shard is to hold."
@@ -96,7 +99,7 @@ def _promise(entries, settings):
 
 
 def source_of(path, known):
-    "Size, two times and checksum of a video file, the checksum from `known` if the rest is as it was; None: no such file."
+    "Size, two times and checksum of a video file (the last from `known` if the rest is as it was); None: no such file."
     try:
         status = os.stat(path)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -116,7 +119,7 @@ def _remembered(root):
     except (OSError, ValueError, AttributeError, RecursionError):  # not there yet, or not ours: look at the videos
         return file, {}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #47a99936
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def write_shard(
     path,  # where the shard will stand
     entries,  # its videos
@@ -147,7 +150,7 @@ def write_shard(
     write_atomically(path, write)
     return {entry.path: source for entry, source in zip(entries, sources) if source}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #65c557d8
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -158,13 +161,16 @@ def open_lists(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder (now in {os.getcwd()}); give the folder of the videos")
     splits = dict(splits) if hasattr(splits, "items") else {Path(name).name: name for name in splits}
+    if splits == dict(zip(USUAL, USUAL)) and not any((Path(root) / side).exists() for name in USUAL
+                                                     for side in (name, Path(name).stem)):
+        splits = {USUAL[0]: USUAL[0]}  # a folder without any list: all of it
     found, classes = {}, read_classes(Path(root) / "classes.txt")
     if not splits:
         raise ValueError("give at least one list of videos")
     for name, split in splits.items():
         if not re.fullmatch(r"\w[\w.-]*\.txt", name) or name in ("classes.txt", "names.txt"):
             raise ValueError(f"a list in a pack is named like train.txt (letters, digits, . _ -), not {name!r}")
-        split = split if isinstance(split, Split) else read_list(Path(root) / split)
+        split = open_split(root, split, labels=False)
         if not len(split):
             raise ValueError(f"{name}: the split holds no videos")
         for path, where in zip(split.paths, split.where):
@@ -172,13 +178,14 @@ def open_lists(
                 raise ValueError(f"{where}: the name {path!r} cannot stand in a list: blanks around it, or lines")
         if split.classes and classes and list(split.classes) != list(classes):
             raise ValueError(f"{name} names other classes than the rest; all lists of a pack share one classes.txt")
+        warn_of_outside(root, split.paths)
         found[name], classes = split, list(split.classes or classes)
     top = max(int(split.labels.max()) for split in found.values())
     if classes and top >= len(classes):
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #856d172c
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -206,7 +213,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #81fbf2e7
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -219,11 +226,12 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a7877dde
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
-        multiprocessing.parent_process().join()
+        parent: Any = multiprocessing.parent_process()
+        parent.join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
 
@@ -242,7 +250,7 @@ def run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #31407a7a
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -295,7 +303,7 @@ def check_pack(
     except PackError:
         pass  # it will be packed again
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a2fd1688
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -313,8 +321,8 @@ def pack(
 
     Returns a `PackReport`. Killed at any moment and run again, it goes on with the shards that are missing, damaged, or
     made of files that have changed since; run on a good pack, it decodes nothing. The bytes do not depend on `workers`.
-    Raises `ValueError` for settings or lists that do not fit (also to what `out` already holds), `FileNotFoundError` for
-    a missing folder or list, and with `on_error="raise"` a `VideoError` for the first bad video.
+    Raises `ValueError` for settings or lists that do not fit (also to what `out` holds), `FileNotFoundError` for a
+    missing folder or list, and with `on_error="raise"` a `VideoError` for the first bad video.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
     if shard_videos < 1 or workers < 1:
@@ -323,24 +331,20 @@ def pack(
     found, classes = open_lists(root, splits)
     shards = cut_into_shards(plan_entries(root, found), shard_videos)
     paths, (memory, known) = _shard_paths(Path(out), len(shards)), _remembered(root)
-    tasks = [(path, entries, settings, on_error) for path, entries in zip(paths, shards)
-             if not _is_finished(path, entries, settings, on_error, known)]
+    tasks = [task for task in zip(paths, shards) if not _is_finished(*task, settings, on_error, known)]
     if tasks:
-        (Path(out) / "pack.json").unlink(missing_ok=True)
-        remove_leftovers(out)
-    total = sum(map(len, shards))
-    with tqdm(total=total, desc=f"packing {Path(out).name}", unit="video", disable=not progress) as bar:
-        bar.update(total - sum(len(entries) for _, entries, *_ in tasks))
-        for k, sources in run_all(write_shard, tasks, workers):
+        (Path(out) / "pack.json").unlink(missing_ok=True), remove_leftovers(out)
+    total, todo = sum(map(len, shards)), sum(len(entries) for _, entries in tasks)
+    bar = tqdm(total=total, initial=total - todo, desc=f"packing {Path(out).name}", unit="video", disable=not progress)
+    with bar:
+        for k, sources in run_all(write_shard, [(*task, settings, on_error) for task in tasks], workers):
             known.update(sources)
             bar.update(len(tasks[k][1]))
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the pack
         write_atomically(memory, lambda temporary: temporary.write_text(json.dumps(known)))
-    except OSError:  # a cache that cannot be written costs time, not the pack
-        pass
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #7aa1a7d4
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -351,7 +355,7 @@ def _npy_bytes(array):
     np.save(file, array)
     return file.getvalue()
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #273c39ee
+# %% ../../../nbs/5_data/06_pack_write.ipynb #x
 def write_index(
     out,  # folder of the pack
     paths,  # its shards, all whole

@@ -6,10 +6,11 @@
 __all__ = ['run_names', 'open_networks', 'list_names', 'exam_sources', 'find_masks', 'Exam', 'make_exam', 'clip_versions',
            'version_features']
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #56fd6257
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ..perturb import draw_partners, open_stage, shots
 from ...saving.weights import load
 from ...settings import BiasConfig
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #f065eb9a
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
 def run_names(
     paths,        # checkpoints, as the user gave them
 ) -> list[str]:   # one name each, all different
@@ -48,7 +49,7 @@ def open_networks(
         networks = {"untrained": fresh} | networks
     return networks
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #b9e816f8
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
 def list_names(
     config: BiasConfig,
 ) -> tuple:  # list to fit on, list to test
@@ -63,7 +64,8 @@ def exam_sources(
 ) -> tuple:             # source to fit on, source to test
     "Both lists. Raises `ValueError` for unknown labels, one class only, and tested classes that cannot be learned."
     names = list_names(config)
-    train, test = (open_source(config.data, name, frame_size=frame_size, on_error=config.on_error, rho=config.rho,
+    on_error = config.on_error or "raise"
+    train, test = (open_source(config.data, name, frame_size=frame_size, on_error=on_error, rho=config.rho,
                                data_seed=config.data_seed, size=config.data_size or None) for name in names)
     known = set(np.asarray(train.labels).tolist())
     for name, source in zip(names, (train, test)):
@@ -76,7 +78,7 @@ def exam_sources(
                          f"{names[1]} also holds {[test.classes[k] for k in strange]}.")
     return train, test
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #ad7e397a
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
 def find_masks(
     config: BiasConfig,
 ) -> str:  # path of the masks, or empty
@@ -85,12 +87,12 @@ def find_masks(
     there = config.data != "scenebias" and os.path.isfile(beside) and not is_pack(config.data)
     return config.masks or (beside if there else "")
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #6d006f75
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
 @dataclass
 class Exam:
     "What one network is tested on. Equal settings make equal exams: same swaps, same shuffles."
 
-    stage: object           # see be_nb.judging.perturb
+    stage: Any              # see be_nb.judging.perturb
     videos: VideoClips      # which frames of which videos
     partners: np.ndarray    # (n,) rows of `videos`: whose scene and action is borrowed
     labels: torch.Tensor    # (n,)
@@ -109,7 +111,7 @@ def make_exam(
     partners = draw_partners(labels, scenes, config.seed)
     return Exam(stage, videos, partners, torch.as_tensor(labels), torch.as_tensor(scenes[partners]))
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #d4739965
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
 def clip_versions(
     exam: Exam,
     row: int,            # which video

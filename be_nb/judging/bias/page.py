@@ -112,13 +112,13 @@ code{overflow-wrap:anywhere;font-size:.85em}
 .scroll{overflow:visible}@page{margin:16mm}}
 """
 
-# %% ../../../nbs/6_judging/11_page.ipynb #450a2030
+# %% ../../../nbs/6_judging/11_page.ipynb #c0bd64b5
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def section(
     title: str,
-    *parts: Markup,
+    *parts: str,
 ) -> Markup:
     "A heading and what belongs under it."
     return tag("section", tag("h2", title), *parts)
