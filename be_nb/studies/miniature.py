@@ -7,10 +7,11 @@ __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'StillFrames', 
            'table', 'study', 'main']
 
 # %% ../../nbs/8_studies/01_miniature.ipynb #677778f1
+import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -20,14 +21,17 @@ import tyro
 
 from ..saving.weights import load
 from ..machine.files import write_atomically
-from ..config import check_choice
+from ..config import check_choice, override
 from ..data.scenebias import CLASSES, SceneBias
 from ..machine.device import machine, pick_device
 from ..judging.features import extract_features
 from ..judging.judges import linear_probe, retrieval
 from ..judging.questions import answered
 from ..recipes import changes
+from ..saving.checkpoint import list_checkpoints, newest_checkpoint
+from ..settings import PretrainConfig
 from ..train import pretrain
+from ..training.run import changed_settings, MAY_CHANGE, read_history, run_folder
 from ..visualize import curves, strip
 
 # %% ../../nbs/8_studies/01_miniature.ipynb #a63871f9
@@ -126,6 +130,34 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
+def what_counts(config: PretrainConfig) -> dict:
+    "The settings that a result depends on, as JSON knows them."
+    return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}))
+
+
+def free_name(config: PretrainConfig) -> PretrainConfig:
+    "The config with a name under which there is no run with other settings: with a digest of its own behind it."
+    folder = run_folder(config)
+    state = newest_checkpoint(folder)[1] if list_checkpoints(folder) else None
+    if state is None or not changed_settings(config, state["config"]):
+        return config
+    digest = hashlib.sha256(json.dumps(what_counts(config)).encode()).hexdigest()[:8]
+    return override(config, name=f"{config.name}-{digest}")
+
+
+def read_scores(
+    record: Path,     # scores.json
+    made_from: dict,  # from `what_counts`
+) -> dict | None:     # its row; None if it is missing, torn, or of other settings
+    "What an arm has scored, if that is known."
+    try:
+        row = json.loads(record.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in COLUMNS)
+    return row if whole and row.get("settings") == made_from else None
+
 # %% ../../nbs/8_studies/01_miniature.ipynb #15590c6c
 def run_arm(
     arm: str,               # key of `ARMS`
@@ -137,14 +169,16 @@ def run_arm(
     progress: bool = True,  # show progress bars
     **overrides,            # further settings, the same for every arm
 ) -> dict:                  # scores, and what they were measured with
-    "Pretrain (or continue) and judge one arm. A finished arm is read back from its `scores.json`."
-    name = f"{arm}-rho{rho}-seed{seed}-data{data_seed}"
-    record = Path(out) / name / "scores.json"
-    if record.exists():
-        return json.loads(record.read_text(encoding="utf8"))
+    "Pretrain (or continue) and judge one arm. What was done with the same settings is read from its `scores.json`."
+    settings = dict(name=f"{arm}-rho{rho}-seed{seed}-data{data_seed}", out=out, seed=seed, data_seed=data_seed, rho=rho,
+                    **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
+    config = free_name(PretrainConfig(**settings))
+    record, made_from = run_folder(config) / "scores.json", what_counts(config)
+    done = read_scores(record, made_from)
+    if done is not None:
+        return done
     started = time.perf_counter()
-    result = pretrain(name=name, out=out, seed=seed, data_seed=data_seed, rho=rho, resume=True, progress=progress,
-                      **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
+    result = pretrain(**settings | dict(name=config.name), resume=True, progress=progress)
     trained = time.perf_counter()
     backbone = load(result.checkpoint)
     trained_on = backbone.pretrain_config
@@ -152,7 +186,8 @@ def run_arm(
     scores |= answered(result.checkpoint)
     row = {"arm": arm, "seed": seed, "data_seed": data_seed, "rho": rho, **{k: round(v, 4) for k, v in scores.items()},
            "train_minutes": round((trained - started) / 60, 2),
-           "judge_minutes": round((time.perf_counter() - trained) / 60, 2), "machine": machine()}
+           "judge_minutes": round((time.perf_counter() - trained) / 60, 2), "machine": machine(),
+           "settings": made_from}
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
@@ -187,11 +222,6 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #e467f6bb
-def read_history(folder: Path) -> list:
-    "The rows of a run's history."
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf8").splitlines()]
-
 # %% ../../nbs/8_studies/01_miniature.ipynb #dffe4389
 def draw(
     config: StudyConfig,  # where the runs are
@@ -199,7 +229,7 @@ def draw(
 ):
     "Write curves.png (loss and similarities of the trained arms) and clips.png (the same actors, two scenes) to `out`."
     out = Path(config.out)
-    runs = {folder.name: read_history(folder) for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()}
+    runs = {folder.name: read_history(folder / "history.jsonl") for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()}
     runs = {name: rows for name, rows in runs.items() if rows}
     if runs:
         figure = curves(runs, keys=["loss", "accuracy", "positive", "queue"])
