@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'train_step', 'METHODS', 'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/08_pretrain.ipynb #1b1db148
+# %% ../nbs/7_training/08_pretrain.ipynb #bc2302e6
 import math
 import time
 import warnings
@@ -35,7 +35,7 @@ from .training.divergence import Diverged, diagnose, reproduce
 
 _all_ = ["finetune", "train_step", "METHODS", "Diverged", "Stopped", "PretrainResult", "reproduce"]  # under one roof
 
-# %% ../nbs/7_training/08_pretrain.ipynb #39dbedb4
+# %% ../nbs/7_training/08_pretrain.ipynb #a31ba47b
 def log_line(
     run: Run,
     seconds: float,  # since the last line
@@ -52,7 +52,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/7_training/08_pretrain.ipynb #3a03acb7
+# %% ../nbs/7_training/08_pretrain.ipynb #3b1572d7
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on
@@ -93,7 +93,7 @@ def train(
             if asked:
                 raise Stopped(run.step)
 
-# %% ../nbs/7_training/08_pretrain.ipynb #42cbc80a
+# %% ../nbs/7_training/08_pretrain.ipynb #7a3acb63
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -111,7 +111,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
             print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
         raise
 
-# %% ../nbs/7_training/08_pretrain.ipynb #6124524d
+# %% ../nbs/7_training/08_pretrain.ipynb #5149ff06
 def get_ready(
     run: Run,
     state: dict | None,  # the checkpoint that the run goes on from
@@ -133,7 +133,7 @@ def get_ready(
     run.method = wrap(method)
     return source, loader, sets
 
-# %% ../nbs/7_training/08_pretrain.ipynb #x
+# %% ../nbs/7_training/08_pretrain.ipynb #f8e5712d
 def pretrain_in(
     folder,                  # of the run, locked
     device: torch.device,    # of this rank
@@ -163,7 +163,7 @@ def pretrain_in(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/7_training/08_pretrain.ipynb #50cb5681
+# %% ../nbs/7_training/08_pretrain.ipynb #0cacb2b2
 def pretrain_on(
     device: torch.device,    # of this rank
     config: PretrainConfig,  # from `fit_to_ranks`
@@ -174,7 +174,7 @@ def pretrain_on(
     with locked(folder, lambda take: on_main(lambda: is_main() and take())):
         return pretrain_in(folder, device, config, print if progress else (lambda *_: None), progress)
 
-# %% ../nbs/7_training/08_pretrain.ipynb #7a3f4a2a
+# %% ../nbs/7_training/08_pretrain.ipynb #8da4321f
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

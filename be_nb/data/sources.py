@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_source', 'usual_lists', 'build_source', 'labelled_source', 'open_list', 'knn_sources', 'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #e6830290
+# %% ../../nbs/5_data/11_sources.ipynb #e06eb212
 import os
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def knn_sources(
                              data_seed=config.data_seed, most=config.knn_videos, labelled=True)
                  for split in (config.knn_train or train, config.knn_test or test))
 
-# %% ../../nbs/5_data/11_sources.ipynb #aee9c462
+# %% ../../nbs/5_data/11_sources.ipynb #b4c287bd
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`

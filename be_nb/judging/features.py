@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VideoClips', 'clip_batches', 'Features', 'evaluating', 'test_views', 'mean_features', 'extract_features']
 
-# %% ../../nbs/6_judging/01_features.ipynb #86bda768
+# %% ../../nbs/6_judging/01_features.ipynb #8335c56d
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -173,7 +173,7 @@ def mean_features(
             seen.index_add_(0, rows, torch.ones(len(rows)))
     return total / seen[:, None]
 
-# %% ../../nbs/6_judging/01_features.ipynb #89601559
+# %% ../../nbs/6_judging/01_features.ipynb #afa2ac11
 def extract_features(
     backbone: torch.nn.Module,  # maps clips (b, c, t, h, w) to features (b, d)
     source,                     # SceneBias, VideoFolder, … (see be_nb.data.videos)

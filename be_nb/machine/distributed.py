@@ -6,7 +6,7 @@
 __all__ = ['process_group', 'on_main', 'gather_objects', 'RankSampler', 'wrap', 'StopRequest', 'ignore_signals', 'in_one_line',
            'Loader']
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #187ec3bf
+# %% ../../nbs/4_machine/04_distributed.ipynb #8d0a2055
 import atexit
 import inspect
 import multiprocessing
@@ -156,7 +156,7 @@ class StopRequest:
         dist.all_reduce(note)
         return note.item() > 0
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #90be2b27
 def ignore_signals(
     worker: int = 0,  # its number, which `DataLoader` passes
 ):
@@ -172,7 +172,7 @@ def _end_workers():  # multiprocessing would ask them by SIGTERM, and wait
         if child.daemon:
             child.kill()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #23d32a07
 def in_one_line(
     error: Exception,  # as a loader raises it
 ) -> Exception:        # the same error, without the worker's traceback; an `OSError` for a worker that died

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'LARGEST', 'CheckpointError', 'step_of', 'list_checkpoints', 'save_checkpoint', 'read_torch',
            'modern_settings', 'check_settings', 'plain_value', 'check_state', 'read_checkpoint', 'newest_checkpoint']
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #352f86cf
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #1771d46b
 import io
 import os
 import pickle
@@ -56,7 +56,7 @@ def twin(
     except OSError:
         shutil.copyfile(path, other)
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #63222294
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #b02815ec
 def save_checkpoint(
     folder,        # folder of a run
     state: dict,   # "step", "config" and whatever the run needs; tensors and plain Python values only
@@ -80,7 +80,7 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #c53cca4c
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #ce12adca
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before PyTorch 1.6
 # What a pickle of tensors and plain values may name. PyTorch allows more: `bytearray`, sparse and quantised tensors, …
 NAMES = re.compile(r"collections OrderedDict|torch Size|torch\.storage (Untyped|Typed)Storage|torch \w+Storage|"
@@ -113,7 +113,7 @@ def check_archive(
             if part.filename.endswith(".pkl"):
                 check_names(io.BytesIO(archive.read(part)))
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #eca8e303
 def tensors_in(
     content,   # anything that a pickle can hold, also what refers to one thing very often
 ):
@@ -145,7 +145,7 @@ def check_tensors(
             raise CheckpointError(f"{path} holds a tensor that cannot be used: {key!r} {what}. Save dense tensors, with "
                                   "`tensor.to_dense()` or `.dequantize()`.")
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #24419cc3
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #0dc36552
 def read_torch(
     path,    # a file written by `torch.save`, of any age
 ):           # what was saved: tensors and plain values, on the CPU
@@ -190,7 +190,7 @@ def old_puzzle(
     cell = next(n for n in range(1, max(2, window)) if box(n) == box(window // 4))
     return box(cell), 4 * cell
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #8b7ecb35
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #c47c4329
 def modern_settings(
     saved: dict,   # settings of a checkpoint or card of format 1
 ) -> dict:         # what they are called today
@@ -208,7 +208,7 @@ def modern_settings(
         found["negative"] = "intra_video"
     return found
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #1057cdf8
 LARGEST = 2 ** 28  # numbers of one channel of a clip, frames · height · width: far more than any recipe uses
 
 
@@ -242,7 +242,7 @@ def plain_value(key, value, depth=0):
         return value
     raise ValueError(f"{key} is a {type(value).__name__}, or too long.")
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #66b51e40
 def check_numbers(
     path,      # where they were read, for the message
     weights,   # name → tensor, or something else
@@ -267,7 +267,7 @@ def upgrade(
                                   f"frames have {now}. It can be loaded and evaluated; to train, start a new run.")
     return found | {"config": modern_settings(settings)}
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #bdcdec2d
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #616b41ed
 def check_state(
     path,    # where it was read, for the message
     state,   # what `read_torch` gave
@@ -290,7 +290,7 @@ def check_state(
     check_numbers(path, state.get("method"))
     return state | {"config": check_settings(path, state["config"])}
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #7665dd4d
 def read_checkpoint(
     path,    # a file written by `save_checkpoint`, also by older versions
 ) -> dict:

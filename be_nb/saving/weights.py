@@ -6,7 +6,7 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #a7f30f46
+# %% ../../nbs/4_machine/06_weights.ipynb #1178bdbb
 import functools
 import hashlib
 import json
@@ -24,7 +24,7 @@ from .checkpoint import (check_numbers, check_settings, check_state, CheckpointE
                                      newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
-# %% ../../nbs/4_machine/06_weights.ipynb #02709dc8
+# %% ../../nbs/4_machine/06_weights.ipynb #db285e9d
 def check_fit(
     backbone: torch.nn.Module,  # the network
     weights: dict,              # name → tensor
@@ -49,7 +49,7 @@ class Weights(NamedTuple):
     config: dict       # settings of the training
     step: int | None   # how many steps it took, if that is known
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #3984556e
 def bare_names(
     state: dict,   # name → tensor
 ) -> dict:
@@ -71,7 +71,7 @@ def inner_state(
         content = found[0] if found else content
     return bare_names(content) if is_state(content) else content
 
-# %% ../../nbs/4_machine/06_weights.ipynb #04f248d2
+# %% ../../nbs/4_machine/06_weights.ipynb #9f5bfe97
 def backbone_weights(
     path: Path,    # where it was read
     state: dict,   # a checkpoint
@@ -82,7 +82,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #f1a18ab9
+# %% ../../nbs/4_machine/06_weights.ipynb #4add7d22
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
 ) -> torch.nn.Module:     # in eval mode
@@ -180,7 +180,7 @@ def read_safetensors(
                               "written by `be-nb export` have one.")
     return tensors, check_card(path, card)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #9396ab69
+# %% ../../nbs/4_machine/06_weights.ipynb #49bde8d6
 def export_weights(
     path: Path,  # a ….safetensors file
 ) -> Weights:
@@ -216,7 +216,7 @@ def torchvision_shapes(
         network = get_model(name, weights=None)
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #5b97cce1
+# %% ../../nbs/4_machine/06_weights.ipynb #73e032f7
 def identify_torchvision(
     path,          # where it was read, for the message
     state: dict,   # name → tensor
@@ -316,7 +316,7 @@ def pick_from(
                               f"export (….safetensors){many}." + (f" Name one of its runs: {runs}." if runs else ""))
     return export_weights(exports[0])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #7bc74884
+# %% ../../nbs/4_machine/06_weights.ipynb #a3006b93
 def find_weights(
     path,        # a file, a folder, or a name such as "torchvision/r3d_18"
 ) -> Weights:    # of a backbone, not yet built

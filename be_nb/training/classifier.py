@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'starting_backbone', 'Scores', 'predict', 'in_top', 'TestResult', 'score', 'draw_confusion']
 
-# %% ../../nbs/7_training/09_classifier.ipynb #18a6e2f5
+# %% ../../nbs/7_training/09_classifier.ipynb #9a2298c7
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,7 +76,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #9a57ba06
+# %% ../../nbs/7_training/09_classifier.ipynb #1b5e9dcf
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …

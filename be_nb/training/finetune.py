@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/10_finetune.ipynb #1d684d64
+# %% ../../nbs/7_training/10_finetune.ipynb #06c6bb61
 import dataclasses
 import json
 import math
@@ -147,7 +147,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #59f129cc
+# %% ../../nbs/7_training/10_finetune.ipynb #8564ac99
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -170,7 +170,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #a84f3016
+# %% ../../nbs/7_training/10_finetune.ipynb #7fe58835
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -206,7 +206,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #2f166c8f
+# %% ../../nbs/7_training/10_finetune.ipynb #b2a2804a
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -307,7 +307,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/10_finetune.ipynb #4d6a2a4b
+# %% ../../nbs/7_training/10_finetune.ipynb #a62542b3
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -328,7 +328,7 @@ def take_weights(
         write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/10_finetune.ipynb #x
+# %% ../../nbs/7_training/10_finetune.ipynb #4b3b599d
 def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) -> FinetuneResult:
     "`finetune` from where its run stands, in a folder that nobody else can write to."
     remove_leftovers(folder)
@@ -355,7 +355,7 @@ def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) 
     say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
     return result
 
-# %% ../../nbs/7_training/10_finetune.ipynb #3a54d7d7
+# %% ../../nbs/7_training/10_finetune.ipynb #e08463c7
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

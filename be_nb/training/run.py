@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'PLACES', 'history_row', 'read_history', 'History', 'ru
            'restore_state', 'Run', 'Stopped', 'PretrainResult', 'build', 'load_state', 'restore', 'check_same_videos',
            'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #99cb2a88
+# %% ../../nbs/7_training/06_run.ipynb #f01febca
 import dataclasses
 import hashlib
 import json
@@ -33,7 +33,7 @@ from ..settings import PretrainConfig
 from .step import all_finite, build_optimizer, NotFinite, running_statistics
 from ..methods.splitbn import split_method
 
-# %% ../../nbs/7_training/06_run.ipynb #19a2b6b3
+# %% ../../nbs/7_training/06_run.ipynb #fef98133
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -55,7 +55,7 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #939af662
 def history_row(
     line: str,   # of a history
 ) -> dict | None:
@@ -86,7 +86,7 @@ def read_history(
     found = {row["step"]: row for row in rows if row is not None}
     return [found[step] for step in sorted(found)]
 
-# %% ../../nbs/7_training/06_run.ipynb #fbb4fc14
+# %% ../../nbs/7_training/06_run.ipynb #14e63ca6
 class History:
     "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
@@ -120,7 +120,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../../nbs/7_training/06_run.ipynb #c3e69a9b
+# %% ../../nbs/7_training/06_run.ipynb #6e18336e
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -148,7 +148,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #00652401
+# %% ../../nbs/7_training/06_run.ipynb #e6acbcb0
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -169,7 +169,7 @@ def changed_settings(
     return [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
             if k not in MAY_CHANGE and not same(k, then[k], v)]
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #4a9e8ae1
 def check_digests(
     folder: Path,        # of the run
     before: dict,        # a checkpoint, or what another rank has
@@ -188,7 +188,7 @@ def check_digests(
         raise ValueError(f"{folder} did not start from these weights. Give the old checkpoint to go on, or start a new "
                          "run under another name.")
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #8956d3c4
 def find_start(
     config,                # the run
     folder: Path,          # its folder
@@ -215,7 +215,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../../nbs/7_training/06_run.ipynb #1195e5ea
+# %% ../../nbs/7_training/06_run.ipynb #cdc9eebe
 def short_name(
     name: str,       # of a video, as its list has it
     root: str = "",  # folder of the videos
@@ -254,7 +254,7 @@ def source_kind(source) -> str:
     stored = [f"{key}={about[key]}" for key in ("codec", "quality", "short_side", "frame_size") if key in about]
     return " ".join([type(source).__name__, *stored])
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #4fdc5679
 def check_finite(
     model: torch.nn.Module,
     meter: Meter,
@@ -281,7 +281,7 @@ def save_state(
     if is_main():
         save_checkpoint(folder, state, config.keep, keep_best)
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #8253701e
 def check_moments(
     optimizer: torch.optim.Optimizer,
     step: int,   # steps done
@@ -297,7 +297,7 @@ def check_moments(
     if step and not optimizer.state and (adam or optimizer.defaults["momentum"]):
         raise ValueError("the optimiser's state is missing")
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #7e7b074e
 def restore_state(
     folder: Path,
     model: torch.nn.Module,
@@ -318,7 +318,7 @@ def restore_state(
                               "Move it away to go on from the one before.") from error
 
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #19bef36a
 @dataclass
 class Run:
     "Everything of a run that changes. With several ranks all have the same."
@@ -366,7 +366,7 @@ def build(
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #6adb0a3b
+# %% ../../nbs/7_training/06_run.ipynb #34f6d6dd
 def load_state(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -396,7 +396,7 @@ def restore(
     load_state(run, state)
     return run
 
-# %% ../../nbs/7_training/06_run.ipynb #a905d02e
+# %% ../../nbs/7_training/06_run.ipynb #31ec6ece
 def check_same_videos(
     run: Run,
     dataset: ClipDataset,  # the videos as they are now
