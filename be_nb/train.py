@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'train_step', 'METHODS', 'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/08_pretrain.ipynb #bc2302e6
+# %% ../nbs/7_training/08_pretrain.ipynb #5ee9cb31
 import math
 import time
 import warnings
@@ -25,8 +25,8 @@ from .recipes import recipe
 from .saving.checkpoint import list_checkpoints
 from .settings import PretrainConfig
 from .training.preflight import preflight
-from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows, Run,
-                                run_folder, Stopped)
+from .training.run import (find_start, fit_to_ranks, History, PretrainResult, check_same_videos, restore, Rows,
+                                Run, run_folder, Stopped)
 from .training.step import learning_rate, NotFinite, train_step
 from .training.watch import collapse_warning, embedding_health, online_knn
 from .training.finetune import finetune
@@ -174,7 +174,7 @@ def pretrain_on(
     with locked(folder, lambda take: on_main(lambda: is_main() and take())):
         return pretrain_in(folder, device, config, print if progress else (lambda *_: None), progress)
 
-# %% ../nbs/7_training/08_pretrain.ipynb #8da4321f
+# %% ../nbs/7_training/08_pretrain.ipynb #09d0f768
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on
@@ -185,8 +185,8 @@ def pretrain(
     Killed at any moment, it goes on with `resume=True` and gives the same weights (on the CPU: bit for bit). SIGTERM
     and SIGUSR1 end it with a checkpoint and `Stopped`. Started by torchrun, the processes share each batch.
     Raises `ValueError` for unknown settings, for a run that exists (without `resume`), for one with other settings or
-    videos, and for what the preflight finds; `FolderInUse` where another process trains in this folder; `Diverged` for a
-    loss that is no number.
+    videos, and for what the preflight finds; `FolderInUse` where another process trains in this folder; `Diverged` for
+    a loss that is no number.
     Seeds torch's global generator at every step.
     """
     config = recipe(config, PretrainConfig) if isinstance(config, str) else config or PretrainConfig()

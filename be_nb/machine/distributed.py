@@ -172,15 +172,15 @@ def _end_workers():  # multiprocessing would ask them by SIGTERM, and wait
         if child.daemon:
             child.kill()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #23d32a07
+# %% ../../nbs/4_machine/04_distributed.ipynb #2a970627
 def in_one_line(
     error: Exception,  # as a loader raises it
 ) -> Exception:        # the same error, without the worker's traceback; an `OSError` for a worker that died
     "An error of a worker as it would read without workers, if it is a message for the user."
     text, kind = str(error), type(error)
     if text.startswith("DataLoader worker"):
-        return OSError(f"A loader process died ({text.splitlines()[0].rstrip('. ')}). The memory may be full: use fewer "
-                       "workers, or workers=0 to see the error itself.")
+        return OSError(f"A loader process died ({text.splitlines()[0].rstrip('. ')}). The memory may be full: use "
+                       "fewer workers, or workers=0 to see the error itself.")
     if not text.startswith("Caught ") or not (issubclass(kind, (ValueError, OSError))
                                               or kind.__module__.startswith("be_nb.")):
         return error

@@ -80,11 +80,12 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #ce12adca
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #0c1ec7df
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before PyTorch 1.6
 # What a pickle of tensors and plain values may name. PyTorch allows more: `bytearray`, sparse and quantised tensors, …
 NAMES = re.compile(r"collections OrderedDict|torch Size|torch\.storage (Untyped|Typed)Storage|torch \w+Storage|"
-                   r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)|builtins set|torch device|torch (b?float\d+|u?int\d+|bool)")
+                   r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)|builtins set|torch device|"
+                   r"torch (b?float\d+|u?int\d+|bool)")
 
 
 def check_names(
@@ -113,7 +114,7 @@ def check_archive(
             if part.filename.endswith(".pkl"):
                 check_names(io.BytesIO(archive.read(part)))
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #eca8e303
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #1a806b8d
 def tensors_in(
     content,   # anything that a pickle can hold, also what refers to one thing very often
 ):
@@ -136,14 +137,14 @@ def check_tensors(
     path: Path,  # where it was read
     content,     # what was in it
 ):
-    "Raise `CheckpointError` for a tensor that is not dense and on the CPU, or that claims more numbers than the file has."
+    "Raise `CheckpointError` for a tensor that is not dense, or that claims more numbers than the file has."
     size = path.stat().st_size
     for key, value in tensors_in(content):
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.numel() * value.element_size() > size:
             what = f"claims a shape of {tuple(value.shape)}" if plain else "is sparse, quantised or without numbers"
-            raise CheckpointError(f"{path} holds a tensor that cannot be used: {key!r} {what}. Save dense tensors, with "
-                                  "`tensor.to_dense()` or `.dequantize()`.")
+            raise CheckpointError(f"{path} holds a tensor that cannot be used: {key!r} {what}. Save dense tensors, "
+                                  "with `tensor.to_dense()` or `.dequantize()`.")
 
 # %% ../../nbs/4_machine/05_checkpoint.ipynb #0dc36552
 def read_torch(
@@ -267,14 +268,15 @@ def upgrade(
                                   f"frames have {now}. It can be loaded and evaluated; to train, start a new run.")
     return found | {"config": modern_settings(settings)}
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #616b41ed
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #ed56d945
 def check_state(
     path,    # where it was read, for the message
     state,   # what `read_torch` gave
 ) -> dict:   # the same, in today's format; `cannot_resume` says why a run of it cannot go on, if that is so
     "Raise `CheckpointError` if it is not what `save_checkpoint` writes, or if a newer version of be_nb wrote it."
     whole = lambda key: isinstance(state.get(key), int) and not isinstance(state[key], bool)
-    if not isinstance(state, dict) or not whole("format") or not whole("step") or not isinstance(state.get("config"), dict):
+    fits = isinstance(state, dict) and whole("format") and whole("step") and isinstance(state.get("config"), dict)
+    if not fits:
         raise CheckpointError(f"{path} is no checkpoint of this version of be_nb: no step, config and "
                               f"`format: {FORMAT}` in it.")
     if state["format"] not in (1, FORMAT) or state["step"] < 0:

@@ -6,7 +6,7 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #1178bdbb
+# %% ../../nbs/4_machine/06_weights.ipynb #7a32210c
 import functools
 import hashlib
 import json
@@ -20,8 +20,8 @@ from ..backbones import create_backbone
 from ..backbones.layers import adopt_weights
 from ..backbones.torchvision import prepend_input, Renormalize, renormalize
 from ..config import check_choice
-from .checkpoint import (check_numbers, check_settings, check_state, CheckpointError, list_checkpoints, modern_settings,
-                                     newest_checkpoint, read_torch)
+from .checkpoint import (check_numbers, check_settings, check_state, CheckpointError, list_checkpoints,
+                                     modern_settings, newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
 # %% ../../nbs/4_machine/06_weights.ipynb #db285e9d
@@ -216,7 +216,7 @@ def torchvision_shapes(
         network = get_model(name, weights=None)
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #73e032f7
+# %% ../../nbs/4_machine/06_weights.ipynb #bdf8206d
 def identify_torchvision(
     path,          # where it was read, for the message
     state: dict,   # name → tensor
@@ -234,8 +234,8 @@ def identify_torchvision(
         if alike > near:
             near, problem = alike, f"For {name}, {len(wrong)} do not fit, the first is {wrong[0]}."
     raise CheckpointError(f"{path} holds tensors without settings, and they are not those of torchvision's "
-                          f"{', '.join(TORCHVISION)}. {problem} If they are of one of our networks, fill them in by hand: "
-                          "be_nb.backbones.create_backbone(name).load_state_dict(…).")
+                          f"{', '.join(TORCHVISION)}. {problem} If they are of one of our networks, fill them in by "
+                          "hand: be_nb.backbones.create_backbone(name).load_state_dict(…).")
 
 # %% ../../nbs/4_machine/06_weights.ipynb #fdc231e4
 def torchvision_weights(

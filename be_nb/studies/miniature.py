@@ -222,14 +222,15 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #ff66ee78
+# %% ../../nbs/8_studies/01_miniature.ipynb #e0369d5f
 def draw(
     config: StudyConfig,  # where the runs are
     sets: dict,           # sources by split, for the clips
 ):
     "Write curves.png (loss and similarities of the trained arms) and clips.png (the same actors, two scenes) to `out`."
     out = Path(config.out)
-    runs = {folder.name: read_history(folder / "history.jsonl") for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()}
+    folders = [folder for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()]
+    runs = {folder.name: read_history(folder / "history.jsonl") for folder in folders}
     runs = {name: rows for name, rows in runs.items() if rows}
     if runs:
         figure = curves(runs, keys=["loss", "accuracy", "positive", "queue"])

@@ -254,12 +254,12 @@ def source_kind(source) -> str:
     stored = [f"{key}={about[key]}" for key in ("codec", "quality", "short_side", "frame_size") if key in about]
     return " ".join([type(source).__name__, *stored])
 
-# %% ../../nbs/7_training/06_run.ipynb #4fdc5679
+# %% ../../nbs/7_training/06_run.ipynb #58403972
 def check_finite(
     model: torch.nn.Module,
     meter: Meter,
 ):
-    "The guard before every save: `NotFinite` if a loss since the last line, or a weight, is no number. Waits for a GPU."
+    "The guard before every save: `NotFinite` if a loss since the last line, or a weight, is no number."
     if not (math.isfinite(meter.state()["sums"].get("loss", 0))
             and all_finite([*model.parameters(), *running_statistics(model)])):
         raise NotFinite
