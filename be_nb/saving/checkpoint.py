@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'LARGEST', 'CheckpointError', 'step_of', 'list_checkpoints', 'save_checkpoint', 'read_torch',
            'modern_settings', 'check_settings', 'plain_value', 'check_state', 'read_checkpoint', 'newest_checkpoint']
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #352f86cf
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #1771d46b
 import io
 import os
 import pickle
@@ -57,7 +57,7 @@ def twin(
     except OSError:
         shutil.copyfile(path, other)
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #63222294
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #b02815ec
 def save_checkpoint(
     folder,        # folder of a run
     state: dict,   # "step", "config" and whatever the run needs; tensors and plain Python values only
@@ -81,11 +81,12 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #c53cca4c
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #0c1ec7df
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before PyTorch 1.6
 # What a pickle of tensors and plain values may name. PyTorch allows more: `bytearray`, sparse and quantised tensors, …
 NAMES = re.compile(r"collections OrderedDict|torch Size|torch\.storage (Untyped|Typed)Storage|torch \w+Storage|"
-                   r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)|builtins set|torch device|torch (b?float\d+|u?int\d+|bool)")
+                   r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)|builtins set|torch device|"
+                   r"torch (b?float\d+|u?int\d+|bool)")
 
 
 def check_names(
@@ -114,7 +115,7 @@ def check_archive(
             if part.filename.endswith(".pkl"):
                 check_names(io.BytesIO(archive.read(part)))
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #1a806b8d
 def tensors_in(
     content,   # anything that a pickle can hold, also what refers to one thing very often
 ):
@@ -137,16 +138,16 @@ def check_tensors(
     path: Path,  # where it was read
     content,     # what was in it
 ):
-    "Raise `CheckpointError` for a tensor that is not dense and on the CPU, or that claims more numbers than the file has."
+    "Raise `CheckpointError` for a tensor that is not dense, or that claims more numbers than the file has."
     size = path.stat().st_size
     for key, value in tensors_in(content):
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.numel() * value.element_size() > size:
             what = f"claims a shape of {tuple(value.shape)}" if plain else "is sparse, quantised or without numbers"
-            raise CheckpointError(f"{path} holds a tensor that cannot be used: {key!r} {what}. Save dense tensors, with "
-                                  "`tensor.to_dense()` or `.dequantize()`.")
+            raise CheckpointError(f"{path} holds a tensor that cannot be used: {key!r} {what}. Save dense tensors, "
+                                  "with `tensor.to_dense()` or `.dequantize()`.")
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #24419cc3
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #0dc36552
 def read_torch(
     path,    # a file written by `torch.save`, of any age
 ):           # what was saved: tensors and plain values, on the CPU
@@ -191,7 +192,7 @@ def old_puzzle(
     cell = next(n for n in range(1, max(2, window)) if box(n) == box(window // 4))
     return box(cell), 4 * cell
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #8b7ecb35
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #c47c4329
 def modern_settings(
     saved: dict,   # settings of a checkpoint or card of format 1
 ) -> dict:         # what they are called today
@@ -209,7 +210,7 @@ def modern_settings(
         found["negative"] = "intra_video"
     return found
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #1057cdf8
 LARGEST = 2 ** 28  # numbers of one channel of a clip, frames · height · width: far more than any recipe uses
 
 
@@ -243,7 +244,7 @@ def plain_value(key, value, depth=0):
         return value
     raise ValueError(f"{key} is a {type(value).__name__}, or too long.")
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #66b51e40
 def check_numbers(
     path,      # where they were read, for the message
     weights,   # name → tensor, or something else
@@ -268,14 +269,15 @@ def upgrade(
                                   f"frames have {now}. It can be loaded and evaluated; to train, start a new run.")
     return found | {"config": modern_settings(settings)}
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #bdcdec2d
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #ed56d945
 def check_state(
     path,    # where it was read, for the message
     state,   # what `read_torch` gave
 ) -> dict:   # the same, in today's format; `cannot_resume` says why a run of it cannot go on, if that is so
     "Raise `CheckpointError` if it is not what `save_checkpoint` writes, or if a newer version of be_nb wrote it."
     whole = lambda key: isinstance(state.get(key), int) and not isinstance(state[key], bool)
-    if not isinstance(state, dict) or not whole("format") or not whole("step") or not isinstance(state.get("config"), dict):
+    fits = isinstance(state, dict) and whole("format") and whole("step") and isinstance(state.get("config"), dict)
+    if not fits:
         raise CheckpointError(f"{path} is no checkpoint of this version of be_nb: no step, config and "
                               f"`format: {FORMAT}` in it.")
     if state["format"] not in (1, FORMAT) or state["step"] < 0:
@@ -291,7 +293,7 @@ def check_state(
     check_numbers(path, state.get("method"))
     return state | {"config": check_settings(path, state["config"])}
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #x
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #7665dd4d
 def read_checkpoint(
     path,    # a file written by `save_checkpoint`, also by older versions
 ) -> dict:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export']
 
-# %% ../../nbs/4_machine/07_export.ipynb #4925c762
+# %% ../../nbs/4_machine/07_export.ipynb #b0bd1ecc
 import json
 import subprocess
 from datetime import datetime, timezone
@@ -55,7 +55,7 @@ def full_card(
     return essential | {"data": data, "scores": reports, "commit": git_commit(),
                         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../../nbs/4_machine/07_export.ipynb #84ece493
+# %% ../../nbs/4_machine/07_export.ipynb #c5e190e1
 def export(
     checkpoint,    # whatever `be_nb.load` reads
     out,           # file to write, ….safetensors

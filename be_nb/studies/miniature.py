@@ -6,11 +6,12 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'StillFrames', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #7996f46c
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
+import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -20,17 +21,20 @@ import tyro
 
 from ..saving.weights import load
 from ..machine.files import write_atomically
-from ..config import check_choice
+from ..config import check_choice, override
 from ..data.scenebias import CLASSES, SceneBias
 from ..machine.device import machine, pick_device
 from ..judging.features import extract_features
 from ..judging.judges import linear_probe, retrieval
 from ..judging.questions import answered
 from ..recipes import changes
+from ..saving.checkpoint import list_checkpoints, newest_checkpoint
+from ..settings import PretrainConfig
 from ..train import pretrain
+from ..training.run import changed_settings, MAY_CHANGE, read_history, run_folder
 from ..visualize import curves, strip
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #902f4899
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 # The four corners of the claim, and the untrained network above them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
@@ -56,7 +60,7 @@ COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_t
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
            "motion_r1": "motion R@1", "scene_probe": "scene probe"}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #b1ee8a4f
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def cross_probe(
     features: torch.Tensor,  # (n, d)
     labels: np.ndarray,      # (n,)
@@ -71,7 +75,7 @@ def cross_probe(
         right += result.accuracy * len(test)
     return right / len(labels)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #e4537045
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 class StillFrames:
     "A source whose every window shows its middle frame throughout: all the looks of a clip, none of its motion."
 
@@ -92,7 +96,7 @@ class StillFrames:
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #7f9bdc4b
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def judge(
     backbone: torch.nn.Module,  # what pretraining left
     rho: float = 0.9,           # correlation of scene and class in the biased sets
@@ -127,7 +131,35 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #15590c6c
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
+def what_counts(config: PretrainConfig) -> dict:
+    "The settings that a result depends on, as JSON knows them."
+    return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}))
+
+
+def free_name(config: PretrainConfig) -> PretrainConfig:
+    "The config with a name under which there is no run with other settings: with a digest of its own behind it."
+    folder = run_folder(config)
+    state = newest_checkpoint(folder)[1] if list_checkpoints(folder) else None
+    if state is None or not changed_settings(config, state["config"]):
+        return config
+    digest = hashlib.sha256(json.dumps(what_counts(config)).encode()).hexdigest()[:8]
+    return override(config, name=f"{config.name}-{digest}")
+
+
+def read_scores(
+    record: Path,     # scores.json
+    made_from: dict,  # from `what_counts`
+) -> dict | None:     # its row; None if it is missing, torn, or of other settings
+    "What an arm has scored, if that is known."
+    try:
+        row = json.loads(record.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in COLUMNS)
+    return row if whole and row.get("settings") == made_from else None
+
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def run_arm(
     arm: str,               # key of `ARMS`
     seed: int,              # seed of training
@@ -138,14 +170,16 @@ def run_arm(
     progress: bool = True,  # show progress bars
     **overrides,            # further settings, the same for every arm
 ) -> dict:                  # scores, and what they were measured with
-    "Pretrain (or continue) and judge one arm. A finished arm is read back from its `scores.json`."
-    name = f"{arm}-rho{rho}-seed{seed}-data{data_seed}"
-    record = Path(out) / name / "scores.json"
-    if record.exists():
-        return json.loads(record.read_text(encoding="utf8"))
+    "Pretrain (or continue) and judge one arm. What was done with the same settings is read from its `scores.json`."
+    settings = dict(name=f"{arm}-rho{rho}-seed{seed}-data{data_seed}", out=out, seed=seed, data_seed=data_seed, rho=rho,
+                    **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
+    config = free_name(PretrainConfig(**settings))
+    record, made_from = run_folder(config) / "scores.json", what_counts(config)
+    done = read_scores(record, made_from)
+    if done is not None:
+        return done
     started = time.perf_counter()
-    result = pretrain(name=name, out=out, seed=seed, data_seed=data_seed, rho=rho, resume=True, progress=progress,
-                      **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
+    result = pretrain(**settings | dict(name=config.name), resume=True, progress=progress)
     trained = time.perf_counter()
     backbone = load(result.checkpoint)
     trained_on = backbone.pretrain_config
@@ -153,11 +187,12 @@ def run_arm(
     scores |= answered(result.checkpoint)
     row = {"arm": arm, "seed": seed, "data_seed": data_seed, "rho": rho, **{k: round(v, 4) for k, v in scores.items()},
            "train_minutes": round((trained - started) / 60, 2),
-           "judge_minutes": round((time.perf_counter() - trained) / 60, 2), "machine": machine()}
+           "judge_minutes": round((time.perf_counter() - trained) / 60, 2), "machine": machine(),
+           "settings": made_from}
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #3c180a77
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 @dataclass
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."
@@ -173,7 +208,7 @@ class StudyConfig:
         for arm in self.arms:
             check_choice("arm", arm, ARMS)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #2706254a
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def table(
     rows: list,  # what `run_arm` returned
 ) -> str:
@@ -188,19 +223,15 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #acdc10d6
-def read_history(folder: Path) -> list:
-    "The rows of a run's history."
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf8").splitlines()]
-
-# %% ../../nbs/8_studies/01_miniature.ipynb #1c781780
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def draw(
     config: StudyConfig,  # where the runs are
     sets: dict,           # sources by split, for the clips
 ):
     "Write curves.png (loss and similarities of the trained arms) and clips.png (the same actors, two scenes) to `out`."
     out = Path(config.out)
-    runs = {folder.name: read_history(folder) for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()}
+    folders = [folder for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()]
+    runs = {folder.name: read_history(folder / "history.jsonl") for folder in folders}
     runs = {name: rows for name, rows in runs.items() if rows}
     if runs:
         figure = curves(runs, keys=["loss", "accuracy", "positive", "queue"])
@@ -210,7 +241,7 @@ def draw(
     figure = strip(clips, n=10, titles=titles)
     write_atomically(out / "clips.png", lambda temporary: figure.savefig(temporary, format="png"))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #372adbde
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def study(
     config: StudyConfig | None = None,  # None: one seed of random, MoCo and MoCo + BE
 ) -> list:                              # rows as `run_arm` returns them
@@ -226,7 +257,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #819d7d03
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 def main():
     "`python -m be_nb.studies.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.studies.miniature")
@@ -248,6 +279,6 @@ def main():
           f"time stopped; `scene`: which scene it is.\n"
           f"Curves, clips and runs: {config.out}")
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #fc04cdc6
+# %% ../../nbs/8_studies/01_miniature.ipynb #x
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is called __main__, too, but has no file
     main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'starting_backbone', 'Scores', 'predict', 'in_top', 'TestResult', 'score', 'draw_confusion']
 
-# %% ../../nbs/7_training/09_classifier.ipynb #7a655178
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..saving.weights import load
 from ..settings import FinetuneConfig
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/09_classifier.ipynb #eca826df
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 class Classifier(torch.nn.Module):
     "A backbone, dropout, and a linear layer: clips `(b, c, t, h, w)` → scores `(b, classes)`, before softmax."
 
@@ -48,7 +48,7 @@ class Classifier(torch.nn.Module):
             features = self.backbone(clips)
         return self.head(self.dropout(features))
 
-# %% ../../nbs/7_training/09_classifier.ipynb #4c9bed05
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 def starting_backbone(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # its name and the network
@@ -64,7 +64,7 @@ def starting_backbone(
                          "from another checkpoint.")
     return name, backbone
 
-# %% ../../nbs/7_training/09_classifier.ipynb #33e54ead
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 @dataclass(repr=False)
 class Scores:
     "What a network thinks of the clips of each video."
@@ -77,7 +77,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #f5379d93
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -119,7 +119,7 @@ def predict(
     found, names = found.unflatten(0, (len(videos), clips)), [source.names[i] for i in videos.kept]
     return Scores(found, labels, names, videos.dropped)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #1989ad33
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 def in_top(
     probabilities: torch.Tensor,  # (n, classes)
     labels: torch.Tensor,         # (n,) int64
@@ -130,7 +130,7 @@ def in_top(
     before = (probabilities > mine) | ((probabilities == mine) & (classes < labels[:, None]))
     return before.sum(1) < k
 
-# %% ../../nbs/7_training/09_classifier.ipynb #f65aeda6
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 @dataclass(repr=False)
 class TestResult:
     "A test, counted by clip and by video; shares lie in [0, 1]. With fewer than 5 classes top-5 is 1."
@@ -166,7 +166,7 @@ def score(
     confusion = torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
     return TestResult(clip1, clip5, top1, top5, confusion, n, clips, scores.dropped)
 
-# %% ../../nbs/7_training/09_classifier.ipynb #a3669906
+# %% ../../nbs/7_training/09_classifier.ipynb #x
 def draw_confusion(
     matrices: dict,       # title → int (classes, classes): rows true, columns predicted
     classes: list,        # names of the classes

@@ -38,8 +38,8 @@ from ..saving.weights import weights_digest
 from ..settings import FinetuneConfig, PretrainConfig
 from .classifier import Classifier, draw_confusion, predict, score, starting_backbone
 from .divergence import Diverged
-from .run import (check_finite, find_start, History, Meter, restore_state, run_folder, save_state, source_kind,
-                                Stopped, videos_digest)
+from .run import (check_finite, find_start, History, Meter, restore_state, run_folder, save_state,
+                                source_kind, Stopped, videos_digest)
 from .step import build_optimizer, learning_rate, NotFinite, seed_of
 from ..visualize import Picture
 
@@ -336,7 +336,7 @@ def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) 
     history, began, say = History(folder, run.step), time.perf_counter(), print if progress else (lambda *_: None)
     counts = {"learned from": len(clips), "held out": len(held_out or ()), **{k: len(v) for k, v in tests.items()}}
     device, first = next(run.model.parameters()).device, run.step
-    say(f"{folder}: {config.backbone} from {config.checkpoint or 'random weights'}{', frozen' if config.freeze else ''}, "
+    say(f"{folder}: {config.backbone} from {config.checkpoint or 'random weights'}{', frozen' * config.freeze}, "
         f"{config.steps} steps of {config.batch_size} on {machine(device)}; videos: {counts}")
     try:
         if run.step < config.steps:
@@ -345,9 +345,9 @@ def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) 
     except NotFinite:
         kept = list_checkpoints(folder)
         last = f"resume=True goes on from {kept[-1].name}" if kept else "there is no checkpoint yet"
-        raise Diverged(f"Loss or weights are no numbers after step {run.step} (this start began at step {first}). Nothing of "
-                       f"it was written: {last}. It would come again with the same settings; start a new run with a lower "
-                       "lr, with clip_grad, or with amp='fp32'.") from None
+        raise Diverged(f"Loss or weights are no numbers after step {run.step} (this start began at step {first}). Nothing "
+                       f"of it was written: {last}. It would come again with the same settings; start a new run with a "
+                       "lower lr, with clip_grad, or with amp='fp32'.") from None
     finally:
         history.close()
     found = test_all(run.model.eval(), tests, config, progress)

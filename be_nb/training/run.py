@@ -272,7 +272,7 @@ def check_finite(
     model: torch.nn.Module,
     meter: Meter,
 ):
-    "The guard before every save: `NotFinite` if a loss since the last line, or a weight, is no number. Waits for a GPU."
+    "The guard before every save: `NotFinite` if a loss since the last line, or a weight, is no number."
     if not (math.isfinite(meter.state()["sums"].get("loss", 0))
             and all_finite([*model.parameters(), *running_statistics(model)])):
         raise NotFinite
