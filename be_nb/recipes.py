@@ -101,7 +101,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #07228433
+# %% ../nbs/7_training/03_recipes.ipynb #449c0c8e
 PRETEXT: dict[str, Any] = dict(
                data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
@@ -113,7 +113,7 @@ TASKS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
          "puzzles": ("space-time cubic puzzles", "60.6 / 28.3", "63.7 / 30.8", dict(frames=9)),
          "order": ("clip order", "65.6 / 28.4", "68.5 / 32.8", dict(frames=16, gap=8))}
 for task, (title, plain, erased, own) in TASKS.items():
-    for ending, reported, other in (("", plain, dict(distractor="none")), ("-be", erased, {})):
+    for ending, reported, other in (("", plain, dict[str, Any](distractor="none")), ("-be", erased, {})):
         RECIPES[f"c3d-ucf101-{task}{ending}"] = Recipe(
             f"{title}{' + BE' if ending else ''}, C3D, UCF101",
             PretrainConfig(method=task, **PRETEXT | own | other),

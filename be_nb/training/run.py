@@ -216,7 +216,7 @@ def build(
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #4cb08c37
+# %% ../../nbs/7_training/06_run.ipynb #f22924e6
 def load_state(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -245,7 +245,7 @@ def restore(
     method = build(config).to(device)
     method = lay_out(method, device, config.memory_order).train()
     if config.activations == "recompute":
-        recompute(method.backbone)
+        recompute(unwrap(method).backbone)
     run = Run(config, folder, method, None, Meter(), 0)
     load_state(run, state)
     return run
