@@ -113,7 +113,7 @@ TASKS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
          "puzzles": ("space-time cubic puzzles", "60.6 / 28.3", "63.7 / 30.8", dict(frames=9)),
          "order": ("clip order", "65.6 / 28.4", "68.5 / 32.8", dict(frames=16, gap=8))}
 for task, (title, plain, erased, own) in TASKS.items():
-    for ending, reported, other in (("", plain, dict(distractor="none")), ("-be", erased, {})):
+    for ending, reported, other in (("", plain, dict[str, Any](distractor="none")), ("-be", erased, {})):
         RECIPES[f"c3d-ucf101-{task}{ending}"] = Recipe(
             f"{title}{' + BE' if ending else ''}, C3D, UCF101",
             PretrainConfig(method=task, **PRETEXT | own | other),

@@ -404,7 +404,7 @@ def restore(
     method = build(config).to(device)
     method = lay_out(method, device, config.memory_order).train()
     if config.activations == "recompute":
-        recompute(method.backbone)
+        recompute(unwrap(method).backbone)
     run = Run(config, folder, method, None, Meter(), 0)
     load_state(run, state)
     return run
