@@ -19,7 +19,7 @@ from ..machine.device import unwrap
 from ..machine.files import write_atomically
 from ..saving.checkpoint import FORMAT, read_checkpoint
 from ..settings import saved_config
-from .run import Run, build, find_start, load_state
+from .run import find_start, load_state, prepare_method, Run
 from .step import NotFinite, accumulate_gradient, as_batch, stop_before_damage, train_step
 
 # %% ../../nbs/7_training/07_divergence.ipynb #77791a3d
@@ -71,7 +71,7 @@ def reproduce(
     "The loss of the step that stopped a run, from its file and its videos. Raises `CheckpointError` and `ValueError`."
     state, device = read_checkpoint(path), pick_device(device)
     config = override(saved_config(state["config"]), **overrides)
-    method = build(config).to(device).train()
+    method = prepare_method(config).to(device).train()
     method.load_state_dict(state["method"])
     found = next(iter(build_loader(config, method.windows(config), build_source(config), state["step"])))
     if found["index"].tolist() != state["index"]:
