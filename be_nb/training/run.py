@@ -50,16 +50,16 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #b523224d
+# %% ../../nbs/7_training/06_run.ipynb #2eb8453b
 def _parse_row(line):
     try:
         return json.loads(line)
     except json.JSONDecodeError:  # the last line of a run that was killed while writing it
         return None
 
-
+# %% ../../nbs/7_training/06_run.ipynb #79c59675
 class History:
-    "Rows of numbers, kept as one JSON object per line and as TensorBoard curves; a resumed run cuts off what it redoes."
+    "Rows of numbers, kept as one JSON object per line and as TensorBoard curves; resuming cuts off what is redone."
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class History:
         if not step:  # a run that starts from nothing has no curves yet
             for old in board.glob("events.out.tfevents.*"):
                 old.unlink()
-        from torch.utils.tensorboard import SummaryWriter  # not above: it takes seconds; only a run needs it
+        from torch.utils.tensorboard import SummaryWriter  # not above: it takes seconds
         self.board = SummaryWriter(str(board), purge_step=step + 1 if step else None)
 
     def add(self, row: dict):
