@@ -6,7 +6,6 @@
 __all__ = ['NEGATIVES', 'Windows', 'Batch', 'augmentation', 'Views', 'MethodCard', 'Method', 'projection', 'build_method']
 
 # %% ../../nbs/1_core/08_method.ipynb #x
-from collections.abc import Sized
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
