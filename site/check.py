@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 UNREAD = ("script", "style", "code", "pre", "annotation")  # what is shown as it is, or not at all
 
-FOUND = [("Distractor", "04_distractor.html"), ("Distractor", "api/distractor.html"), ("InfoNCE", "06_losses.html")]
+FOUND = [("Distractor", "05_distractor.html"), ("Distractor", "api/distractor.html"), ("InfoNCE", "07_losses.html")]
 RAW = ("$$", r"\[", "<details", "google.colab", "#|", "```", "](")           # what should have become something else
 
 

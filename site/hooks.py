@@ -31,7 +31,7 @@ def read(path):
 
 
 def place(path):
-    "1_core/04_distractor.ipynb → 1_core/04_distractor.md"
+    "1_core/05_distractor.ipynb → 1_core/05_distractor.md"
     return path.relative_to(NBS).with_suffix(".md").as_posix()
 
 

@@ -1,7 +1,7 @@
 """JupyterLab in headless Chromium: what a reader of the course does, done by a program.
 
-    with Lab(folder, ROOT / "nbs", ["1_core/04_distractor.ipynb"]) as lab, lab.browser() as page:
-        lab.open(page, "1_core/04_distractor.ipynb")
+    with Lab(folder, ROOT / "nbs", ["1_core/05_distractor.ipynb"]) as lab, lab.browser() as page:
+        lab.open(page, "1_core/05_distractor.ipynb")
         lab.run_all(page)
         print(lab.state(page))
 """

@@ -1,7 +1,7 @@
 """Runs, cleans and measures the lessons: the one place that knows what a stored notebook looks like.
 
-    python tests/notebooks.py run nbs/1_core/04_distractor.ipynb …   # execute, store clean outputs
-    python tests/notebooks.py clean nbs/1_core/04_distractor.ipynb … # only strip what should not be stored
+    python tests/notebooks.py run nbs/1_core/05_distractor.ipynb …   # execute, store clean outputs
+    python tests/notebooks.py clean nbs/1_core/05_distractor.ipynb … # only strip what should not be stored
     python tests/notebooks.py readme                # list the lessons in nbs/index.ipynb, write README.md from it
     python tests/notebooks.py badge nbs/*/*.ipynb   # a link to Colab, and the cell that installs the package there
 """

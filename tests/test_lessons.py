@@ -122,7 +122,7 @@ def test_readme_table_is_the_record():
 # Order: a lesson uses what came before it. All may use the ground; two lessons frame the story and may use anything.
 GROUND = {f"be_nb.{m}"
           for m in ("visualize", "data.scenebias", "config", "settings", "recipes", "machine.device", "methods")}
-FRAMES = {"1_core/01_the_wall.ipynb", "1_core/11_the_claim.ipynb"}
+FRAMES = {"1_core/01_the_wall.ipynb", "1_core/12_the_claim.ipynb"}
 
 
 @cache

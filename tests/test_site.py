@@ -10,7 +10,7 @@ check = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(check)
 
 INDEX = [{"location": place, "title": "The Distractor", "text": "InfoNCE"}
-         for place in ("1_core/04_distractor.html", "api/distractor.html", "1_core/06_losses.html")]
+         for place in ("1_core/05_distractor.html", "api/distractor.html", "1_core/07_losses.html")]
 
 
 @pytest.fixture
@@ -60,4 +60,4 @@ def test_a_fault_of_a_style_is_found(site, rule, sentence):
 
 def test_a_word_that_cannot_be_found_is_a_fault(site):
     (site / "search/search_index.json").write_text(json.dumps({"docs": INDEX[1:]}))
-    assert check.faults(site) == ["a search for Distractor would not find 04_distractor.html"]
+    assert check.faults(site) == ["a search for Distractor would not find 05_distractor.html"]
