@@ -6,13 +6,13 @@
 __all__ = ['VARIANTS', 'mix_static_frame', 'Draw', 'draw_distractors', 'intra_frame', 'inter_frame', 'gaussian_noise',
            'video_mixup', 'video_cutmix', 'Distractor']
 
-# %% ../nbs/1_core/05_distractor.ipynb #fd1109a6
+# %% ../nbs/1_core/05_distractor.ipynb #ec0fd337
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-# %% ../nbs/1_core/05_distractor.ipynb #74d158f4
+# %% ../nbs/1_core/05_distractor.ipynb #ac8698a2
 def _check_clips(clips):
     if not torch.is_tensor(clips) or clips.ndim != 5 or not clips.is_floating_point():
         got = f"{clips.dtype} {tuple(clips.shape)}" if torch.is_tensor(clips) else type(clips).__name__
@@ -23,7 +23,7 @@ def _check_clips(clips):
 def _per_clip(values, clips):
     return values.to(clips.device, clips.dtype, non_blocking=True).view(-1, 1, 1, 1, 1)
 
-# %% ../nbs/1_core/05_distractor.ipynb #d6a6299e
+# %% ../nbs/1_core/05_distractor.ipynb #9473aff2
 def mix_static_frame(
     clips: torch.Tensor,   # float (b, c, t, h, w)
     frames: torch.Tensor,  # (b, c, h, w), one still frame per clip
@@ -42,7 +42,7 @@ def mix_static_frame(
         raise ValueError(f"lam must be ({b},), one number per clip, got {tuple(lam.shape)}")
     return torch.lerp(clips, frames.to(clips.dtype).unsqueeze(2), _per_clip(lam, clips))
 
-# %% ../nbs/1_core/05_distractor.ipynb #076598ef
+# %% ../nbs/1_core/05_distractor.ipynb #9066d044
 class Draw(NamedTuple):
     """What was drawn for a batch: tensors `(b,)` on the CPU, and a seed. Make one by hand to choose λ yourself."""
     lam: torch.Tensor     # float32, share of the distractor
@@ -57,7 +57,7 @@ def _check_draw(clips, draw):
         raise ValueError(f"the draw is for {len(draw.lam)} clips and frame {int(draw.frame.max())}, "
                          f"the clips are {tuple(clips.shape)}")
 
-# %% ../nbs/1_core/05_distractor.ipynb #ce971cd8
+# %% ../nbs/1_core/05_distractor.ipynb #db29c495
 def draw_distractors(
     batch: int,               # number of clips, b
     frames: int,              # of a clip, t
@@ -75,14 +75,14 @@ def draw_distractors(
     seed = int(torch.randint(2**62, (1,), generator=generator))
     return Draw(lam, frame, (torch.arange(batch) + step) % batch, u[:, 3:], seed)
 
-# %% ../nbs/1_core/05_distractor.ipynb #8ecc6f68
+# %% ../nbs/1_core/05_distractor.ipynb #a65be31d
 def intra_frame(clips, draw):
     """The paper's method: the still frame is a random frame of the clip itself."""
     own = torch.arange(len(clips), device=clips.device)
     frames = clips[own, :, draw.frame.to(clips.device, non_blocking=True)]
     return mix_static_frame(clips, frames, draw.lam)
 
-# %% ../nbs/1_core/05_distractor.ipynb #d13124d5
+# %% ../nbs/1_core/05_distractor.ipynb #84c62b46
 def _partners(clips, draw, variant):
     if len(clips) == 1:
         raise ValueError(f"{variant} takes its distractor from another clip of the batch, and this is a batch of one; "
@@ -96,20 +96,20 @@ def inter_frame(clips, draw):
     frames = clips[other, :, draw.frame.to(clips.device, non_blocking=True)]
     return mix_static_frame(clips, frames, draw.lam)
 
-# %% ../nbs/1_core/05_distractor.ipynb #2e2d3cff
+# %% ../nbs/1_core/05_distractor.ipynb #3f15b0e8
 def gaussian_noise(clips, draw):
     """The still frame is white noise, N(0, 1) in each pixel; a seed gives the same noise on the same kind of device."""
     generator = torch.Generator(clips.device).manual_seed(draw.seed)
     shape = clips.shape[:2] + clips.shape[3:]
     return mix_static_frame(clips, torch.randn(shape, generator=generator, device=clips.device), draw.lam)
 
-# %% ../nbs/1_core/05_distractor.ipynb #6f63bbf0
+# %% ../nbs/1_core/05_distractor.ipynb #d238aeef
 def video_mixup(clips, draw):
     """Blend with another clip of the batch, which moves: `(1 − lam)·clip + lam·other`."""
     mixed = clips[_partners(clips, draw, "video_mixup")]
     return mixed.lerp_(clips, 1 - _per_clip(draw.lam, clips))
 
-# %% ../nbs/1_core/05_distractor.ipynb #dc884c51
+# %% ../nbs/1_core/05_distractor.ipynb #0f0267a1
 def cutmix_box(
     draw: Draw,
     height: int,     # of the frames, pixels
@@ -125,14 +125,14 @@ def cutmix_box(
     rows, columns = inside
     return (rows[:, :, None] & columns[:, None, :])[:, None, None]
 
-# %% ../nbs/1_core/05_distractor.ipynb #c99ee25d
+# %% ../nbs/1_core/05_distractor.ipynb #ee38b39a
 def video_cutmix(clips, draw):
     """Paste a box of another clip of the batch, `lam` of the area, the same place in all frames."""
     other = clips[_partners(clips, draw, "video_cutmix")]
     box = cutmix_box(draw, *clips.shape[-2:]).to(clips.device, non_blocking=True)
     return torch.where(box, other, clips, out=other)
 
-# %% ../nbs/1_core/05_distractor.ipynb #e6a8fd91
+# %% ../nbs/1_core/05_distractor.ipynb #3038e202
 VARIANTS = {"none": lambda clips, draw: clips, "gaussian_noise": gaussian_noise, "video_mixup": video_mixup,
             "video_cutmix": video_cutmix, "inter_frame": inter_frame, "intra_frame": intra_frame}
 
@@ -143,7 +143,7 @@ def _check_choice(variant, gamma):
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is the largest share of the distractor, from 0 to 1, got {gamma}")
 
-# %% ../nbs/1_core/05_distractor.ipynb #5dfd338f
+# %% ../nbs/1_core/05_distractor.ipynb #504ee436
 class Distractor(nn.Module):
     """Turn clips into distracted clips, `x_d = (1 − λ)·x + λ·d` with `λ ~ U(0, gamma)` (paper, section 3, ablation).
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['unit', 'info_nce_logits', 'info_nce', 'be_consistency', 'triplet']
 
-# %% ../nbs/1_core/07_losses.ipynb #8765843f
+# %% ../nbs/1_core/07_losses.ipynb #f2e9eeba
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/1_core/07_losses.ipynb #fb5d2057
+# %% ../nbs/1_core/07_losses.ipynb #11a00dda
 def in_full_precision(
     *tensors: torch.Tensor,  # any dtypes, one device
 ) -> list:                   # the same in float32, or in float64 if the first one is
@@ -17,14 +17,14 @@ def in_full_precision(
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     return [tensor.to(dtype) for tensor in tensors]
 
-# %% ../nbs/1_core/07_losses.ipynb #e4e6f547
+# %% ../nbs/1_core/07_losses.ipynb #d6d75a33
 def unit(
     vectors: torch.Tensor,  # (b, dim), any float type
 ) -> torch.Tensor:          # (b, dim) in float32 (float64 stays), each of length 1
     "Embeddings as a contrastive loss wants them."
     return F.normalize(in_full_precision(vectors)[0], dim=1)
 
-# %% ../nbs/1_core/07_losses.ipynb #68f320a2
+# %% ../nbs/1_core/07_losses.ipynb #c7e94680
 def check_embeddings(
     query: torch.Tensor,   # should be (b, d)
     key: torch.Tensor,     # should be (b, d)
@@ -43,7 +43,7 @@ def check_embeddings(
         raise ValueError(f"extra_negatives must be ({b}, n, {d}), n of them per query; got {tuple(extra.shape)}. "
                          "One negative per query goes in as negative[:, None].")
 
-# %% ../nbs/1_core/07_losses.ipynb #42a5b3a9
+# %% ../nbs/1_core/07_losses.ipynb #98a9592f
 def info_nce_logits(
     query: torch.Tensor,             # (b, d), L2-normalised
     key: torch.Tensor,               # (b, d), L2-normalised: the positive of each query; gets no gradient
@@ -68,7 +68,7 @@ def info_nce_logits(
             logits.append(torch.einsum("bd,bnd->bn", query, extra_negatives.to(query.dtype)))
         return torch.cat(logits, dim=1)
 
-# %% ../nbs/1_core/07_losses.ipynb #52388868
+# %% ../nbs/1_core/07_losses.ipynb #db7661b6
 def info_nce(
     query: torch.Tensor,             # (b, d), L2-normalised
     key: torch.Tensor,               # (b, d), L2-normalised
@@ -80,7 +80,7 @@ def info_nce(
     logits = info_nce_logits(query, key, queue, extra_negatives, temperature)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
-# %% ../nbs/1_core/07_losses.ipynb #3297c4d9
+# %% ../nbs/1_core/07_losses.ipynb #4760d143
 def be_consistency(
     features_o: torch.Tensor,  # (b, c, t, h, w) feature maps of the original clips
     features_d: torch.Tensor,  # (b, c, t, h, w) feature maps of the same clips with the distractor
@@ -102,7 +102,7 @@ def be_consistency(
         original, distracted = [x.mean((3, 4)) if pool == "avg" else x.amax((3, 4)) for x in maps]
         return F.mse_loss(original, distracted)
 
-# %% ../nbs/1_core/07_losses.ipynb #ee38e9e3
+# %% ../nbs/1_core/07_losses.ipynb #2f5141cb
 def triplet(
     anchor: torch.Tensor,    # (b, d) the distracted clip
     positive: torch.Tensor,  # (b, d) the same clip without the distractor

@@ -6,7 +6,7 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #0d7fe9e0
+# %% ../../nbs/1_core/02_clips.ipynb #71dfe0d0
 import contextlib
 import math
 import warnings
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-# %% ../../nbs/1_core/02_clips.ipynb #3df355a1
+# %% ../../nbs/1_core/02_clips.ipynb #34aab591
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -119,7 +119,7 @@ def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short
     starts = draw_starts(rng, positions, windows, min_offset, circular)
     return starts, window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/1_core/02_clips.ipynb #c6349706
+# %% ../../nbs/1_core/02_clips.ipynb #1055651d
 def _usable(source, span, short):
     "Lengths of all videos, numbers of those that can be used, names of the others."
     lengths = [int(source.num_frames(i)) for i in range(len(source))]
@@ -135,7 +135,7 @@ def _usable(source, span, short):
         warnings.warn(f"{still} of {len(indices)} videos have a single frame: nothing moves in their windows", stacklevel=3)
     return lengths, indices, dropped
 
-# %% ../../nbs/1_core/02_clips.ipynb #60497cee
+# %% ../../nbs/1_core/02_clips.ipynb #3bf42465
 class ClipDataset(Dataset):
     """Random windows of the videos of a source: `ds[epoch, index]`, the same for any number and order of workers.
 

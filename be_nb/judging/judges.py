@@ -6,14 +6,14 @@
 __all__ = ['check_set', 'Classification', 'linear_probe', 'nearest_neighbours', 'knn', 'RetrievalResult', 'chance_recall',
            'retrieval']
 
-# %% ../../nbs/1_core/11_judge.ipynb #0dfe6251
+# %% ../../nbs/1_core/11_judge.ipynb #b56eec37
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/1_core/11_judge.ipynb #4e949fb8
+# %% ../../nbs/1_core/11_judge.ipynb #bece7902
 def check_set(
     what: str,   # "training set", "queries", …: for the message
     features,    # (n, d), tensor or array
@@ -33,7 +33,7 @@ def check_set(
                          f"{int(bad.nonzero()[0])}. The network has probably diverged.")
     return features, labels.long()
 
-# %% ../../nbs/1_core/11_judge.ipynb #ef6b6f48
+# %% ../../nbs/1_core/11_judge.ipynb #4e6a0a05
 def check_pair(
     first: str, first_x, first_y,     # what it is, features, labels
     second: str, second_x, second_y,  # what is compared with it
@@ -44,7 +44,7 @@ def check_pair(
         raise ValueError(f"The {first} has features of length {first_x.shape[1]}, the {second} of {second_x.shape[1]}.")
     return first_x, first_y, second_x, second_y
 
-# %% ../../nbs/1_core/11_judge.ipynb #df3e7fa1
+# %% ../../nbs/1_core/11_judge.ipynb #dd2205d8
 @dataclass(repr=False)
 class Classification:
     "What a classifier on frozen features got right."
@@ -59,7 +59,7 @@ class Classification:
         return (f"Classification({self.accuracy:.1%} of {self.tested} videos; "
                 f"worst class {worst}: {self.per_class[worst]:.1%})")
 
-# %% ../../nbs/1_core/11_judge.ipynb #253dd3a3
+# %% ../../nbs/1_core/11_judge.ipynb #371f3923
 def classification(
     predictions: torch.Tensor,  # (n,) int64
     labels: torch.Tensor,       # (n,) int64
@@ -69,7 +69,7 @@ def classification(
     per_class = {int(label): hits[labels == label].mean().item() for label in labels.unique()}
     return Classification(hits.mean().item(), per_class, predictions, len(labels))
 
-# %% ../../nbs/1_core/11_judge.ipynb #626ba65f
+# %% ../../nbs/1_core/11_judge.ipynb #32e7aeb8
 def linear_probe(
     train_x, train_y,   # (n, d) features and (n,) classes to fit on
     test_x, test_y,     # (m, d) and (m,): every one is scored
@@ -90,7 +90,7 @@ def linear_probe(
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(train_x.numpy()), train_y.numpy())
     return classification(torch.from_numpy(probe.predict(scaler.transform(test_x.numpy()))), test_y)
 
-# %% ../../nbs/1_core/11_judge.ipynb #8980fb6b
+# %% ../../nbs/1_core/11_judge.ipynb #27ae2589
 def largest(
     scores: torch.Tensor,  # (m, n)
     k: int,                # how many of each row
@@ -106,7 +106,7 @@ def largest(
         columns[unclear] = scores[unclear].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 
-# %% ../../nbs/1_core/11_judge.ipynb #ba6d734f
+# %% ../../nbs/1_core/11_judge.ipynb #ed8b65b6
 _SLICE = 2**23  # similarities held at a time: 64 MiB
 
 
@@ -129,7 +129,7 @@ def nearest_neighbours(
         similarities.append(scores.gather(1, rows[-1]) / 1e9)
     return torch.cat(similarities), torch.cat(rows)
 
-# %% ../../nbs/1_core/11_judge.ipynb #e0f53ba6
+# %% ../../nbs/1_core/11_judge.ipynb #ed984a3c
 def knn(
     train_x, train_y,           # (n, d) features and (n,) classes of the voters
     test_x, test_y,             # (m, d) and (m,): every one is scored
@@ -148,7 +148,7 @@ def knn(
     votes.scatter_add_(1, train_y[rows], ((similarity - 1) / temperature).exp())
     return classification(votes.argmax(1), test_y)
 
-# %% ../../nbs/1_core/11_judge.ipynb #089f8a1b
+# %% ../../nbs/1_core/11_judge.ipynb #44690778
 @dataclass(repr=False)
 class RetrievalResult:
     "R@k, and what it was measured with."
@@ -163,7 +163,7 @@ class RetrievalResult:
         cells = ", ".join(f"R@{k} {value:.1%} (chance {self.chance[k]:.1%})" for k, value in self.recall.items())
         return f"RetrievalResult({self.queries} queries, gallery of {self.gallery}: {cells})"
 
-# %% ../../nbs/1_core/11_judge.ipynb #5659631c
+# %% ../../nbs/1_core/11_judge.ipynb #46feece9
 def chance_recall(
     same: torch.Tensor,  # (m,) how many candidates share each query's class
     candidates: int,     # how many there are
@@ -174,7 +174,7 @@ def chance_recall(
     hits = [1 - math.comb(candidates - int(size), k) / math.comb(candidates, k) for size in sizes]
     return sum(hit * int(count) for hit, count in zip(hits, counts)) / len(same)
 
-# %% ../../nbs/1_core/11_judge.ipynb #c94827e3
+# %% ../../nbs/1_core/11_judge.ipynb #34f1c187
 def retrieval(
     gallery, gallery_labels,      # (n, d) features and (n,) classes of the videos that are searched
     queries, query_labels,        # (m, d) and (m,): every query counts, also one whose class the gallery lacks
