@@ -16,7 +16,7 @@ from be_nb.methods.base import Batch, build_method, Views, Windows
 from be_nb.methods.order import arrange, ClipOrder, orders, PairwiseHead, shuffle_pieces
 from be_nb.methods.pace import Pace
 from be_nb.methods.pretext import Pretext
-from be_nb.methods.puzzles import box_size, CubicPuzzles, draw_corners, KINDS, take_cuboids, window_frames
+from be_nb.methods.puzzles import box_size, CubicPuzzles, draw_corners, KINDS, take_cuboids, window_length
 from be_nb.methods.rotnet import RotNet3D
 from be_nb.settings import PretrainConfig
 from be_nb.training.step import build_optimizer, train_step
@@ -178,7 +178,7 @@ def test_every_cell_and_jitter_is_drawn(size):
 @given(st.integers(1, 40))
 def test_a_window_is_the_shortest_whose_boxes_have_so_many_frames(frames):
     lengths = [n for n in range(4, 400) if box_size((n, 2, 2))[1][0] == frames]
-    assert window_frames(frames) == lengths[0] and window_frames(frames) % 4 == 0
+    assert window_length(frames) == lengths[0] and window_length(frames) % 4 == 0
 
 
 def test_cuboids_are_slices():
