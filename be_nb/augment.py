@@ -302,7 +302,7 @@ class Augment(_View):
         _check_clips(clips)
         return self.view(clips, self.sample(len(clips), *clips.shape[-2:], generator=generator))
 
-# %% ../nbs/1_core/03_views.ipynb #1c358788
+# %% ../nbs/1_core/03_views.ipynb #122d405d
 class CenterCrop(_View):
     """The deterministic view for tests: the central square, resized and normalised like those of `Augment`.
 

@@ -6,16 +6,14 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #97291cc5
-import contextlib
-import math
+# %% ../../nbs/1_core/02_clips.ipynb #01031bf2
 import warnings
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-# %% ../../nbs/1_core/02_clips.ipynb #3df355a1
+# %% ../../nbs/1_core/02_clips.ipynb #34aab591
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -46,8 +44,8 @@ def window_frames(
                          "short='drop' means not to use such a video: ask ClipDataset or uniform_starts first")
     if short == "clamp":
         return np.minimum(window, num_frames - 1)
-    common = math.gcd(stride, num_frames)  # the same frames come back after num_frames / common steps: one further on
-    return (window + np.arange(frames) // (num_frames // common) % common) % num_frames
+    period = num_frames // np.gcd(stride, num_frames)  # steps until the same frames come again: then one frame later
+    return (window + np.arange(frames) // period % (num_frames // period)) % num_frames
 
 # %% ../../nbs/1_core/02_clips.ipynb #32df7e8a
 def uniform_starts(
@@ -118,7 +116,7 @@ def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short
     starts = draw_starts(rng, positions, windows, min_offset, circular)
     return starts, window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/1_core/02_clips.ipynb #c6349706
+# %% ../../nbs/1_core/02_clips.ipynb #1055651d
 def _usable(source, span, short):
     "Lengths of all videos, numbers of those that can be used, names of the others."
     lengths = [int(source.num_frames(i)) for i in range(len(source))]
@@ -129,12 +127,9 @@ def _usable(source, span, short):
         raise ValueError(report)
     if dropped:
         warnings.warn(report, stacklevel=3)
-    still = sum(lengths[i] == 1 for i in indices)
-    if still and span > 1:
-        warnings.warn(f"{still} of {len(indices)} videos have a single frame: nothing moves in their windows", stacklevel=3)
     return lengths, indices, dropped
 
-# %% ../../nbs/1_core/02_clips.ipynb #60497cee
+# %% ../../nbs/1_core/02_clips.ipynb #3bf42465
 class ClipDataset(Dataset):
     """Random windows of the videos of a source: `ds[epoch, index]`, the same for any number and order of workers.
 
@@ -142,8 +137,7 @@ class ClipDataset(Dataset):
     videos of the *source*. Starts are uniform over what is allowed and at least `min_offset` apart where possible,
     else as far apart as possible. Short videos: "loop" plays them in a circle from a random frame (also those that hold
     one window, but not all windows with their offset); "clamp" starts at frame 0 and repeats the last frame, so that
-    all windows of such a video are equal; "drop" leaves them out, warns, and names them in `dropped`. A video that
-    cannot be read any more is an error, unless its source says in `unreadable` to skip it: then the next one is given.
+    all windows of such a video are equal; "drop" leaves them out, warns, and names them in `dropped`.
     """
 
     def __init__(
@@ -168,18 +162,6 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, item):
         i, epoch = _video_and_epoch(item, self.indices)
-        try:
-            return self._read(i, epoch)
-        except getattr(self.source, "unreadable", ()) as error:  # asked to skip: the next video that can be read
-            k = self.indices.index(i)
-            for other in self.indices[k + 1:] + self.indices[:k]:
-                with contextlib.suppress(*self.source.unreadable):
-                    found = self._read(other, epoch)
-                    warnings.warn(f"{error}. {self.source.names[other]} stands in for it", stacklevel=2)
-                    return found
-            raise
-
-    def _read(self, i, epoch):
         starts, numbers = draw_windows(clip_generator(self.seed, epoch, i), self.lengths[i], self.frames, self.stride,
                                        self.windows, self.min_offset, self.short)
         clips = self.source.read(i, numbers.reshape(-1))  # one read, and so one decoding pass, for all windows

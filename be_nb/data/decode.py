@@ -63,8 +63,8 @@ def _check_complete(path):
         raise VideoError(f"{path}: truncated: the header promises {promised:,} bytes, the file has {size:,}")
 
 # %% ../../nbs/5_data/02_decode.ipynb #888d5bab
-_LEADS_ELSEWHERE = {"alias_pix", "concat", "concatf", "dash", "ffmetadata", "hls", "image2", "imf", "lavfi", "rtp", "rtsp",
-                    "sap", "sdp", "tty", "vobsub", "webm_dash_manifest"}
+_LEADS_ELSEWHERE = {"alias_pix", "concat", "concatf", "dash", "ffmetadata", "hls", "image2", "imf", "lavfi", "rtp",
+                    "rtsp", "sap", "sdp", "tty", "vobsub", "webm_dash_manifest"}
 _OPEN = {"format_whitelist": ",".join(sorted(av.formats_available - _LEADS_ELSEWHERE)), "protocol_whitelist": "file"}
 
 
@@ -98,7 +98,7 @@ def _turn_of(matrix):
         return None
     return swap, across < 0, down < 0
 
-
+# %% ../../nbs/5_data/02_decode.ipynb #x
 def as_shown(
     picture,  # `av.VideoFrame`
     aspect=1,  # width of its pixels ÷ their height
@@ -106,7 +106,7 @@ def as_shown(
 ):
     "The `Frame` of a picture. Raises `VideoError` for a size, an aspect or an angle that cannot be."
     matrix, height, width = picture.side_data.get(SideData.DISPLAYMATRIX), picture.height, picture.width
-    turn = Frame._field_defaults["turn"] if matrix is None else _turn_of(np.frombuffer(bytes(matrix), np.int32).tolist())
+    turn = _turn_of((1, 0, 0, 0, 1) if matrix is None else np.frombuffer(bytes(matrix), np.int32).tolist())
     if turn is None:
         raise VideoError(f"{path}: is to be shown turned, and not by a quarter turn. Re-encode it upright")
     if not ASPECTS[0] <= aspect <= ASPECTS[1]:
@@ -187,7 +187,7 @@ class ToRGB:
         scale = max(height / frame.height, width / frame.width)
         tall, wide = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
         if tall * wide > MOST_PIXELS:
-            raise VideoError(f"{frame.path}: frames of {frame.width} × {frame.height} pixels cannot cover {height} × {width}")
+            raise VideoError(f"{frame.path}: {frame.width} × {frame.height} pixels cannot cover {height} × {width}")
         (swap, mirror, flip), size = frame.turn, (wide, tall)
         try:
             image = self.scaler.reformat(frame.picture, *size[::-1 if swap else 1], "rgb24", interpolation="BICUBIC",

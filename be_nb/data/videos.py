@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAME_BYTES', 'BLOCK_BYTES', 'write_folder', 'FrameIndex', 'locate_video', 'VideoList', 'VideoFolder', 'Selection']
 
-# %% ../../nbs/5_data/04_videos.ipynb #221b11be
+# %% ../../nbs/5_data/04_videos.ipynb #9e023ce8
 import hashlib
 import json
 import os
@@ -44,7 +44,7 @@ def write_folder(
         (folder / name).write_text("".join(lines), encoding="utf8")
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes), encoding="utf8")
 
-# %% ../../nbs/5_data/04_videos.ipynb #af878434
+# %% ../../nbs/5_data/04_videos.ipynb #e5830f5e
 class FrameIndex:
     """True frame counts of the videos below one folder, remembered between runs in a small JSON file.
 
@@ -65,23 +65,21 @@ class FrameIndex:
             return {}
 
     def _stamp(self, path):
-        status = os.stat(path)
-        return [status.st_size, status.st_mtime_ns]
+        return [os.stat(path).st_size, os.stat(path).st_mtime_ns]
 
     def get(self, path):
         "The remembered count of the video, or None."
         entry = self.known.get(path)
-        if not isinstance(entry, list) or len(entry) != 3 or entry[:2] != self._stamp(path):
-            return None
-        return entry[2] if type(entry[2]) is int and entry[2] > 0 else None
+        good = isinstance(entry, list) and len(entry) == 3 and entry[:2] == self._stamp(path)
+        return entry[2] if good and type(entry[2]) is int and entry[2] > 0 else None
 
     def add(self, counts):
         "Remember `{path: count}` (0: forget it); where the folder cannot be written, that costs no run."
         known = {**self._load(), **{path: [*self._stamp(path), count] for path, count in counts.items() if count}}
-        self.known = {path: entry for path, entry in known.items() if counts.get(path, 1)}
-        temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
+        self.known = {path: entry for path, entry in known.items() if counts.get(path) != 0}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(json.dumps(self.known))
             os.replace(temporary, self.file)
         except OSError as error:
@@ -116,7 +114,7 @@ def _count_all(root, paths, stop):
         index.add({path: count for path, count in counted.items() if not isinstance(count, VideoError)})
     return [{**known, **counted}[path] for path in paths]
 
-# %% ../../nbs/5_data/04_videos.ipynb #62fed279
+# %% ../../nbs/5_data/04_videos.ipynb #f8dfe9d9
 FRAME_BYTES = 8  # no container needs less for a frame
 BLOCK_BYTES = 1 << 28  # of memory asked for at once
 
@@ -131,7 +129,7 @@ def _header_frames(path):
     except Exception:  # decoding will say what is wrong with it
         return 0
 
-
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class _FrameStore:
     "Decoded videos in RAM, one after the other in a few long uint8 tensors `(frames, 3, h, w)`."
 
@@ -182,7 +180,7 @@ def _drop_bad(videos, results):
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/5_data/04_videos.ipynb #43ade61c
+# %% ../../nbs/5_data/04_videos.ipynb #6877b645
 def locate_video(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
@@ -192,7 +190,7 @@ def locate_video(root, path, where):
     hint = ". Is there a column too many in the list?" if path.rpartition(" ")[2].lstrip("-").isdigit() else ""
     return VideoError(f"{where}: no such video: {os.path.join(root, path)}{hint}")
 
-
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class VideoList:
     """The usable videos of a split: `names`, `labels`, `classes`, `paths`; in `skipped` what was left out and why.
 
@@ -224,7 +222,20 @@ class VideoList:
     def __len__(self):
         return len(self.names)
 
-# %% ../../nbs/5_data/04_videos.ipynb #2e8e7b35
+# %% ../../nbs/5_data/04_videos.ipynb #x
+def _decode_counted(videos, i, frames):
+    "Frames of video `i`; if it became shorter since it was counted, a `VideoError`, and its count is forgotten."
+    path, counts, asked = videos.paths[i], videos._counts, np.asarray(frames)
+    try:
+        return decode(path, videos.frame_size, frames)
+    except IndexError as error:
+        if counts is None or not asked.size or asked.min() < 0 or asked.max() >= counts[i]:
+            raise
+        FrameIndex(videos.root).add({path: 0})
+        raise VideoError(f"{path}: became shorter since its {counts[i]} frames were counted. Start again: it is "
+                         "counted anew") from error
+
+# %% ../../nbs/5_data/04_videos.ipynb #1997a157
 class VideoFolder(VideoList):
     """A source of frames: the videos of a split; every `read` decodes, or with `cache=True` only the constructor does.
 
@@ -232,7 +243,6 @@ class VideoFolder(VideoList):
     `root/classes.txt`, else they are the numbers. `skipped` maps the names left out by `on_error="skip"` to the
     reasons. Raises `FileNotFoundError`, `ValueError` or `VideoError`, naming folder, list and line, or video.
     """
-
     def __init__(
         self,
         root,  # folder of the videos
@@ -263,18 +273,9 @@ class VideoFolder(VideoList):
         "The frames numbered `frames` (any order, repeats allowed) of video `i`, a uint8 tensor `(t, 3, h, w)`."
         if self._store is not None:
             return self._store.get(self._places[i], np.asarray(frames, dtype=np.int64))
-        try:
-            images = decode(self.paths[i], self.frame_size, frames)
-        except IndexError as error:
-            asked = np.asarray(frames)
-            if self._counts is None or not asked.size or asked.min() < 0 or asked.max() >= self._counts[i]:
-                raise
-            FrameIndex(self.root).add({self.paths[i]: 0})
-            raise VideoError(f"{self.paths[i]}: became shorter since its {self._counts[i]} frames were counted. Start "
-                             "again to have it counted anew") from error
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(_decode_counted(self, i, frames)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../../nbs/5_data/04_videos.ipynb #2a0ce61e
+# %% ../../nbs/5_data/04_videos.ipynb #a2591030
 class Selection:
     "Some videos of a source; a source itself."
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..config import override
 from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
-from ..data.sources import open_list
+from ..data.sources import open_list, SteadyClips
 from ..data.videos import Selection
 from ..judging.protocols import get_protocol, scale, windows_of
 from ..machine.device import autocast, lay_out, machine, pick_device
@@ -340,7 +340,7 @@ def finetune(
     device = pick_device(config.device)
     name, backbone = starting_backbone(config)
     train, held_out, tests, classes = open_sources(config)
-    clips = ClipDataset(train, config.frames, config.stride, 1, 0, config.short, config.seed)
+    clips = SteadyClips(train, config.frames, config.stride, 1, 0, config.short, config.seed)
     config = resolve_config(config, name, clips)
     folder = run_folder(PretrainConfig(name=config.name, out=config.out))
     run = restore(config, folder, backbone, len(classes), device)

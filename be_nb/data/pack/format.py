@@ -7,7 +7,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'FORMAT', 'frame_to_bytes', 'jpeg
            'last_member', 'PackError', 'Contents', 'scan_shard', 'sha256', 'seal_of', 'is_pack', 'parse_pack',
            'read_pack', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #cc6dd079
+# %% ../../../nbs/5_data/05_pack_format.ipynb #72c02848
 import hashlib
 import io
 import json
@@ -195,7 +195,7 @@ def seal_of(content):
     "Checksum over everything else in pack.json."
     return sha256(json.dumps({k: v for k, v in content.items() if k != "seal"}, sort_keys=True).encode())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #07dd3ef4
+# %% ../../../nbs/5_data/05_pack_format.ipynb #b1c39874
 def is_pack(
     root,  # a folder
 ):
@@ -220,8 +220,8 @@ def parse_pack(
     if not good:
         raise PackError(f"{where}: damaged, or of another version of be_nb. Pack again: whole shards are kept.")
     if "geometry" not in content.get("settings", {"geometry": ""}):
-        warnings.warn(f"{where}: packed before be_nb minded how a player turns and stretches frames: a phone's videos may lie on "
-                      "their side in it. Pack such videos again, into another folder.", stacklevel=2)
+        warnings.warn(f"{where}: packed before be_nb minded how a player turns and stretches frames: a phone's videos "
+                      "may lie on their side in it. Pack such videos again, into another folder.", stacklevel=2)
     return content
 
 

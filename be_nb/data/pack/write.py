@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #a1a53540
+# %% ../../../nbs/5_data/06_pack_write.ipynb #3788b0b8
 import io
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ from .format import (CODECS, FORMAT, frame_to_bytes, last_member, PackReport, re
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #228129ee
+# %% ../../../nbs/5_data/06_pack_write.ipynb #8b146bff
 @dataclass(frozen=True)
 class PackSettings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -119,7 +119,7 @@ def write_shard(
 
     write_atomically(path, write)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #65c557d8
+# %% ../../../nbs/5_data/06_pack_write.ipynb #802f4911
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
