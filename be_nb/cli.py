@@ -21,8 +21,8 @@ from typing import Annotated, get_args, get_origin, Literal
 import tyro
 
 from .config import annotations, check_choice, nearest, override, settings
-from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig, ListsConfig,
-                            PackConfig, PretrainConfig, RetrieveConfig)
+from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
+                            ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
 
 # %% ../nbs/8_studies/04_cli.ipynb #x
 def metavar(
@@ -177,8 +177,8 @@ def recipes(args: list[str]):
 # %% ../nbs/8_studies/04_cli.ipynb #x
 def lists(args: list[str]):
     "be-nb lists --root DIR [--val 0.2]    write train.txt, val.txt and classes.txt for folders CLASS/video.mp4"
-    config = parse("lists", ListsConfig, args, "Write train.txt, val.txt and classes.txt for a folder whose videos lie in "
-                   "folders of classes; what shares a person or a film is on one side.")
+    config = parse("lists", ListsConfig, args, "Write train.txt, val.txt and classes.txt for a folder whose videos lie "
+                   "in folders of classes; what shares a person or a film is on one side.")
     from be_nb.data.lists import write_split
 
     print(write_split(**dataclasses.asdict(config)))

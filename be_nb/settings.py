@@ -41,7 +41,7 @@ class DataSettings(Config):
     "Which videos, and which clips of them."
 
     data: str = "scenebias"          # "scenebias" (built in) or a folder of videos
-    split: str = "train.txt"         # list of the videos in it; without any list: all of them
+    split: str = "train.txt"         # list of the videos in it; none: all videos
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips
@@ -317,7 +317,7 @@ class PackConfig(Config):
 
     root: str                        # folder of the videos
     out: str                         # folder of the pack
-    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root; without any: all its videos
+    splits: tuple[str, ...] = ("train.txt", "val.txt")  # lists in root; none: all videos
     short_side: Amount = 128         # pixels of the shorter side; 0 keeps the size
     frame_size: tuple[Count, Count] | None = None  # height, width: cover and cut, not short_side
     codec: Literal["jpeg", "raw"] = "jpeg"  # of a stored frame: jpeg is small, raw needs no decoding

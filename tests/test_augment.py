@@ -276,3 +276,37 @@ def test_same_views_on_the_gpu():
         assert torch.equal(augment(clips.cuda(), seeded()), there)
     with pytest.raises(ValueError, match="on the CPU"):
         augment(clips.cuda(), torch.Generator("cuda"))
+
+
+# --- test crops lie on whole pixels -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("height,width,size,crop,top,left", [(128, 171, 112, .875, 8, 29), (171, 128, 112, .875, 29, 8),
+                                                            (256, 341, 224, .875, 16, 58), (113, 114, 112, 112 / 113, 0, 1),
+                                                            (240, 321, 112, 112 / 240, 64, 104), (30, 31, 30, 1., 0, 0)])
+def test_a_test_crop_is_cut_and_not_resampled(height, width, size, crop, top, left):
+    clips = torch.randint(256, (2, 3, 3, height, width), generator=torch.Generator().manual_seed(0)).byte()
+    cut = clips[..., top:top + size, left:left + size]
+    assert torch.allclose(denormalize(CenterCrop(size, crop)(clips)), cut.transpose(1, 2) / 255, atol=2e-4)
+
+
+@pytest.mark.parametrize("height,width,size,crop", [(128, 171, 112, .875), (171, 128, 112, .875), (129, 171, 112, 112 / 129),
+                                                    (128, 128, 112, .875)])
+def test_outer_crops_are_cut_and_not_resampled(height, width, size, crop):
+    from be_nb.judging.features import test_views as views
+
+    clips = torch.randint(256, (1, 2, 3, height, width), generator=torch.Generator().manual_seed(1)).byte()
+    side, rim = min(height, width), (min(height, width) - size) // 2
+    starts = {"first": (rim, rim), "last": (height - side + rim, width - side + rim)}
+    first, centre, last = (denormalize(view(clips)) for view in views(size, 3, crop))
+    for found, (top, left) in ((first, starts["first"]), (last, starts["last"])):
+        assert torch.allclose(found, clips[..., top:top + size, left:left + size].transpose(1, 2) / 255, atol=2e-4)
+    assert torch.equal(centre, denormalize(CenterCrop(size, crop)(clips)))
+
+
+@pytest.mark.parametrize("size,crop", [(24, 1.), (30, 1.), (24, .8), (20, .8)])
+def test_whole_squares_are_seen_as_before(size, crop):
+    "The views behind the recorded numbers of SceneBias: the central square of a square frame, about its exact middle."
+    clips = torch.randint(256, (2, 3, 3, 30, 30), generator=torch.Generator().manual_seed(2)).byte()
+    zero, one = torch.zeros(2), torch.ones(2)
+    old = augment_clips(clips, ClipParameters(30 * crop * one, zero, zero, zero, zero, one, one, one, zero), size)
+    assert torch.allclose(denormalize(CenterCrop(size, crop)(clips)), old, atol=1e-5)

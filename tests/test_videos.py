@@ -28,7 +28,7 @@ from be_nb.data.pack.format import seal_of
 from be_nb.data.pack.read import PackedVideos
 from be_nb.data.pack.write import pack
 from be_nb.data.scenebias import SceneBias
-from be_nb.data.sources import build_source, open_source
+from be_nb.data.sources import build_source, open_source, SteadyClips
 from be_nb.data.videos import FrameIndex, Selection, VideoFolder, write_folder
 from be_nb.settings import PretrainConfig
 
@@ -415,15 +415,15 @@ def test_a_video_that_became_shorter(tmp_path):
         with pytest.raises(IndexError):
             source.read(0, [30])
     with pytest.raises(VideoError, match="became shorter"):
-        ClipDataset(strict, 16, 2)[0, 0]
+        SteadyClips(strict, 16, 2)[0, 0]
     for source in (lenient, Selection(lenient, [0, 1])):
-        data = ClipDataset(source, 16, 2)
+        data = SteadyClips(source, 16, 2)
         with pytest.warns(UserWarning, match="a.mp4: became shorter.* b.mp4 stands in for it"):
             item = data[3, 0]
         assert item["index"] == item["label"] == 1 and torch.equal(item["clips"], data[3, 1]["clips"])
     (tmp_path / "b.mp4").write_bytes(b"gone")
     with pytest.raises(VideoError, match="a.mp4"):
-        ClipDataset(lenient, 16, 2)[0, 0]
+        SteadyClips(lenient, 16, 2)[0, 0]
     assert VideoFolder(tmp_path, Split(["a.mp4"], [0])).num_frames(0) == 4
 
 
@@ -553,6 +553,11 @@ def test_lists_are_written_for_class_folders(tmp_path):
     assert all(learn.classes[label] == path.split("/")[0] for path, label in zip(learn.paths, learn.labels))
     assert not {path[4:12] for path in learn.paths} & {path[4:12] for path in test.paths}
     with pytest.raises(FileExistsError, match="train.txt is there already"):
+        write_split(tmp_path)
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / name).unlink()
+    (tmp_path / "classes.txt").write_text("box\nswim\n")
+    with pytest.raises(ValueError, match="classes.txt does not name the folders"):
         write_split(tmp_path)
     with pytest.raises(ValueError, match="no regular expression"):
         groups_of(["a"], "(")
@@ -853,7 +858,7 @@ def test_a_looped_window_does_not_stand_still(n, stride, right):
 
 def test_videos_of_one_frame_are_told():
     with pytest.warns(UserWarning, match="1 of 2 videos have a single frame"):
-        ClipDataset(Numbers([1, 30]), 4, 2)
+        SteadyClips(Numbers([1, 30]), 4, 2)
 
 
 def test_window_arguments():

@@ -6,9 +6,7 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #71dfe0d0
-import contextlib
-import math
+# %% ../../nbs/1_core/02_clips.ipynb #x
 import warnings
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-# %% ../../nbs/1_core/02_clips.ipynb #34aab591
+# %% ../../nbs/1_core/02_clips.ipynb #x
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -47,10 +45,10 @@ def window_frames(
                          "short='drop' means not to use such a video: ask ClipDataset or uniform_starts first")
     if short == "clamp":
         return np.minimum(window, num_frames - 1)
-    common = math.gcd(stride, num_frames)  # the same frames come back after num_frames / common steps: one further on
-    return (window + np.arange(frames) // (num_frames // common) % common) % num_frames
+    period = num_frames // np.gcd(stride, num_frames)  # steps until the same frames come again: then one frame later
+    return (window + np.arange(frames) // period % (num_frames // period)) % num_frames
 
-# %% ../../nbs/1_core/02_clips.ipynb #32df7e8a
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def uniform_starts(
     num_frames,  # length of the video, in frames
     frames,  # frames in a window
@@ -72,7 +70,7 @@ def uniform_starts(
         return np.array([last // 2], dtype=np.int64)
     return np.arange(clips, dtype=np.int64) * last // (clips - 1)
 
-# %% ../../nbs/1_core/02_clips.ipynb #30cf6664
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def draw_starts(
     rng,  # numpy Generator
     positions,  # the starts allowed are 0 … positions − 1
@@ -102,7 +100,7 @@ def draw_starts(
     starts = np.concatenate([[0], rng.permutation(starts + apart)])
     return (starts + rng.integers(positions)) % positions
 
-# %% ../../nbs/1_core/02_clips.ipynb #df8e06fe
+# %% ../../nbs/1_core/02_clips.ipynb #x
 _CLIPS, _ORDER = 1, 2
 
 
@@ -110,7 +108,7 @@ def clip_generator(seed, epoch, index):
     "The random generator of video `index` of a source in one epoch."
     return np.random.default_rng((_CLIPS, seed, epoch, index))
 
-# %% ../../nbs/1_core/02_clips.ipynb #98b177b9
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short="loop"):
     "Random windows of a video: their starts, int64 `(windows,)`, and the numbers of their frames, `(windows, frames)`."
     span = (frames - 1) * stride + 1
@@ -119,7 +117,7 @@ def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short
     starts = draw_starts(rng, positions, windows, min_offset, circular)
     return starts, window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/1_core/02_clips.ipynb #1055651d
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def _usable(source, span, short):
     "Lengths of all videos, numbers of those that can be used, names of the others."
     lengths = [int(source.num_frames(i)) for i in range(len(source))]
@@ -130,12 +128,9 @@ def _usable(source, span, short):
         raise ValueError(report)
     if dropped:
         warnings.warn(report, stacklevel=3)
-    still = sum(lengths[i] == 1 for i in indices)
-    if still and span > 1:
-        warnings.warn(f"{still} of {len(indices)} videos have a single frame: nothing moves in their windows", stacklevel=3)
     return lengths, indices, dropped
 
-# %% ../../nbs/1_core/02_clips.ipynb #3bf42465
+# %% ../../nbs/1_core/02_clips.ipynb #x
 class ClipDataset(Dataset):
     """Random windows of the videos of a source: `ds[epoch, index]`, the same for any number and order of workers.
 
@@ -143,8 +138,7 @@ class ClipDataset(Dataset):
     videos of the *source*. Starts are uniform over what is allowed and at least `min_offset` apart where possible,
     else as far apart as possible. Short videos: "loop" plays them in a circle from a random frame (also those that hold
     one window, but not all windows with their offset); "clamp" starts at frame 0 and repeats the last frame, so that
-    all windows of such a video are equal; "drop" leaves them out, warns, and names them in `dropped`. A video that
-    cannot be read any more is an error, unless its source says in `unreadable` to skip it: then the next one is given.
+    all windows of such a video are equal; "drop" leaves them out, warns, and names them in `dropped`.
     """
 
     def __init__(
@@ -169,25 +163,13 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, item):
         i, epoch = _video_and_epoch(item, self.indices)
-        try:
-            return self._read(i, epoch)
-        except getattr(self.source, "unreadable", ()) as error:  # asked to skip: the next video that can be read
-            k = self.indices.index(i)
-            for other in self.indices[k + 1:] + self.indices[:k]:
-                with contextlib.suppress(*self.source.unreadable):
-                    found = self._read(other, epoch)
-                    warnings.warn(f"{error}. {self.source.names[other]} stands in for it", stacklevel=2)
-                    return found
-            raise
-
-    def _read(self, i, epoch):
         starts, numbers = draw_windows(clip_generator(self.seed, epoch, i), self.lengths[i], self.frames, self.stride,
                                        self.windows, self.min_offset, self.short)
         clips = self.source.read(i, numbers.reshape(-1))  # one read, and so one decoding pass, for all windows
         clips = clips.reshape(self.windows, self.frames, *clips.shape[1:])
         return {"clips": clips, "index": i, "label": int(self.source.labels[i]), "starts": torch.from_numpy(starts)}
 
-# %% ../../nbs/1_core/02_clips.ipynb #a28bdeae
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def _video_and_epoch(item, indices):
     "The number in its source of the video that `(epoch, index)` means, and the epoch."
     if not isinstance(item, tuple) or len(item) != 2:
@@ -197,12 +179,12 @@ def _video_and_epoch(item, indices):
         raise IndexError(f"index {index} of a dataset of {len(indices)} videos")
     return indices[index], epoch
 
-# %% ../../nbs/1_core/02_clips.ipynb #174d9b43
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def epoch_order(length, seed, epoch):
     "The order of the videos in one epoch: a permutation of `range(length)` drawn from `(seed, epoch)`, as a list."
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(length).tolist()
 
-# %% ../../nbs/1_core/02_clips.ipynb #9c8327b4
+# %% ../../nbs/1_core/02_clips.ipynb #x
 class EpochSampler:
     """Batches of `(epoch, index)` for `DataLoader(ds, batch_sampler=…)`: endless, or `steps` batches.
 
@@ -240,7 +222,7 @@ class EpochSampler:
             position += self.batch_size
             yield batch
 
-# %% ../../nbs/1_core/02_clips.ipynb #71e915b0
+# %% ../../nbs/1_core/02_clips.ipynb #x
 def collate(
     items,  # items of a `ClipDataset`
 ):

@@ -62,9 +62,9 @@ def _check_complete(path):
     if promised > size:
         raise VideoError(f"{path}: truncated: the header promises {promised:,} bytes, the file has {size:,}")
 
-# %% ../../nbs/5_data/02_decode.ipynb #888d5bab
-_LEADS_ELSEWHERE = {"alias_pix", "concat", "concatf", "dash", "ffmetadata", "hls", "image2", "imf", "lavfi", "rtp", "rtsp",
-                    "sap", "sdp", "tty", "vobsub", "webm_dash_manifest"}
+# %% ../../nbs/5_data/02_decode.ipynb #4f702630
+_LEADS_ELSEWHERE = {"alias_pix", "concat", "concatf", "dash", "ffmetadata", "hls", "image2", "imf", "lavfi", "rtp",
+                    "rtsp", "sap", "sdp", "tty", "vobsub", "webm_dash_manifest"}
 _OPEN = {"format_whitelist": ",".join(sorted(av.formats_available - _LEADS_ELSEWHERE)), "protocol_whitelist": "file"}
 
 
@@ -74,7 +74,7 @@ def open_video(
     "Open a file with PyAV, and no other file behind it. Raises what PyAV raises; names need not be UTF-8."
     return av.open(os.path.abspath(path), metadata_errors="ignore", options=_OPEN)
 
-# %% ../../nbs/5_data/02_decode.ipynb #72d3db3a
+# %% ../../nbs/5_data/02_decode.ipynb #0bcfe4e8
 MOST_PIXELS = 1 << 26  # of a frame, 8192 × 8192; a few bytes can claim more than any memory holds
 ASPECTS = (1 / 8, 8)  # of a pixel that is believed
 
@@ -98,7 +98,7 @@ def _turn_of(matrix):
         return None
     return swap, across < 0, down < 0
 
-
+# %% ../../nbs/5_data/02_decode.ipynb #482f9259
 def as_shown(
     picture,  # `av.VideoFrame`
     aspect=1,  # width of its pixels ÷ their height
@@ -106,7 +106,7 @@ def as_shown(
 ):
     "The `Frame` of a picture. Raises `VideoError` for a size, an aspect or an angle that cannot be."
     matrix, height, width = picture.side_data.get(SideData.DISPLAYMATRIX), picture.height, picture.width
-    turn = Frame._field_defaults["turn"] if matrix is None else _turn_of(np.frombuffer(bytes(matrix), np.int32).tolist())
+    turn = _turn_of((1, 0, 0, 0, 1) if matrix is None else np.frombuffer(bytes(matrix), np.int32).tolist())
     if turn is None:
         raise VideoError(f"{path}: is to be shown turned, and not by a quarter turn. Re-encode it upright")
     if not ASPECTS[0] <= aspect <= ASPECTS[1]:
@@ -117,7 +117,7 @@ def as_shown(
         raise VideoError(f"{path}: says that a frame has {width} × {height} pixels, the limit is {MOST_PIXELS:,}")
     return Frame(picture, *((width, height) if turn[0] else (height, width)), turn, path)
 
-# %% ../../nbs/5_data/02_decode.ipynb #b2875828
+# %% ../../nbs/5_data/02_decode.ipynb #e2650a73
 def video_frames(
     path,  # a video file that FFmpeg can read
 ):
@@ -171,7 +171,7 @@ def video_size(
         frame = next(frames)
     return frame.height, frame.width
 
-# %% ../../nbs/5_data/02_decode.ipynb #22d8755f
+# %% ../../nbs/5_data/02_decode.ipynb #d4268c74
 # PyAV 17 and later would start a thread for every core; older versions use one anyway and do not know the argument.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
@@ -187,7 +187,7 @@ class ToRGB:
         scale = max(height / frame.height, width / frame.width)
         tall, wide = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
         if tall * wide > MOST_PIXELS:
-            raise VideoError(f"{frame.path}: frames of {frame.width} × {frame.height} pixels cannot cover {height} × {width}")
+            raise VideoError(f"{frame.path}: {frame.width} × {frame.height} pixels cannot cover {height} × {width}")
         (swap, mirror, flip), size = frame.turn, (wide, tall)
         try:
             image = self.scaler.reformat(frame.picture, *size[::-1 if swap else 1], "rgb24", interpolation="BICUBIC",

@@ -7,7 +7,7 @@ __all__ = ['MOST_CLASSES', 'ENDINGS', 'SIDES', 'USUAL', 'GROUPS', 'Split', 'Trai
            'scan_videos', 'holds_lists', 'open_split', 'warn_of_outside', 'read_ucf101', 'read_hmdb51', 'read_diving48',
            'group_of', 'hold_out', 'source_of', 'groups_of', 'divide', 'write_split']
 
-# %% ../../nbs/5_data/03_lists.ipynb #cdf05369
+# %% ../../nbs/5_data/03_lists.ipynb #a26e64fc
 import json
 import os
 import re
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/03_lists.ipynb #e56e8ae6
+# %% ../../nbs/5_data/03_lists.ipynb #fad1c275
 MOST_CLASSES = 100_000  # a larger label is a mistake, and would ask for a table of that length
 
 
@@ -47,7 +47,7 @@ class Split:
             raise ValueError(f"as many of each are needed, got {len(self.paths)} paths, {len(self.labels)} labels")
         for label, where in zip(self.labels.tolist(), self.where):
             if label >= MOST_CLASSES:
-                raise ValueError(f"{where}: label {label}; number the classes from 0, {MOST_CLASSES - 1} is the last one")
+                raise ValueError(f"{where}: label {label}; number the classes from 0 to at most {MOST_CLASSES - 1}")
             if label < -1 or (self.classes and label >= len(self.classes)):
                 raise ValueError(f"{where}: label {label}, but the classes are 0 to {len(self.classes) - 1}")
 
@@ -60,14 +60,14 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
 
-# %% ../../nbs/5_data/03_lists.ipynb #2397915f
+# %% ../../nbs/5_data/03_lists.ipynb #3ce057e9
 def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list file (now in {os.getcwd()}). It holds a line `path label` per "
-                                "video, such as `jumps/first take.mp4 0`; paths begin at its folder. `be-nb lists --root FOLDER "
-                                "--val 0.2` writes the lists of a folder that is sorted like CLASS/video.mp4")
+                                "video, such as `jumps/first take.mp4 0`; paths begin at its folder. `be-nb lists "
+                                "--root FOLDER --val 0.2` writes lists for a folder sorted like CLASS/video.mp4")
     data = path.read_bytes()
     if b"\0" in data:
         raise ValueError(f"{path}: is no text in UTF-8 (perhaps UTF-16, or no text at all); save it as UTF-8")
@@ -111,7 +111,7 @@ def read_list(
     paths, numbers, where = zip(*entries)
     return Split(list(paths), numbers, read_classes(Path(path).parent / "classes.txt"), list(where))
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #72afbb09
 ENDINGS = (".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
            ".ogv", ".ts", ".vob", ".webm", ".wmv")  # of names of video files, in small letters
 SIDES = ("train", "val", "test")  # folders that hold the videos of one list
@@ -129,7 +129,7 @@ def _videos_below(folder):
         seen.add(real)
     return sorted(found)
 
-
+# %% ../../nbs/5_data/03_lists.ipynb #0a9a8d24
 def scan_videos(
     root,  # folder of videos
     inside="",  # a folder in it: only the videos below that one
@@ -153,7 +153,7 @@ def scan_videos(
     where = [os.path.join(base, path) for path in paths]
     return Split([f"{inside}/{path}" if inside else path for path in paths], labels, classes, where)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #c2bc9692
 USUAL = ("train.txt", "val.txt")  # lists that are taken where none are named
 
 
@@ -169,15 +169,16 @@ def holds_lists(
             return True
     return False
 
-
+# %% ../../nbs/5_data/03_lists.ipynb #d09174e2
 def open_split(
     root,  # folder of videos, or of a pack
     split,  # a list file (absolute or in root), the name of a folder in root, or a `Split`, which is returned
     labels=True,  # must every video have a label?
 ):
-    """The `Split` that a name means: a list, or a folder of videos; `train.txt` may be all videos of a folder without lists.
+    """The `Split` that a name means: a list, or a folder of videos.
 
-    Raises `FileNotFoundError` or `ValueError`, naming list and line.
+    `train.txt` may be all videos of a folder without lists. Raises `FileNotFoundError` or `ValueError`, naming list
+    and line.
     """
     if isinstance(split, Split):
         return split
@@ -193,7 +194,7 @@ def open_split(
         raise ValueError(f"{Path(root) / side}: no labels: the videos must lie in two or more folders CLASS/video.mp4")
     return found
 
-
+# %% ../../nbs/5_data/03_lists.ipynb #ef3654a3
 def warn_of_outside(
     root,  # folder of videos
     paths,  # from a list
@@ -202,8 +203,8 @@ def warn_of_outside(
     start = os.path.join(os.path.abspath(root), "")
     outside = [path for path in paths if not os.path.abspath(os.path.join(root, path)).startswith(start)]
     if outside:
-        warnings.warn(f"{len(outside)} of {len(paths)} paths of the list lead out of {root}, such as {outside[0]!a}. They are "
-                      "taken as they are; is that what you want?", stacklevel=3)
+        warnings.warn(f"{len(outside)} of {len(paths)} paths of the list lead out of {root}, such as {outside[0]!a}. "
+                      "They are taken as they are; is that what you want?", stacklevel=3)
 
 # %% ../../nbs/5_data/03_lists.ipynb #cf6644d7
 def read_ucf101(
@@ -314,11 +315,11 @@ def hold_out(
     held = np.array(sorted(held), dtype=np.int64)
     return np.setdiff1d(np.arange(len(labels)), held), held
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #06486b24
 def source_of(
     path,  # of a video, `CLASS/video.mp4`
 ):
-    "What a video shares with others, over all classes, as far as its name tells: UCF101's group, HMDB51's film, or itself."
+    "What a video shares with those of any class, as far as its name tells: UCF101's group, HMDB51's film, or itself."
     found = group_of(path)
     if found == path or not re.match(GROUPS[1], path):
         return found
@@ -329,7 +330,7 @@ def groups_of(
     paths,
     pattern="",  # what it finds in a path, or what its brackets hold, is the group; empty: `source_of`
 ):
-    "The group of each path; a path in which the pattern finds nothing is its own. Raises `ValueError` for a bad pattern."
+    "The group of each path, its own where the pattern finds nothing. Raises `ValueError` for a bad pattern."
     if not pattern:
         return [source_of(path) for path in paths]
     try:
@@ -340,26 +341,27 @@ def groups_of(
     if len(lost) == len(paths):
         raise ValueError(f"group={pattern!r} finds nothing in any path, such as {paths[0]!a}")
     if lost:
-        warnings.warn(f"group={pattern!r} finds nothing in {len(lost)} of {len(paths)} paths, such as {lost[0]!a}: each of them "
-                      "is a group of its own", stacklevel=2)
+        warnings.warn(f"group={pattern!r} finds nothing in {len(lost)} of {len(paths)} paths, such as {lost[0]!a}: "
+                      "each of them is a group of its own", stacklevel=2)
     return [("", path) if not match else match.groups() or match[0] for path, match in zip(paths, found)]
 
-
+# %% ../../nbs/5_data/03_lists.ipynb #72778d58
 def divide(
     labels,  # (n,) classes
     groups,  # n names of groups
     share,  # of each class for the second side
     seed=0,  # which groups depends on it
 ):
-    "Rows of two sides, int64 in rising order: no group on both, each class near its share, none without a row to learn from."
+    "Rows of two sides, int64 in rising order: no group on both, each class near its share and on the first side."
     labels, numbers = np.asarray(labels), {group: k for k, group in enumerate(dict.fromkeys(groups))}
     counts = np.zeros((len(numbers), labels.max() + 1), dtype=np.int64)
     np.add.at(counts, ([numbers[group] for group in groups], labels), 1)
     total, held, taken = counts.sum(0), np.zeros(counts.shape[1], dtype=np.int64), set()
 
     def gain(k):  # how much nearer the group brings the classes; None: it would leave one without videos
-        after = held + counts[k]
-        return None if (after >= total)[counts[k] > 0].any() else np.abs(held - share * total).sum() - np.abs(after - share * total).sum()
+        after, target = held + counts[k], share * total
+        lost = (after >= total)[counts[k] > 0].any()
+        return None if lost else np.abs(held - target).sum() - np.abs(after - target).sum()
 
     for k in np.random.default_rng(seed).permutation(len(counts)).tolist():
         if (gain(k) or 0) > 0:
@@ -372,7 +374,27 @@ def divide(
     second = np.array([numbers[group] in taken for group in groups])
     return np.flatnonzero(~second), np.flatnonzero(second)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #cb843bf8
+def _check_divisible(root):
+    "The videos of a folder that `write_split` can divide, as a `Split`; else an error that says what to do."
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder (now in {os.getcwd()})")
+    for name in USUAL:
+        if (root / name).exists():
+            raise FileExistsError(f"{root / name} is there already, and lists are not overwritten: move it away")
+    found = scan_videos(root)
+    if not found.classes:
+        raise ValueError(f"{root}: its videos do not lie in two or more folders CLASS/video.mp4, so their labels are "
+                         "not known. Pretraining needs neither labels nor lists; folders train/ and val/ of such folders "
+                         "need no lists")
+    if (root / "classes.txt").exists() and read_classes(root / "classes.txt") != found.classes:
+        raise ValueError(f"{root / 'classes.txt'} does not name the folders of the classes: move it away, or mend it")
+    odd = next((path for path in found.paths if path != path.strip() or "\n" in path), None)
+    if odd:
+        raise ValueError(f"{root}: the name {odd!r} cannot stand in a list: blanks at its ends, or a line break")
+    return found
+
+# %% ../../nbs/5_data/03_lists.ipynb #c0e48fbd
 def write_split(
     root,  # folder of videos, CLASS/video.mp4 or videos/CLASS/video.mp4
     val=0.2,  # share of each class for val.txt
@@ -384,31 +406,19 @@ def write_split(
     Raises `FileNotFoundError`, `FileExistsError` or `ValueError`, saying what to do.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder (now in {os.getcwd()})")
-    for name in USUAL:
-        if (root / name).exists():
-            raise FileExistsError(f"{root / name} is there already, and lists are not overwritten: move it away")
-    found = scan_videos(root)
-    if not found.classes:
-        raise ValueError(f"{root}: its videos do not lie in two or more folders CLASS/video.mp4, so their labels are not known. "
-                         "Pretraining needs neither labels nor lists; folders train/ and val/ of such folders need no lists")
-    odd = next((path for path in found.paths if path != path.strip() or "\n" in path), None)
-    if odd:
-        raise ValueError(f"{root}: the name {odd!r} cannot stand in a list: blanks at its ends, or a line break")
+    found = _check_divisible(root)
     groups = groups_of(found.paths, group)
     sides = dict(zip(USUAL, divide(found.labels, groups, val, seed)))
     if not len(sides[USUAL[1]]):
-        raise ValueError(f"{root}: no group can be set aside, each class has a single one; choose another group, or more videos")
+        raise ValueError(f"{root}: no group can be set aside, each class has a single one; choose another group")
     lines = {name: [f"{found.paths[k]} {found.labels[k]}" for k in rows] for name, rows in sides.items()}
     for name, text in {"classes.txt": found.classes, **lines}.items():
         data = ("\n".join(text) + "\n").encode("utf8", "surrogateescape")
-        if not (name == "classes.txt" and (root / name).exists() and read_classes(root / name) == found.classes):
-            write_atomically(root / name, lambda temporary: temporary.write_bytes(data))
+        write_atomically(root / name, lambda temporary: temporary.write_bytes(data))
     alone = sorted({found.classes[k] for k in found.labels} - {found.classes[found.labels[k]] for k in sides[USUAL[1]]})
-    about = [f"{root}: {len(found)} videos, {len(found.classes)} classes, {len(set(groups))} groups"]
-    about += [f"  {name}: {len(rows)} videos" for name, rows in sides.items()]
-    about += ["  nothing in the names tells persons or films apart from others: each video is a group of its own. Where several "
-              "come from one recording, name it with --group"] * (len(set(groups)) == len(found))
+    about = [f"{root}: {len(found)} videos, {len(found.classes)} classes, {len(set(groups))} groups",
+             *(f"  {name}: {len(rows)} videos" for name, rows in sides.items())]
+    about += ["  no name tells a person or film: each video is its own group. Where several come from one recording, "
+              "name it with --group"] * (len(set(groups)) == len(found))
     about += [f"  in val.txt no video of {', '.join(alone)}: all of its videos are one group"] * bool(alone)
     return "\n".join(about)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
-           'build_loader']
+           'SteadyClips', 'build_loader']
 
 # %% ../../nbs/5_data/11_sources.ipynb #x
+import contextlib
 import os
+import warnings
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -43,7 +45,7 @@ def open_source(
     most=None,  # no more videos than this; None: all
     labelled=False,  # must each have a label?
 ):
-    """The videos that `data` and `split` mean: `SceneBias`, `PackedVideos` or `VideoFolder`. One place that decides.
+    """The videos that `data` and `split` mean: SceneBias, a pack, or a folder of videos. The one place that decides.
 
     A missing folder is a `FileNotFoundError` that says where its videos come from; a missing label is a `ValueError`.
     """
@@ -122,6 +124,33 @@ def knn_sources(
                  for split in (config.knn_train or train, config.knn_test or test))
 
 # %% ../../nbs/5_data/11_sources.ipynb #x
+class SteadyClips(ClipDataset):
+    """The windows of a training run, `be_nb.data.clips.ClipDataset`, that goes on when a video cannot be read any more.
+
+    Where the source says so in `unreadable` (`on_error="skip"`), the next video that can be read stands in, with a
+    warning that names both; `index` and `label` are those of the video that is given. Warns of videos of one frame.
+    """
+
+    def __init__(self, source, frames=16, *settings, **more):
+        super().__init__(source, frames, *settings, **more)
+        still = sum(self.lengths[i] == 1 for i in self.indices)
+        if still and frames > 1:
+            warnings.warn(f"{still} of {len(self)} videos have a single frame: nothing moves in their windows",
+                          stacklevel=2)
+
+    def __getitem__(self, item):
+        try:
+            return super().__getitem__(item)
+        except getattr(self.source, "unreadable", ()) as error:
+            epoch, index = item
+            for other in [*range(index + 1, len(self)), *range(index)]:
+                with contextlib.suppress(*self.source.unreadable):
+                    found = super().__getitem__((epoch, other))
+                    warnings.warn(f"{error}. {self.source.names[found['index']]} stands in for it", stacklevel=2)
+                    return found
+            raise
+
+# %% ../../nbs/5_data/11_sources.ipynb #x
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`
@@ -130,7 +159,7 @@ def build_loader(
     pin: bool = False,        # page-locked memory, for a GPU
 ) -> DataLoader:
     "This rank's clips (b, windows, t, c, h, w), uint8, from `start_step` on, the same for any number of workers."
-    dataset = ClipDataset(source, windows.frames or config.frames, windows.stride or config.stride, windows.count,
+    dataset = SteadyClips(source, windows.frames or config.frames, windows.stride or config.stride, windows.count,
                           windows.apart, config.short, config.seed)
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)
     return Loader(dataset, batch_sampler=RankSampler(sampler), num_workers=config.workers, pin_memory=pin)

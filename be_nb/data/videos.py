@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAME_BYTES', 'BLOCK_BYTES', 'write_folder', 'FrameIndex', 'locate_video', 'VideoList', 'VideoFolder', 'Selection']
 
-# %% ../../nbs/5_data/04_videos.ipynb #3eda5925
+# %% ../../nbs/5_data/04_videos.ipynb #x
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .decode import count_frames, decode, open_video, VideoError, write_video
 from .lists import open_split, read_classes, warn_of_outside
 
-# %% ../../nbs/5_data/04_videos.ipynb #c5aa49eb
+# %% ../../nbs/5_data/04_videos.ipynb #x
 def write_folder(
     folder,  # made if it is not there
     lists,  # list name → source, such as {"train.txt": SceneBias("probe", size=12)}
@@ -45,7 +45,7 @@ def write_folder(
         (folder / name).write_text("".join(lines), encoding="utf8")
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes), encoding="utf8")
 
-# %% ../../nbs/5_data/04_videos.ipynb #09f9fd83
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class FrameIndex:
     """True frame counts of the videos below one folder, remembered between runs in a small JSON file.
 
@@ -66,30 +66,28 @@ class FrameIndex:
             return {}
 
     def _stamp(self, path):
-        status = os.stat(path)
-        return [status.st_size, status.st_mtime_ns]
+        return [os.stat(path).st_size, os.stat(path).st_mtime_ns]
 
     def get(self, path):
         "The remembered count of the video, or None."
         entry = self.known.get(path)
-        if not isinstance(entry, list) or len(entry) != 3 or entry[:2] != self._stamp(path):
-            return None
-        return entry[2] if type(entry[2]) is int and entry[2] > 0 else None
+        good = isinstance(entry, list) and len(entry) == 3 and entry[:2] == self._stamp(path)
+        return entry[2] if good and type(entry[2]) is int and entry[2] > 0 else None
 
     def add(self, counts):
         "Remember `{path: count}` (0: forget it); where the folder cannot be written, that costs no run."
         known = {**self._load(), **{path: [*self._stamp(path), count] for path, count in counts.items() if count}}
-        self.known = {path: entry for path, entry in known.items() if counts.get(path, 1)}
-        temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
+        self.known = {path: entry for path, entry in known.items() if counts.get(path) != 0}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(json.dumps(self.known))
             os.replace(temporary, self.file)
         except OSError as error:
             warnings.warn(f"frame counts are not remembered: {error}; set BE_NB_CACHE to a folder that can be written",
                           stacklevel=2)
 
-# %% ../../nbs/5_data/04_videos.ipynb #f124557e
+# %% ../../nbs/5_data/04_videos.ipynb #x
 def _in_threads(function, items, task, stop):
     "`function` of every item, in order, with a progress bar; a `VideoError` is a result too, with `stop` the last one."
     def guarded(item):
@@ -118,7 +116,7 @@ def _count_all(root, paths, stop):
         index.add({path: count for path, count in counted.items() if not isinstance(count, VideoError)})
     return [{**known, **counted}[path] for path in paths]
 
-# %% ../../nbs/5_data/04_videos.ipynb #62fed279
+# %% ../../nbs/5_data/04_videos.ipynb #x
 FRAME_BYTES = 8  # no container needs less for a frame
 BLOCK_BYTES = 1 << 28  # of memory asked for at once
 
@@ -133,7 +131,7 @@ def _header_frames(path):
     except Exception:  # decoding will say what is wrong with it
         return 0
 
-
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class _FrameStore:
     "Decoded videos in RAM, one after the other in a few long uint8 tensors `(frames, 3, h, w)`."
 
@@ -165,7 +163,7 @@ class _FrameStore:
         block, first, length = place
         return self.blocks[block][first:first + length].index_select(0, torch.from_numpy(frames))
 
-# %% ../../nbs/5_data/04_videos.ipynb #e60f7d70
+# %% ../../nbs/5_data/04_videos.ipynb #x
 def _drop_bad(videos, results) -> Any:
     "Drop the videos whose result is a `VideoError`, or raise it, as `on_error` says; returns the other results."
     errors = {i: result for i, result in enumerate(results) if isinstance(result, VideoError)}
@@ -184,7 +182,7 @@ def _drop_bad(videos, results) -> Any:
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/5_data/04_videos.ipynb #43ade61c
+# %% ../../nbs/5_data/04_videos.ipynb #x
 def locate_video(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
@@ -194,7 +192,7 @@ def locate_video(root, path, where):
     hint = ". Is there a column too many in the list?" if path.rpartition(" ")[2].lstrip("-").isdigit() else ""
     return VideoError(f"{where}: no such video: {os.path.join(root, path)}{hint}")
 
-
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class VideoList:
     """The usable videos of a split: `names`, `labels`, `classes`, `paths`; in `skipped` what was left out and why.
 
@@ -226,7 +224,20 @@ class VideoList:
     def __len__(self):
         return len(self.names)
 
-# %% ../../nbs/5_data/04_videos.ipynb #2e8e7b35
+# %% ../../nbs/5_data/04_videos.ipynb #x
+def _decode_counted(videos, i, frames):
+    "Frames of video `i`; if it became shorter since it was counted, a `VideoError`, and its count is forgotten."
+    path, counts, asked = videos.paths[i], videos._counts, np.asarray(frames)
+    try:
+        return decode(path, videos.frame_size, frames)
+    except IndexError as error:
+        if counts is None or not asked.size or asked.min() < 0 or asked.max() >= counts[i]:
+            raise
+        FrameIndex(videos.root).add({path: 0})
+        raise VideoError(f"{path}: became shorter since its {counts[i]} frames were counted. Start again: it is "
+                         "counted anew") from error
+
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class VideoFolder(VideoList):
     """A source of frames: the videos of a split; every `read` decodes, or with `cache=True` only the constructor does.
 
@@ -234,7 +245,6 @@ class VideoFolder(VideoList):
     `root/classes.txt`, else they are the numbers. `skipped` maps the names left out by `on_error="skip"` to the
     reasons. Raises `FileNotFoundError`, `ValueError` or `VideoError`, naming folder, list and line, or video.
     """
-
     def __init__(
         self,
         root,  # folder of the videos
@@ -265,18 +275,9 @@ class VideoFolder(VideoList):
         "The frames numbered `frames` (any order, repeats allowed) of video `i`, a uint8 tensor `(t, 3, h, w)`."
         if self._store is not None:
             return self._store.get(self._places[i], np.asarray(frames, dtype=np.int64))
-        try:
-            images = decode(self.paths[i], self.frame_size, frames)
-        except IndexError as error:
-            asked = np.asarray(frames)
-            if self._counts is None or not asked.size or asked.min() < 0 or asked.max() >= self._counts[i]:
-                raise
-            FrameIndex(self.root).add({self.paths[i]: 0})
-            raise VideoError(f"{self.paths[i]}: became shorter since its {self._counts[i]} frames were counted. Start "
-                             "again to have it counted anew") from error
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(_decode_counted(self, i, frames)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../../nbs/5_data/04_videos.ipynb #2a0ce61e
+# %% ../../nbs/5_data/04_videos.ipynb #x
 class Selection:
     "Some videos of a source; a source itself."
 

@@ -6,7 +6,7 @@
 __all__ = ['CONDITIONS', 'stop_time', 'shuffle_time', 'reverse_time', 'distract', 'PlainStage', 'MaskedStage', 'MaskedVideos',
            'open_stage', 'lam_key', 'condition_titles', 'shots', 'draw_partners']
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #83239903
+# %% ../../nbs/6_judging/07_perturb.ipynb #6d893536
 import copy
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def fit_mask(
     top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
     return scaled[:, top : top + size[0], left : left + size[1]]
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #b7aa2219
+# %% ../../nbs/6_judging/07_perturb.ipynb #b3ee8bb1
 class MaskedVideos(MaskedStage):
     "A `VideoFolder` with an .npz of packed masks (see `be_nb.data.actors.read_masks`), by video name without ending."
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..config import override
 from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
-from ..data.sources import on_error_of, open_list, usual_lists
+from ..data.sources import open_list, SteadyClips
 from ..data.videos import Selection
 from ..judging.lists import check_apart
 from ..judging.protocols import get_protocol, scale, windows_of
@@ -377,7 +377,7 @@ def finetune(
     device, (name, backbone) = pick_device(config.device), starting_backbone(config)
     config = override(config, on_error=on_error_of(config, getattr(backbone, "pretrain_config", {})))
     train, held_out, tests, classes = open_sources(config)
-    clips = ClipDataset(train, config.frames, config.stride, 1, 0, config.short, config.seed)
+    clips = SteadyClips(train, config.frames, config.stride, 1, 0, config.short, config.seed)
     config = resolve_config(config, name, clips)
     folder = run_folder(PretrainConfig(name=config.name, out=config.out))
     digests = {"videos": videos_digest(clips, *([] if held_out is None else [held_out]), *tests.values()),

@@ -349,8 +349,8 @@ def parse_pack(
     if not good:
         raise PackError(f"{where}: damaged, or of another version of be_nb. Pack again: whole shards are kept.")
     if "geometry" not in content.get("settings", {"geometry": ""}):
-        warnings.warn(f"{where}: packed before be_nb minded how a player turns and stretches frames: a phone's videos may lie on "
-                      "their side in it. Pack such videos again, into another folder.", stacklevel=2)
+        warnings.warn(f"{where}: packed before be_nb minded how a player turns and stretches frames: a phone's videos "
+                      "may lie on their side in it. Pack such videos again, into another folder.", stacklevel=2)
     return content
 
 # %% ../../../nbs/5_data/05_pack_format.ipynb #x
