@@ -236,7 +236,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
 
     split: str = ""          # list of the training videos; empty: train.txt, of SceneBias probe
     data_size: Count = 1024  # SceneBias: number of training clips
-    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
+    on_error: OnError | None = None  # raise or skip unreadable videos; None: as in pretraining
     steps: Amount = 300      # steps of training, where epochs=0; 0: untrained classifier
 
     def __post_init__(self):
@@ -263,7 +263,7 @@ class EvaluateConfig(Config):
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
     omit: bool = False              # protocol: leave out what its code left out
-    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
+    on_error: OnError | None = None  # raise or skip unreadable videos; None: as in pretraining
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # where to compute: auto, cpu, cuda or cuda:N
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
@@ -343,7 +343,7 @@ class BiasConfig(Config):
     stride: Count | None = None  # every stride-th frame; None: as in pretraining
     size: Count | None = None   # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"       # videos shorter than a clip: loop, clamp or drop
-    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
+    on_error: OnError | None = None  # raise or skip unreadable videos; None: as in pretraining
     lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of the added frame that are tried
     untrained: bool = True      # also test random weights, for comparison
     pictures: bool = True       # show clips and maps on the page; off: only numbers leave the data
