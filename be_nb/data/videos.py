@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAME_BYTES', 'BLOCK_BYTES', 'write_folder', 'FrameIndex', 'locate_video', 'VideoList', 'VideoFolder', 'Selection']
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #cac1c7ea
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .decode import count_frames, decode, open_video, VideoError, write_video
 from .lists import open_split, read_classes, warn_of_outside
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #c5aa49eb
 def write_folder(
     folder,  # made if it is not there
     lists,  # list name → source, such as {"train.txt": SceneBias("probe", size=12)}
@@ -45,7 +45,7 @@ def write_folder(
         (folder / name).write_text("".join(lines), encoding="utf8")
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes), encoding="utf8")
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #fc5f4577
 class FrameIndex:
     """True frame counts of the videos below one folder, remembered between runs in a small JSON file.
 
@@ -87,7 +87,7 @@ class FrameIndex:
             warnings.warn(f"frame counts are not remembered: {error}; set BE_NB_CACHE to a folder that can be written",
                           stacklevel=2)
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #f124557e
 def _in_threads(function, items, task, stop):
     "`function` of every item, in order, with a progress bar; a `VideoError` is a result too, with `stop` the last one."
     def guarded(item):
@@ -116,7 +116,7 @@ def _count_all(root, paths, stop):
         index.add({path: count for path, count in counted.items() if not isinstance(count, VideoError)})
     return [{**known, **counted}[path] for path in paths]
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #9faa247b
 FRAME_BYTES = 8  # no container needs less for a frame
 BLOCK_BYTES = 1 << 28  # of memory asked for at once
 
@@ -131,7 +131,7 @@ def _header_frames(path):
     except Exception:  # decoding will say what is wrong with it
         return 0
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #2616e768
 class _FrameStore:
     "Decoded videos in RAM, one after the other in a few long uint8 tensors `(frames, 3, h, w)`."
 
@@ -163,7 +163,7 @@ class _FrameStore:
         block, first, length = place
         return self.blocks[block][first:first + length].index_select(0, torch.from_numpy(frames))
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #e60f7d70
 def _drop_bad(videos, results) -> Any:
     "Drop the videos whose result is a `VideoError`, or raise it, as `on_error` says; returns the other results."
     errors = {i: result for i, result in enumerate(results) if isinstance(result, VideoError)}
@@ -182,7 +182,7 @@ def _drop_bad(videos, results) -> Any:
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #fb618cd5
 def locate_video(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
@@ -192,7 +192,7 @@ def locate_video(root, path, where):
     hint = ". Is there a column too many in the list?" if path.rpartition(" ")[2].lstrip("-").isdigit() else ""
     return VideoError(f"{where}: no such video: {os.path.join(root, path)}{hint}")
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #acf8446e
 class VideoList:
     """The usable videos of a split: `names`, `labels`, `classes`, `paths`; in `skipped` what was left out and why.
 
@@ -224,7 +224,7 @@ class VideoList:
     def __len__(self):
         return len(self.names)
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #fbb1b593
 def _decode_counted(videos, i, frames):
     "Frames of video `i`; if it became shorter since it was counted, a `VideoError`, and its count is forgotten."
     path, counts, asked = videos.paths[i], videos._counts, np.asarray(frames)
@@ -237,7 +237,7 @@ def _decode_counted(videos, i, frames):
         raise VideoError(f"{path}: became shorter since its {counts[i]} frames were counted. Start again: it is "
                          "counted anew") from error
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #b3833f4b
 class VideoFolder(VideoList):
     """A source of frames: the videos of a split; every `read` decodes, or with `cache=True` only the constructor does.
 
@@ -277,7 +277,7 @@ class VideoFolder(VideoList):
             return self._store.get(self._places[i], np.asarray(frames, dtype=np.int64))
         return torch.from_numpy(_decode_counted(self, i, frames)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../../nbs/5_data/04_videos.ipynb #x
+# %% ../../nbs/5_data/04_videos.ipynb #a2591030
 class Selection:
     "Some videos of a source; a source itself."
 

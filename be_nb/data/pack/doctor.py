@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['doctor']
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #264d4e2f
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #8661ed0a
 import zlib
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..lists import read_list
 from .format import (check_file, jpegs_to_frames, load_index, map_frames, MOST_RECORD, own_file,
                                     PackError, PackReport, read_pack, sample_chunks)
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #9698f119
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #4f19f931
 def _check_video(data, key, name, lists, row, frames, codec):
     "What is wrong with `data`, the bytes of one video in its shard; an empty string if nothing is."
     at, size = frames["offset"] - row["start"], (int(row["height"]), int(row["width"]))
@@ -35,7 +35,7 @@ def _check_video(data, key, name, lists, row, frames, codec):
     whole = b"".join(sample_chunks(key, name, lists, codec, size, stored))
     return "" if whole == data else "the frames are whole, but what the shard says about them is damaged"
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #x
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #2e847dc0
 def _check_shard(path, info, names, lists, rows, frames, codec):
     "Name → what is wrong, for one shard: every byte is compared with what index and lists say that it must be."
     try:
@@ -59,7 +59,7 @@ def _check_shard(path, info, names, lists, rows, frames, codec):
             problems.setdefault(path.name, "the end of the shard is damaged")
     return problems
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #fdef7864
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #f903cf2a
 def _lists_of(root, content):
     "Video → list → [position, label], from the lists in the pack; positions count the videos that were left out, too."
     found = {}
@@ -72,7 +72,7 @@ def _lists_of(root, content):
             found.setdefault(path, {})[name] = [position, label]
     return found
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #12e08050
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #b8d91b04
 def doctor(
     root,  # folder of a pack
     progress=True,  # show a progress bar
