@@ -6,9 +6,8 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #0d7fe9e0
+# %% ../../nbs/1_core/02_clips.ipynb #8021d79b
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -181,7 +180,7 @@ def epoch_order(length, seed, epoch):
     "The order of the videos in one epoch: a permutation of `range(length)` drawn from `(seed, epoch)`, as a list."
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(length).tolist()
 
-# %% ../../nbs/1_core/02_clips.ipynb #9c8327b4
+# %% ../../nbs/1_core/02_clips.ipynb #7a61a08e
 class EpochSampler:
     """Batches of `(epoch, index)` for `DataLoader(ds, batch_sampler=…)`: endless, or `steps` batches.
 
@@ -208,8 +207,7 @@ class EpochSampler:
         return self.steps
 
     def __iter__(self):
-        position = self.start_step * self.batch_size
-        order: Any = None, None
+        position, order = self.start_step * self.batch_size, (-1, [])
         for _ in range(self.steps) if self.steps is not None else iter(int, 1):  # iter(int, 1) never ends
             batch = []
             for epoch, index in (divmod(p, self.length) for p in range(position, position + self.batch_size)):
