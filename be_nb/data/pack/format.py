@@ -8,7 +8,7 @@ __all__ = ['CODECS', 'LAST', 'VIDEO', 'FRAME', 'MOST_SIDE', 'MOST_FRAMES', 'MOST
            'last_member', 'PackError', 'Contents', 'parse_record', 'scan_shard', 'is_whole', 'is_pack', 'parse_pack',
            'own_file', 'read_pack', 'check_file', 'read_checked', 'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #9d1b7d02
 import hashlib
 import io
 import json
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #68a8bc99
 CODECS = ("jpeg", "raw")
 
 
@@ -41,7 +41,7 @@ def frame_to_bytes(
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return file.getvalue()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #66dc050d
 def _jpeg_size(data):
     "`(height, width)` that a JPEG file claims to have; None where there is no such header."
     at = 2
@@ -73,7 +73,7 @@ def jpegs_to_frames(
         frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
     return frames
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #4f04039b
 def _header(name, size):
     "The 512 bytes before a file in a tar archive; no time, no owner: the same bytes every time."
     info = tarfile.TarInfo(name)
@@ -84,7 +84,7 @@ def _header(name, size):
 def _padding(size):
     return bytes(-size % 512)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #92c5de38
 def npy_header(
     shape,  # of a uint8 array
 ):
@@ -93,7 +93,7 @@ def npy_header(
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #1ead6f03
 def sample_chunks(
     key,  # number of the video in the pack
     name,  # its path in the lists
@@ -121,7 +121,7 @@ def sample_chunks(
         for k, frame in enumerate(stored):
             yield _header(f"{key:08d}.{k:05d}.jpg", len(frame)) + frame + _padding(len(frame))
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #d4baef5d
 LAST = "__shard__"  # the last file of a shard; webdataset passes over names like this
 
 
@@ -155,7 +155,7 @@ def last_member(
     about = json.dumps({**record, "seal": seal_of(record)}).encode()
     return _header(LAST, len(about)) + about + _padding(len(about)) + bytes(1024)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #5a8c299f
 VIDEO = np.dtype([("key", "<i8"), ("shard", "<i4"), ("frames", "<i4"), ("height", "<i4"), ("width", "<i4"),
                   ("first", "<i8"), ("start", "<i8"), ("offset", "<i8")])
 FRAME = np.dtype([("offset", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
@@ -180,7 +180,7 @@ class Contents:
     last_crc32: int  # checksum of that file and what follows it
     last_start: int  # where it begins
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #fa6e4187
 _WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # JSON that is something else
 
 
@@ -212,7 +212,7 @@ def parse_record(
         raise PackError(f"{where}: the record of a video holds what cannot be. Pack again: it is repaired.")
     return record
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #c1e9f742
 def _read_member(file, at, size):
     "Name and content of the record that begins at byte `at` of a file of `size` bytes, and where the next one begins."
     file.seek(at)
@@ -232,7 +232,7 @@ def _parse_last(text, rest):
         raise ValueError("what it says of videos that were left out is no text")
     return last
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #d7412379
 def scan_shard(
     path,  # a shard
     number=0,  # its number
@@ -266,7 +266,7 @@ def scan_shard(
     except (*_WRONG, OSError, tarfile.HeaderError) as error:
         raise PackError(f"{path}: no whole shard of a pack ({error}). Pack again: it is repaired.") from error
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #d2bab8d9
 def is_whole(
     path,  # a shard
     contents,  # what `scan_shard` found in it
@@ -274,7 +274,7 @@ def is_whole(
     "Are all bytes of a shard those that were written? Reads the whole file, and decodes nothing."
     return file_sha256(path, contents.last_start) == contents.last.get("sha256")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #37b605fa
 def _place(record, at):
     "Where the frames of a video lie whose pictures begin at byte `at`: rows of FRAME, the first offset, the end."
     lengths, crcs = (np.array(record[key], np.int64) for key in ("lengths", "crc32"))
@@ -289,7 +289,7 @@ def _place(record, at):
     rows["offset"] = at + 512 + np.cumsum(whole) - whole
     return rows, int(rows["offset"][0]), at + int(whole.sum())
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #c9c08941
 FORMAT = 2  # raised when what a pack holds changes its meaning; 1 had no sizes, and its lists named all videos
 
 
@@ -321,7 +321,7 @@ def _check_content(content):
         if not is_good:
             raise ValueError(f"{entry} holds what cannot be")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #c1d08543
 def is_pack(
     root,  # a folder
 ):
@@ -353,7 +353,7 @@ def parse_pack(
                       "may lie on their side in it. Pack such videos again, into another folder.", stacklevel=2)
     return content
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #47860594
 def own_file(
     root,  # folder of a pack
     name,  # of a file in it
@@ -380,7 +380,7 @@ def read_pack(
         raise FileNotFoundError(f"{path}: no such file; is {root} a pack? `be-nb pack` makes one")
     return parse_pack(own_file(root, "pack.json", MOST_PACK).read_bytes(), path)
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #31042853
 def check_file(
     root,  # folder of a pack
     content,  # its pack.json
@@ -403,7 +403,7 @@ def read_checked(
     own_file(root, name, MOST_INDEX)
     return check_file(root, content, name).read_bytes()
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #6c79367c
 def _check_rows(names, rows, content):
     "Raise a `ValueError` unless the table of videos fits to names, shards and frames."
     if len(names) != len(rows) or len(set(names)) != len(names):
@@ -425,7 +425,7 @@ def _check_rows(names, rows, content):
     if ((rows["start"] < 0) | (rows["offset"] <= rows["start"]) | (least > ends - rows["offset"])).any():
         raise ValueError("a video lies outside of its shard")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #cc772cd9
 def load_index(
     root,  # folder of a pack
     content,  # its pack.json
@@ -459,7 +459,7 @@ def map_frames(
         raise PackError(f"{path}: no table of this pack ({error}). Pack again: whole shards are kept.") from error
     return rows
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #x
+# %% ../../../nbs/5_data/05_pack_format.ipynb #80720dd2
 @dataclass
 class PackReport:
     "What is in a pack, and what is wrong."
