@@ -368,40 +368,6 @@ class BiasConfig(Config):
     stride: Count | None = None  # every stride-th frame; None: as in pretraining
     size: Count | None = None   # side of the centre crop, pixels; None: as in pretraining
     short: Short = "loop"       # videos shorter than a clip: loop, clamp or drop
-    on_error: OnError | None = None  # unreadable videos: raise, or skip and warn; None: as in pretraining on these data
-    lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of the added frame that are tried
-    untrained: bool = True      # also test random weights, for comparison
-    pictures: bool = True       # show clips and maps on the page; off: only numbers leave the data
-    resamples: Count = 2000     # resamples of the bootstrap behind the intervals
-    seed: Amount = 0            # seed of swaps, shuffles, random weights and the bootstrap
-    batch_size: Count = 64      # clips at a time
-    device: str = "auto"        # where to compute: auto, cpu, cuda or cuda:N
-    amp: Precision = "auto"     # number format: bf16, fp32, or auto: bf16 where it is fast
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.checkpoint:
-            raise ValueError("name at least one checkpoint to report on.")
-
-# %% ../nbs/7_training/02_settings.ipynb #x
-@dataclass(frozen=True)
-class BiasConfig(Config):
-    "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."
-
-    checkpoint: tuple[str, ...]  # step-….pt files or folders of runs, to be compared
-    out: str = "bias-report"    # folder for report.html and report.json
-    data: str = "scenebias"     # "scenebias" (built in) or a folder of videos
-    train_split: str = ""       # list that fits the probe; empty: train.txt, of SceneBias probe
-    test_split: str = ""        # list that is tested; empty: val.txt, of SceneBias test
-    masks: str = ""             # .npz of actor masks; empty: actor_masks.npz in the folder, if it is there
-    data_seed: Amount = 0       # SceneBias: seed of the set
-    rho: Share = 0.9            # SceneBias: how often the scene agrees with the class
-    data_size: Amount = 0       # SceneBias: clips of each list; 0: all
-    clips: Count = 2            # clips per video; their features are averaged
-    frames: Count | None = None  # frames per clip; None: as in pretraining
-    stride: Count | None = None  # every stride-th frame; None: as in pretraining
-    size: Count | None = None   # side of the centre crop, pixels; None: as in pretraining
-    short: Short = "loop"       # videos shorter than a clip: loop, clamp or drop
     on_error: OnError | None = None  # raise or skip unreadable videos; None: as in pretraining
     lams: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)  # strengths of the added frame that are tried
     untrained: bool = True      # also test random weights, for comparison
