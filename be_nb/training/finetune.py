@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..config import override
 from ..data.clips import ClipDataset, EpochSampler
 from ..data.lists import hold_out
-from ..data.sources import on_error_of, open_list, usual_lists
+from ..data.sources import SteadyClips, on_error_of, open_list, usual_lists
 from ..data.videos import Selection
 from ..judging.lists import check_apart
 from ..judging.protocols import get_protocol, scale, windows_of
