@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'GMAC', 'ASSUMED', 'Recipe', 'find', 'changes', 'list_recipes', 'recipe', 'passes', 'gpu_hours', 'cost',
            'describe_recipes', 'commands', 'describe_recipe']
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #66efba0a
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .data.sets import DATA, script, set_of, where
 from .methods import find_method, METHODS
 from .settings import FinetuneConfig, NEUTRAL, PretrainConfig
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #c468e847
 class Recipe(NamedTuple):
     "A named run."
 
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
     mini: str = ""   # the recipe that is its small form
 
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #7921afa9
 MOCO: dict[str, Any] = dict(distractor="none", negative="none")  # what takes Background Erasing away
 
 # Real video on a CPU: a few hundred videos of any size, small frames, decoded once and kept in memory.
@@ -34,7 +34,7 @@ VIDEO_MINI: dict[str, Any] = dict(
                   contrast=0.4, saturation=0.4, hue=0.1, queue_size=128, batch_size=32, negative_offset=16, steps=1500,
                   warmup_steps=100)
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #83104aad
 RECIPES = {
     "scenebias-moco": Recipe("MoCo on the built-in set", PretrainConfig(**MOCO)),
     "scenebias-be": Recipe("MoCo + BE on the built-in set", PretrainConfig()),
@@ -42,7 +42,7 @@ RECIPES = {
     "video-be-mini": Recipe("MoCo + BE on a small folder of videos", PretrainConfig(**VIDEO_MINI)),
 }
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #7314c749
 # Paper, section 4.1, and the release's option.py and scripts.
 AUTHORS: dict[str, Any] = dict(
                stride=4, frames=16, degrees=10.0, crop=(0.875, 0.875), brightness=0.5, contrast=0.5, saturation=0.25,
@@ -70,7 +70,7 @@ def full_size(
                          steps=steps, checkpoint_every=2000, workers=4)
     return PretrainConfig(**shared | row | changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #027eca15
 NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
@@ -92,7 +92,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "diving48")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **other), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #337ba8de
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
     RECIPES[f"scenebias-{variant}"] = Recipe(
@@ -101,7 +101,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #449c0c8e
 PRETEXT: dict[str, Any] = dict(
                data=where("ucf101"), split=DATA["ucf101"].lists[0], backbone="c3d", size=112,
                frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.5, optimizer="sgd", lr=1e-3,
@@ -119,7 +119,7 @@ for task, (title, plain, erased, own) in TASKS.items():
             PretrainConfig(method=task, **PRETEXT | own | other),
             f"{reported} (Table 1)", f"scenebias-{task}{ending}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #ff06e21d
 for name in METHODS:
     method = find_method(name)
     for ending, knobs in (("", {key: NEUTRAL[key] for key in ("distractor", "negative") if key in method.uses}),
@@ -129,7 +129,7 @@ for name in METHODS:
                 f"{method.title}{' + BE' if ending else ''}, built-in set",
                 PretrainConfig(method=name, **method.mini | knobs))
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #3111c79f
 FINETUNE: dict[str, Any] = dict(
                 frames=64, stride=1, crop=(0.875, 0.875), test_crop=0.875, degrees=10.0, brightness=0.5, contrast=0.5,
                 saturation=0.25, hue=0.5, optimizer="sgd", lr=1e-3, weight_decay=1e-8, schedule="step", warmup_steps=0,
@@ -150,7 +150,7 @@ for data in ("ucf101", "hmdb51", "diving48", "actor_hmdb51"):
                            **FINETUNE | sight),
             "second half of every row" if data != "actor_hmdb51" else "the actor-only study", "video-finetune-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #0848af42
 def find(
     name: str,   # a key of `RECIPES`, or one with `-mini` behind it
 ) -> Recipe:
@@ -171,7 +171,7 @@ def changes(
         default["method"] = PretrainConfig().method
     return {key: value for key, value in asdict(config).items() if value != default[key]}
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #d8006a13
 def list_recipes() -> list[str]:  # names
     "Names that `recipe` knows."
     return list(RECIPES)
@@ -190,7 +190,7 @@ def recipe(
         raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
     return override(config, **changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #fa1845e2
 GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
 ASSUMED = 120e12  # floating-point operations per second
 
@@ -214,7 +214,7 @@ def gpu_hours(
     macs = GMAC[config.backbone or "i3d"] * 1e9 * config.frames / 16 * (config.size / 112) ** 2
     return 2 * macs * passes(config) * seen / ASSUMED / 3600
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #50302f65
 def cost(
     recipe: Recipe,
 ) -> str:
@@ -233,7 +233,7 @@ def describe_recipes() -> str:  # a table, one recipe per line
                                "reports them.\nBehind a full-size name, -mini stands for its small form. Hours are "
                                "estimates (see the lesson 7_training/03_recipes).")
 
-# %% ../nbs/7_training/03_recipes.ipynb #x
+# %% ../nbs/7_training/03_recipes.ipynb #14420f9a
 def commands(
     name: str,  # of a recipe
 ) -> list[str]:  # command lines, in order

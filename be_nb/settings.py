@@ -9,7 +9,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings'
            'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig',
            'BenchConfig', 'BiasConfig']
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #cf2cdf64
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from .config import (Amount, annotations, Config, conform, Count, Fraction, NonNegative, Positive, Range, Share)
 from .methods import find_method, METHODS
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #f3472240
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -54,7 +54,7 @@ class DataSettings(Config):
     short: Short = "loop"            # videos shorter than a clip: loop, clamp or drop
     workers: Amount = 0              # loader processes; 0 loads in the training process
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #61a34494
 @dataclass(frozen=True)
 class AugmentationSettings(Config):
     "What is done to a clip, the same to all of its frames."
@@ -68,7 +68,7 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #f62fb367
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
@@ -81,7 +81,7 @@ class MethodSettings(Config):
     negative_offset: Amount = 4     # least frames between a window and the intra-video negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #c519bbf3
 @dataclass(frozen=True)
 class OptimisationSettings(Config):
     "How the weights move."
@@ -100,7 +100,7 @@ class OptimisationSettings(Config):
     amp: Precision = "auto"         # number format: bf16, fp32, or auto: bf16 where it is fast
     fused: bool = True              # on a GPU: one kernel moves all weights
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #f095f022
 @dataclass(frozen=True)
 class SpeedSettings(Config):
     "How a step is computed: faster, or in less memory. None of it changes the method."
@@ -131,7 +131,7 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #e781c113
 def check_training(
     config,  # a config with augmentation and optimisation settings
 ):
@@ -141,7 +141,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #72bd50e1
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
@@ -170,7 +170,7 @@ class _ByMethod:
     def __reduce__(self):
         return _rebuild, (dataclasses.asdict(self),)  # the class of a method has no name that pickle could find
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #edc2dbbd
 @dataclass(frozen=True)
 class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, OptimisationSettings, MethodSettings,
                      AugmentationSettings, DataSettings, RunSettings):
@@ -194,7 +194,7 @@ class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, Op
             raise ValueError(f"bn_groups={self.bn_groups} cannot be filled by batch_size={self.batch_size}.")
         method.check(self)
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #b527bac9
 def _rebuild(settings):
     return PretrainConfig(**settings)
 
@@ -211,7 +211,7 @@ def pretrain_config(
                                                                       "__module__": __name__})
     return dataclass(frozen=True)(made)
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #d27dfce9
 def saved_config(
     saved: dict,         # settings as a checkpoint holds them
 ) -> PretrainConfig:     # settings that it does not know have their defaults; those that are no more are left out
@@ -219,7 +219,7 @@ def saved_config(
     known = annotations(PretrainConfig.like(saved))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #46a9de0b
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -240,7 +240,7 @@ class FinetuneSettings(Config):
     test_splits: tuple[str, ...] = ()  # test lists; empty: val.txt, SceneBias: test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #a96831d8
 @dataclass(frozen=True)
 class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
                      RunSettings):
@@ -262,7 +262,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #d2f5ed38
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -291,7 +291,7 @@ class RetrieveConfig(EvaluateConfig):
 
     ks: tuple[Count, ...] = (1, 5, 10, 20, 50)  # R@k: is any of the k nearest of the query's class?
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #d26cc440
 @dataclass(frozen=True)
 class ExportConfig(Config):
     "What `be_nb.saving.export.export` needs."
@@ -300,7 +300,7 @@ class ExportConfig(Config):
     out: str                       # file to write: ….safetensors; its card: ….safetensors.json
     scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #3bb6020c
 @dataclass(frozen=True)
 class ListsConfig(Config):
     "What `be_nb.data.lists.write_split` needs: a folder of videos in folders of classes, and what to keep together."
@@ -333,7 +333,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #75be27df
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.studies.bench.bench` needs."
@@ -349,7 +349,7 @@ class BenchConfig(Config):
     amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #x
+# %% ../nbs/7_training/02_settings.ipynb #8f320fe5
 @dataclass(frozen=True)
 class BiasConfig(Config):
     "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."

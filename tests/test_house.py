@@ -21,7 +21,7 @@ FLOORS = [
     ["backbones/", "recipes"],
     ["data/", "augment"],
     ["machine/", "settings"],
-    ["config", "distractor", "losses", "visualize", "methods", "be_nb"],  # `methods` itself: the table
+    ["config", "distractor", "losses", "pixels", "visualize", "methods", "be_nb"],  # `methods` itself: the table
 ]
 LATE = {"be_nb", "be_nb.cli"}  # may import in a function: `be_nb.load` when asked for, a command when it is given
 AT_THE_ROOT = 16               # modules, not counting folders

@@ -28,8 +28,8 @@ from be_nb.data.clips import ClipDataset, EpochSampler
 from be_nb.data.decode import decode, VideoError
 from be_nb.data.lists import Split
 from be_nb.data.pack.doctor import doctor
-from be_nb.data.pack.format import (CODECS, FRAME, frame_to_bytes, is_pack, jpegs_to_frames, PackError, scan_shard, seal_of,
-                                    sha256, VIDEO)
+from be_nb.data.decode import CODECS, frame_to_bytes, jpegs_to_frames
+from be_nb.data.pack.format import FRAME, VIDEO, PackError, is_pack, scan_shard, seal_of, sha256
 from be_nb.data.pack.read import cover, PackedVideos
 from be_nb.data.pack.stream import stream
 from be_nb.data.pack.write import pack

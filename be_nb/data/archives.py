@@ -6,7 +6,7 @@
 __all__ = ['RECORDS', 'MOST_HEADER', 'GNU_NAME', 'GNU_LINK', 'PAX', 'PAX_GLOBAL', 'MOST_FILES', 'MOST_GROWTH', 'FREE_BYTES',
            'ArchiveError', 'safe_name', 'Member', 'members', 'Extracted', 'read_record', 'list_files', 'extract']
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #3b76de9b
 import errno
 import gzip
 import json
@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #7df72569
 RECORDS = ".archives"  # folder below the extracted files that holds one record per archive
 
 
@@ -43,7 +43,7 @@ def safe_name(
         raise ValueError(f"the name {name!a} leads out of the folder, or is none")
     return "/".join(parts)
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #5417fb86
 class Member(NamedTuple):
     "One instruction of an archive."
 
@@ -65,7 +65,7 @@ def _zip_members(path):
                 yield Member(name, kind, info.file_size, None, file.read)
 
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #5f254904
 MOST_HEADER = 64 << 10  # bytes of an extended header
 GNU_NAME, GNU_LINK, PAX, PAX_GLOBAL = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE,
                                        tarfile.XGLTYPE)
@@ -93,21 +93,34 @@ def _extended_header(kind, data):
         raise tarfile.ReadError("it holds files with holes, or one name for many files")
     return {key.decode(): found[key] for key in (b"path", b"size") if key in found}
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #21717bec
 def _tar_members(path):
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    way: Any = gzip.open if packed else open
-    with way(path, "rb") as stream:
-        with tarfile.open(fileobj=stream, mode="r|", encoding="utf8", errors="surrogateescape") as archive:
-            for info in archive:
-                kind = "folder" if info.isdir() else "file" if info.isreg() else "link or device"
-                content: Any = archive.extractfile(info) if info.isreg() else None
-                yield Member(info.name, kind, info.size, None, content and content.read)
-        while stream.read(1 << 20):  # gzip compares its checksum at the end of the file
-            pass
+    with (gzip.open if packed else open)(path, "rb") as stream:
+        told, headers, at = {}, 0, 0
+        while (block := _exactly(stream, 512)).count(0) < 512:
+            info = tarfile.TarInfo.frombuf(block, "utf8", "surrogateescape")  # raises if its checksum does not fit
+            headers, at = headers + 1, at + 512
+            if info.type in (GNU_NAME, GNU_LINK, PAX, PAX_GLOBAL):
+                if not 0 <= info.size <= MOST_HEADER or headers > 8:
+                    raise tarfile.ReadError(f"an extended header of {info.size:,} bytes, or one after the other")
+                told |= _extended_header(info.type, _exactly(stream, info.size))
+                at = stream.seek(at + info.size + -info.size % 512)
+                continue
+            size = int(told.get("size", info.size))
+            if not 0 <= size < 2**60:
+                raise tarfile.ReadError(f"a file of {size} bytes")
+            name = os.fsdecode(told["path"]) if "path" in told else info.name
+            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+            kind, end = "file" if plain else "folder" if info.isdir() else "link or device", at + size
+            yield Member(name, kind, size, None, lambda n: _exactly(stream, max(0, min(n, end - stream.tell()))))
+            told, headers, at = {}, 0, stream.seek(end + -size % 512)
+        while block := stream.read(1 << 20):  # to the end of the file, where gzip compares its checksum
+            if block.count(0) < len(block):
+                raise tarfile.ReadError("there is something behind its end: a header in the middle is damaged")
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #c91b7b16
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
@@ -136,15 +149,14 @@ def _rar_members(path):
         raise EOFError("it was cut off: its mark of the end is missing")
     with open(path, "rb") as file, libarchive.fd_reader(file.fileno()) as archive:
         for info, entry in zip_longest(headers, archive):
-            if None in (info, entry) or entry.pathname is None or (entry.isfile and entry.size != info.file_size):
+            if None in (info, entry) or entry.pathname is None or entry.isfile and entry.size != info.file_size:
                 raise EOFError("the headers of its files are damaged, or it was cut off")
             kind = "file" if entry.isfile else "folder" if entry.isdir else "link or device"
             kind = "link or device" if entry.issym or entry.islnk else kind
             blocks = entry.get_blocks(1 << 20) if kind == "file" else iter(())
-            yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC,
-                         lambda n, blocks=blocks: next(blocks, b""))
+            yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC, lambda n: next(blocks, b""))
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #eacb957e
 def _complaint(path, error):
     "The `ArchiveError` that stands for whatever a reader raised; an error of the disk stays what it is."
     disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW)  # these: a seek
@@ -178,7 +190,7 @@ def members(
     except Exception as error:  # of any parser, see above
         raise _complaint(path, error) from error
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #0583e43c
 @dataclass(frozen=True)
 class Extracted:
     "What `extract` did."
@@ -212,7 +224,7 @@ def _all_there(out, files):
     return bool(files) and all((out / name).is_file() and (out / name).stat().st_size == size
                                for name, size in files.items())
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #9a763899
 MOST_FILES, MOST_GROWTH, FREE_BYTES = 1_000_000, 50, 64 << 20
 
 
@@ -230,7 +242,7 @@ def _copy(member, target):
     if member.crc32 not in (None, crc32):
         raise ValueError(f"the checksum of {member.name!a} does not fit")
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #36aafffa
 @dataclass
 class _Inventory:
     "Which files there are so far."
@@ -264,7 +276,7 @@ def _extract_member(member, out, known, inventory):
     write_atomically(target, lambda temporary: _copy(member, temporary))
     return 1
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #365bbfdc
 def _inventory(archive):
     return _Inventory(MOST_GROWTH * os.path.getsize(archive) + FREE_BYTES)
 
@@ -283,7 +295,7 @@ def list_files(
         raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: refused: {error}.") from error
     return inventory.files
 
-# %% ../../nbs/5_data/12_archives.ipynb #x
+# %% ../../nbs/5_data/12_archives.ipynb #c67c2e6e
 def extract(
     archive,          # zip, tar, tar.gz or rar
     out,              # folder for its content

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finetune_step', 'FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #8ffc2428
 import dataclasses
 import json
 import math
@@ -43,7 +43,7 @@ from .run import (check_finite, find_start, History, Meter, restore_state, run_f
 from .step import build_optimizer, learning_rate, NotFinite, seed_of
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #70e7dbb0
 def name_lists(
     config: FinetuneConfig,  # the run
 ) -> FinetuneConfig:         # with a training list and test lists
@@ -66,7 +66,7 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #c8797e73
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
@@ -101,7 +101,7 @@ def class_names(
         raise ValueError(f"{config.split} has one class only; there is nothing to tell apart.")
     return names
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #c5dfe0f0
 def open_sources(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # videos to learn from, videos held out (or None), test videos by list, class names
@@ -121,7 +121,7 @@ def open_sources(
                          "take the last weights with validation=0.")
     return Selection(train, learn), Selection(train, held), tests, classes
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #081a7f00
 def finetune_step(
     model: Classifier,                 # in training mode
     augment: torch.nn.Module,          # uint8 clips, generator → what the network sees
@@ -146,7 +146,7 @@ def finetune_step(
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #2f7ad1da
 @dataclass
 class Progress:
     "Everything of a run that changes."
@@ -169,7 +169,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #49b072c8
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -192,7 +192,7 @@ def restore(
     meter = restore_state(folder, model, optimizer, state)
     return Progress(model, optimizer, meter, state["step"], best, digests)
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #36dde328
 def validate(
     model: Classifier,
     held_out,                # the videos that choose
@@ -205,7 +205,7 @@ def validate(
     mine = scores.probabilities[:, 0].gather(1, scores.labels[:, None])
     return {"val_accuracy": score(scores).top1, "val_loss": -mine.clamp(min=1e-12).log().mean().item()}
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #9964368b
 def fit(
     run: Progress,           # where the run is; moved on
     config: FinetuneConfig,
@@ -245,7 +245,7 @@ def fit(
                 print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
                 raise Stopped(run.step)
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #26008bbe
 @dataclass
 class FinetuneResult:
     "What `finetune` returns; the folder of the run also holds it as `best.pt`, `history.jsonl` and `results.json`."
@@ -279,7 +279,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #48a1ee4b
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -308,7 +308,7 @@ def test_all(
                                  workers=config.workers, progress=progress, **views))
             for split, source in tests.items()}
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #37be2c8b
 test_all.__test__ = False  # not for pytest to collect
 
 
@@ -329,7 +329,7 @@ def take_weights(
         write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #6defa946
 def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) -> FinetuneResult:
     "`finetune` from where its run stands, in a folder that nobody else can write to."
     remove_leftovers(folder)
@@ -356,7 +356,7 @@ def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) 
     say(f"{time.perf_counter() - began:.0f} s, step {best['step']}:", *(f"{k}: {v}" for k, v in found.items()))
     return result
 
-# %% ../../nbs/7_training/09_finetune.ipynb #x
+# %% ../../nbs/7_training/09_finetune.ipynb #de893284
 def finetune(
     config: FinetuneConfig | str | None = None,  # a config, the name of a recipe, or None for SceneBias
     progress: bool = True,                       # show progress bars and say what is going on

@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'build_optimizer', 'seed_of', 'running_statistics', 'accumulate_gradient', 'as_batch', 'train_step',
            'NotFinite', 'all_finite', 'stop_before_damage']
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #b376ce78
 import math
 from contextlib import nullcontext
 
@@ -16,7 +16,7 @@ import torch
 from ..machine.device import autocast, average_, unwrap
 from ..methods.base import Batch
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #6180b4bb
 def learning_rate(
     config,                  # the run
     step: int,               # step, from 0
@@ -31,7 +31,7 @@ def learning_rate(
         return config.lr * config.lr_drop ** sum(step >= m * config.steps for m in config.milestones)
     return config.lr
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #30e59f9d
 def build_optimizer(
     config,                   # the run
     method: torch.nn.Module,  # what is trained: its parameters that ask for a gradient
@@ -45,14 +45,14 @@ def build_optimizer(
         return torch.optim.AdamW(learning, **settings)
     return torch.optim.SGD(learning, momentum=config.sgd_momentum, **settings)
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #9155f385
 def seed_of(
     *numbers: int,  # what the seed shall depend on: the run's seed, the step, …
 ) -> int:
     "One 63-bit seed from several numbers, far apart for neighbouring ones."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #eb889868
 def running_statistics(
     module: torch.nn.Module,  # any network
 ) -> list:                    # the buffers themselves
@@ -77,7 +77,7 @@ def accumulate_gradient(
         (loss / batch.parts).backward()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #f646be0b
 def as_batch(
     found: dict,   # of the loader: `clips` uint8 (b, windows, t, c, h, w) on the device, `index`, `starts`
     step: int,     # number of the step
@@ -110,7 +110,7 @@ def train_step(
     average_([*metrics.values(), *running_statistics(unwrap(method))])
     return metrics
 
-# %% ../../nbs/1_core/10_train.ipynb #x
+# %% ../../nbs/1_core/10_train.ipynb #3ee9eac9
 class NotFinite(ArithmeticError):
     "A gradient that is not a number, found before it could move a weight."
 

@@ -13,8 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..lists import read_list
-from .format import (check_file, jpegs_to_frames, load_index, map_frames, MOST_RECORD, own_file,
-                                    PackError, PackReport, read_pack, sample_chunks)
+from .format import (MOST_RECORD, PackError, PackReport, check_file, load_index, map_frames, own_file,
+                                    read_pack, sample_chunks)
+from ..decode import jpegs_to_frames
 
 # %% ../../../nbs/5_data/08_pack_doctor.ipynb #4f19f931
 def _check_video(data, key, name, lists, row, frames, codec):

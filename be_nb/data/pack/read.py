@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from ..decode import VideoError
 from ..lists import read_list, Split
-from .format import (check_file, jpegs_to_frames, load_index, map_frames, own_file, PackError,
-                                    read_pack)
+from .format import PackError, check_file, load_index, map_frames, own_file, read_pack
+from ..decode import jpegs_to_frames
 from ..videos import VideoList
 
 # %% ../../../nbs/5_data/07_pack_read.ipynb #x

@@ -19,8 +19,8 @@ import torch
 
 from ..clips import check_window, clip_generator, draw_windows, epoch_order
 from ..decode import VideoError
-from .format import (jpegs_to_frames, MOST_PACK, npy_header, PackError, parse_pack, parse_record,
-                                    read_pack)
+from ..decode import jpegs_to_frames
+from .format import MOST_PACK, PackError, npy_header, parse_pack, parse_record, read_pack
 from .read import cover
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #x

@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 from ...config import check_choice
 from ..decode import ToRGB, video_frames, VideoError
 from ..lists import open_split, read_classes, USUAL, warn_of_outside
-from .format import (CODECS, file_sha256, FORMAT, frame_to_bytes, is_whole, last_member, MOST_FRAMES,
-                                    MOST_SIDE, PackError, PackReport, read_pack, sample_chunks, scan_shard, seal_of,
-                                    sha256)
+from ..decode import CODECS, frame_to_bytes
+from .format import (FORMAT, MOST_FRAMES, MOST_SIDE, PackError, PackReport, file_sha256, is_whole,
+                                    last_member, read_pack, sample_chunks, scan_shard, seal_of, sha256)
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
