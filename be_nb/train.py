@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'train_step', 'METHODS', 'Diverged', 'Stopped', 'PretrainResult', 'reproduce']
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #e7bc432d
 import math
 import time
 import warnings
@@ -36,7 +36,7 @@ from .training.divergence import Diverged, diagnose, reproduce
 
 _all_ = ["finetune", "train_step", "METHODS", "Diverged", "Stopped", "PretrainResult", "reproduce"]  # under one roof
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #a882a4b4
 def log_line(
     run: Run,
     seconds: float,  # since the last line
@@ -53,7 +53,7 @@ def log_line(
         warnings.warn(warning, stacklevel=2)
     return row
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #5f829c2e
 def train(
     run: Run,
     loader: DataLoader,  # from the run's step on
@@ -94,7 +94,7 @@ def train(
             if asked:
                 raise Stopped(run.step)
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #662eca6c
 def run_to_the_end(run, state, source, loader, history, sets, progress, say):
     "Train if there is something left, and say how it ended if it did not end well."
     try:
@@ -112,7 +112,7 @@ def run_to_the_end(run, state, source, loader, history, sets, progress, say):
             print(f"asked to stop: checkpoint written after step {run.step}; resume=True (--resume) goes on there")
         raise
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #415aea85
 def get_ready(
     run: Run,
     state: dict | None,  # the checkpoint that the run goes on from
@@ -137,7 +137,7 @@ def get_ready(
     run.method = wrap(method)
     return source, loader, sets
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #7f7c86c9
 def pretrain_in(
     folder,                  # of the run, locked
     device: torch.device,    # of this rank
@@ -167,7 +167,7 @@ def pretrain_in(
     newest = on_main(lambda: list_checkpoints(folder)[-1])
     return PretrainResult(newest, history.rows, unwrap(run.method).backbone.eval())
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #ede0e4b0
 def pretrain_on(
     device: torch.device,    # of this rank
     config: PretrainConfig,  # from `fit_to_ranks`
@@ -178,7 +178,7 @@ def pretrain_on(
     with locked(folder, lambda take: on_main(lambda: is_main() and take())):
         return pretrain_in(folder, device, config, print if progress else (lambda *_: None), progress)
 
-# %% ../nbs/7_training/10_pretrain.ipynb #x
+# %% ../nbs/7_training/10_pretrain.ipynb #15c8675f
 def pretrain(
     config: PretrainConfig | str | None = None,  # a config, the name of a recipe, or None for the miniature
     progress: bool = True,                       # show a progress bar and say what is going on

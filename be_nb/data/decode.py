@@ -6,7 +6,7 @@
 __all__ = ['MOST_PIXELS', 'ASPECTS', 'CODECS', 'VideoError', 'open_video', 'Frame', 'as_shown', 'video_frames', 'count_frames',
            'video_size', 'ToRGB', 'decode', 'frame_to_bytes', 'jpegs_to_frames', 'write_video']
 
-# %% ../../nbs/5_data/02_decode.ipynb #8fb56977
+# %% ../../nbs/5_data/02_decode.ipynb #013fbcbe
 import io
 import os
 from contextlib import closing
@@ -228,7 +228,7 @@ def decode(
             return np.stack(images)[place.reshape(-1)]
     raise IndexError(f"{path}: frame {last} asked for, but it has only the frames 0 to {k}")
 
-# %% ../../nbs/5_data/02_decode.ipynb #68a8bc99
+# %% ../../nbs/5_data/02_decode.ipynb #05452552
 CODECS = ("jpeg", "raw")
 
 
@@ -244,7 +244,7 @@ def frame_to_bytes(
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return file.getvalue()
 
-# %% ../../nbs/5_data/02_decode.ipynb #66dc050d
+# %% ../../nbs/5_data/02_decode.ipynb #c0eb9093
 def _jpeg_size(data):
     "`(height, width)` that a JPEG file claims to have; None where there is no such header."
     at = 2

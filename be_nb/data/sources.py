@@ -98,7 +98,7 @@ def labelled_source(
 ):
     "The videos of one list as a pretrained network should see them: in frames of the same size, of the same set."
     known = {key: pretrained[key] for key in ("frame_size", "rho", "data_seed") if key in pretrained}
-    return open_source(config.data, split, on_error=config.on_error, labelled=True, **known)
+    return open_source(config.data, split, on_error=on_error_of(config, pretrained), labelled=True, **known)
 
 
 def open_list(
@@ -108,7 +108,8 @@ def open_list(
     cache: bool = False,     # videos: keep them in memory
 ):
     "The videos of one list of a fine-tuning run."
-    return open_source(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error,
+    return open_source(config.data, split, frame_size=config.frame_size, cache=cache,
+                       on_error=config.on_error or "raise",
                        rho=config.rho, data_seed=config.data_seed, size=size, labelled=True)
 
 # %% ../../nbs/5_data/11_sources.ipynb #x

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pace']
 
-# %% ../../nbs/2_methods/08_pace.ipynb #c2
+# %% ../../nbs/2_methods/08_pace.ipynb #1068ff56
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from ..config import Range
 from .base import Windows
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/08_pace.ipynb #c10
+# %% ../../nbs/2_methods/08_pace.ipynb #054f6a2b
 class Pace(Pretext):
     """How fast is the video played? (Wang et al., ECCV 2020.)
 

@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'PLACES', 'history_row', 'read_history', 'History', 'ru
            'restore_state', 'Run', 'Stopped', 'PretrainResult', 'build', 'load_state', 'restore', 'check_same_videos',
            'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #bd17d320
 import dataclasses
 import hashlib
 import json
@@ -35,7 +35,7 @@ from ..settings import PretrainConfig
 from .step import all_finite, build_optimizer, NotFinite, running_statistics
 from ..methods.splitbn import split_method
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #7165316c
 class Meter:
     "Running sums of metrics on their device; only reading the mean waits for it."
 
@@ -68,7 +68,7 @@ class Meter:
         self.count, self.sums = 0, {}
         return means
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #939af662
 def history_row(
     line: str,   # of a history
 ) -> dict | None:
@@ -99,7 +99,7 @@ def read_history(
     found = {row["step"]: row for row in rows if row is not None}
     return [found[step] for step in sorted(found)]
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #14e63ca6
 class History:
     "Rows of numbers, kept as one JSON object a line and as TensorBoard curves; a resumed run cuts off what it redoes."
 
@@ -133,7 +133,7 @@ class History:
         "Flush the curves to disk."
         self.board.close()
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #6e18336e
 class Rows:
     "A history without files: that of a rank which does not write."
 
@@ -147,7 +147,7 @@ class Rows:
     def close(self):
         "Nothing is open."
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #00ef9ced
 def run_folder(
     config: PretrainConfig,  # the run
 ) -> Path:
@@ -161,7 +161,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #e6acbcb0
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -182,7 +182,7 @@ def changed_settings(
     return [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
             if k not in MAY_CHANGE and not same(k, then[k], v)]
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #4a9e8ae1
 def check_digests(
     folder: Path,        # of the run
     before: dict,        # a checkpoint, or what another rank has
@@ -201,7 +201,7 @@ def check_digests(
         raise ValueError(f"{folder} did not start from these weights. Give the old checkpoint to go on, or start a new "
                          "run under another name.")
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #8956d3c4
 def find_start(
     config,                # the run
     folder: Path,          # its folder
@@ -228,7 +228,7 @@ def find_start(
         damaged.rename(damaged.with_name(damaged.name + ".damaged"))
     return state
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #cdc9eebe
 def short_name(
     name: str,       # of a video, as its list has it
     root: str = "",  # folder of the videos
@@ -267,7 +267,7 @@ def source_kind(source) -> str:
     stored = [f"{key}={about[key]}" for key in ("codec", "quality", "short_side", "frame_size") if key in about]
     return " ".join([type(source).__name__, *stored])
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #58403972
 def check_finite(
     model: torch.nn.Module,
     meter: Meter,
@@ -294,7 +294,7 @@ def save_state(
     if is_main():
         save_checkpoint(folder, state, config.keep, keep_best)
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #8253701e
 def check_moments(
     optimizer: torch.optim.Optimizer,
     step: int,   # steps done
@@ -310,7 +310,7 @@ def check_moments(
     if step and not optimizer.state and (adam or optimizer.defaults["momentum"]):
         raise ValueError("the optimiser's state is missing")
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #7e7b074e
 def restore_state(
     folder: Path,
     model: torch.nn.Module,
@@ -331,7 +331,7 @@ def restore_state(
                               "Move it away to go on from the one before.") from error
 
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #0a6e6d1d
 @dataclass
 class Run:
     "Everything of a run that changes. With several ranks all have the same."
@@ -354,7 +354,7 @@ class Run:
         save_state(self.folder, self.config, self.method, self.optimizer, self.meter, best, step=self.step,
                    best=self.best, **self.digests)
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #156842e6
 class Stopped(SystemExit):
     "A run that was asked to stop by a signal and has left a checkpoint: exit code 0, not an error."
 
@@ -362,7 +362,7 @@ class Stopped(SystemExit):
         super().__init__(0)
         self.step = step  # steps done
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #b42cc4e0
 @dataclass
 class PretrainResult:
     "What `pretrain` returns."
@@ -371,7 +371,7 @@ class PretrainResult:
     history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #7026a052
 def build(
     config: PretrainConfig,  # the run, from `fit_to_ranks`
 ) -> Any:
@@ -379,7 +379,7 @@ def build(
     method, groups, joint = build_method(config), config.bn_groups // world_size(), getattr(config, "joint", False)
     return split_method(method, groups, joint) if groups > 1 or joint else method
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #0ea13d46
 def load_state(
     run: Run,
     state: dict | None,  # a checkpoint, or None: the beginning
@@ -409,7 +409,7 @@ def restore(
     load_state(run, state)
     return run
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #1baf7245
 def check_same_videos(
     run: Run,
     dataset,               # a `ClipDataset`: the videos as they are now
@@ -421,7 +421,7 @@ def check_same_videos(
     if len(set(gather_objects(run.digests["videos"]))) > 1:
         raise ValueError(f"The ranks see other videos in {run.config.data}: copy the same list and files to all.")
 
-# %% ../../nbs/7_training/06_run.ipynb #x
+# %% ../../nbs/7_training/06_run.ipynb #7725a93d
 def fit_to_ranks(
     config: PretrainConfig,
 ) -> PretrainConfig:  # with `bn_groups` as it will be

@@ -8,7 +8,7 @@ __all__ = ['LAST', 'VIDEO', 'FRAME', 'MOST_SIDE', 'MOST_FRAMES', 'MOST_RECORD', 
            'scan_shard', 'is_whole', 'is_pack', 'parse_pack', 'own_file', 'read_pack', 'check_file', 'read_checked',
            'load_index', 'map_frames', 'PackReport']
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #9d1b7d02
+# %% ../../../nbs/5_data/05_pack_format.ipynb #d63b5c80
 import hashlib
 import io
 import json
