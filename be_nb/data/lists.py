@@ -319,7 +319,7 @@ def hold_out(
 def source_of(
     path,  # of a video, `CLASS/video.mp4`
 ):
-    "What a video shares with those of any class, as far as its name tells: UCF101's group, HMDB51's film, or itself."
+    "What a video shares with others of any class, as far as its name tells: UCF101's group, HMDB51's film, itself."
     found = group_of(path)
     if found == path or not re.match(GROUPS[1], path):
         return found
@@ -385,8 +385,8 @@ def _check_divisible(root):
     found = scan_videos(root)
     if not found.classes:
         raise ValueError(f"{root}: its videos do not lie in two or more folders CLASS/video.mp4, so their labels are "
-                         "not known. Pretraining needs neither labels nor lists; folders train/ and val/ of such folders "
-                         "need no lists")
+                         "not known. Pretraining needs neither labels nor lists; folders train/ and val/ of such "
+                         "folders need no lists")
     if (root / "classes.txt").exists() and read_classes(root / "classes.txt") != found.classes:
         raise ValueError(f"{root / 'classes.txt'} does not name the folders of the classes: move it away, or mend it")
     odd = next((path for path in found.paths if path != path.strip() or "\n" in path), None)
@@ -414,7 +414,7 @@ def write_split(
     lines = {name: [f"{found.paths[k]} {found.labels[k]}" for k in rows] for name, rows in sides.items()}
     for name, text in {"classes.txt": found.classes, **lines}.items():
         data = ("\n".join(text) + "\n").encode("utf8", "surrogateescape")
-        write_atomically(root / name, lambda temporary: temporary.write_bytes(data))
+        write_atomically(root / name, lambda temporary, data=data: temporary.write_bytes(data))
     alone = sorted({found.classes[k] for k in found.labels} - {found.classes[found.labels[k]] for k in sides[USUAL[1]]})
     about = [f"{root}: {len(found)} videos, {len(found.classes)} classes, {len(set(groups))} groups",
              *(f"  {name}: {len(rows)} videos" for name, rows in sides.items())]
