@@ -573,7 +573,8 @@ def test_lists_are_written_for_class_folders(tmp_path):
         groups_of(["a"], "person")
     with pytest.warns(UserWarning, match="finds nothing in 1 of 2 paths"):
         assert len(set(groups_of(["a1", "b"], r"\d"))) == 2
-    films = [f"{act}/{film}_{act}_f_nm_np1_ba_med_0.avi" for film, act in (("Film", "run"), ("Film", "sit"), ("X", "run"))]
+    films = (("Film", "run"), ("Film", "sit"), ("X", "run"))
+    films = [f"{act}/{film}_{act}_f_nm_np1_ba_med_0.avi" for film, act in films]
     assert groups_of(films) == ["Film", "Film", "X"]  # one film, two classes
     assert groups_of(["Archery/v_Archery_g08_c03.avi"]) == ["Archery/v_Archery_g08"]
 
@@ -877,7 +878,8 @@ def test_uniform_starts(n, frames, stride, clips):
 
 
 @pytest.mark.parametrize("n,stride,right", [(8, 8, [0, 1, 2, 3, 4, 5]), (4, 8, [0, 1, 2, 3, 0, 1]),
-                                            (6, 3, [0, 3, 1, 4, 2, 5]), (10, 4, [0, 4, 8, 2, 6, 1]), (5, 3, [0, 3, 1, 4, 2, 0]), (1, 2, [0] * 6)])
+                                            (6, 3, [0, 3, 1, 4, 2, 5]), (10, 4, [0, 4, 8, 2, 6, 1]),
+                                            (5, 3, [0, 3, 1, 4, 2, 0]), (1, 2, [0] * 6)])
 def test_a_looped_window_does_not_stand_still(n, stride, right):
     assert window_frames(n, 6, stride, 0).tolist() == right
 

@@ -56,10 +56,8 @@ def open_source(
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
     packed = is_pack(data)  # a pack that is not finished is an error
     source = PackedVideos if packed else VideoFolder
-    if packed and not isinstance(split, Split):
-        listed = list_in_pack(data, split)
-    else:
-        listed = open_split(data, split, labelled)
+    in_pack = packed and not isinstance(split, Split)
+    listed = list_in_pack(data, split) if in_pack else open_split(data, split, labelled)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
     listed = listed if most is None else _few(listed, most)
@@ -98,7 +96,7 @@ def labelled_source(
 ):
     "The videos of one list as a pretrained network should see them: in frames of the same size, of the same set."
     known = {key: pretrained[key] for key in ("frame_size", "rho", "data_seed") if key in pretrained}
-    return open_source(config.data, split, on_error=config.on_error, labelled=True, **known)
+    return open_source(config.data, split, on_error=on_error_of(config, pretrained), labelled=True, **known)
 
 
 def open_list(
@@ -108,8 +106,9 @@ def open_list(
     cache: bool = False,     # videos: keep them in memory
 ):
     "The videos of one list of a fine-tuning run."
-    return open_source(config.data, split, frame_size=config.frame_size, cache=cache, on_error=config.on_error,
-                       rho=config.rho, data_seed=config.data_seed, size=size, labelled=True)
+    return open_source(config.data, split, frame_size=config.frame_size, cache=cache,
+                       on_error=config.on_error or "raise", rho=config.rho, data_seed=config.data_seed, size=size,
+                       labelled=True)
 
 # %% ../../nbs/5_data/11_sources.ipynb #x
 def knn_sources(
