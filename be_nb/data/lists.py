@@ -7,7 +7,7 @@ __all__ = ['MOST_CLASSES', 'ENDINGS', 'SIDES', 'USUAL', 'GROUPS', 'Split', 'Trai
            'scan_videos', 'holds_lists', 'open_split', 'warn_of_outside', 'read_ucf101', 'read_hmdb51', 'read_diving48',
            'group_of', 'hold_out', 'source_of', 'groups_of', 'divide', 'write_split']
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #a26e64fc
 import json
 import os
 import re
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #fad1c275
 MOST_CLASSES = 100_000  # a larger label is a mistake, and would ask for a table of that length
 
 
@@ -60,7 +60,7 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #3ce057e9
 def _lines(path):
     "`(where, text)` for every line that is not blank; any line ends, any bytes in the names."
     path = Path(path)
@@ -92,7 +92,7 @@ def read_classes(path):
     "Class names, one per line; none where there is no such file."
     return [line for _, line in _lines(path)] if Path(path).is_file() else []
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #e50890f7
 def read_list(
     path,  # text file with one `path label` per line
     labels=True,  # must every line have a label? False: a line without one gets −1
@@ -111,7 +111,7 @@ def read_list(
     paths, numbers, where = zip(*entries)
     return Split(list(paths), numbers, read_classes(Path(path).parent / "classes.txt"), list(where))
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #72afbb09
 ENDINGS = (".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
            ".ogv", ".ts", ".vob", ".webm", ".wmv")  # of names of video files, in small letters
 SIDES = ("train", "val", "test")  # folders that hold the videos of one list
@@ -129,7 +129,7 @@ def _videos_below(folder):
         seen.add(real)
     return sorted(found)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #0a9a8d24
 def scan_videos(
     root,  # folder of videos
     inside="",  # a folder in it: only the videos below that one
@@ -153,7 +153,7 @@ def scan_videos(
     where = [os.path.join(base, path) for path in paths]
     return Split([f"{inside}/{path}" if inside else path for path in paths], labels, classes, where)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #c2bc9692
 USUAL = ("train.txt", "val.txt")  # lists that are taken where none are named
 
 
@@ -169,7 +169,7 @@ def holds_lists(
             return True
     return False
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #d09174e2
 def open_split(
     root,  # folder of videos, or of a pack
     split,  # a list file (absolute or in root), the name of a folder in root, or a `Split`, which is returned
@@ -194,7 +194,7 @@ def open_split(
         raise ValueError(f"{Path(root) / side}: no labels: the videos must lie in two or more folders CLASS/video.mp4")
     return found
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #ef3654a3
 def warn_of_outside(
     root,  # folder of videos
     paths,  # from a list
@@ -206,7 +206,7 @@ def warn_of_outside(
         warnings.warn(f"{len(outside)} of {len(paths)} paths of the list lead out of {root}, such as {outside[0]!a}. "
                       "They are taken as they are; is that what you want?", stacklevel=3)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #cf6644d7
 def read_ucf101(
     folder,  # holds classInd.txt, trainlist01.txt, testlist01.txt, …
     split=1,  # 1, 2 or 3
@@ -229,7 +229,7 @@ def read_ucf101(
         sides.append(Split(paths, labels, classes, origins))
     return TrainTest(*sides)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #4585c555
 def read_hmdb51(
     folder,  # holds CLASS_test_split1.txt, … (or the folder testTrainMulti_7030_splits that does)
     split=1,  # 1, 2 or 3
@@ -257,7 +257,7 @@ def read_hmdb51(
                 column.append(value)
     return TrainTest(*(Split(paths, labels, classes, where) for paths, labels, where in sides.values()))
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #76b05359
 def read_diving48(
     folder,  # holds Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json
 ):
@@ -277,7 +277,7 @@ def read_diving48(
         sides.append(Split([f"{e['vid_name']}.mp4" for e in entries], [e["label"] for e in entries], classes, where))
     return TrainTest(*sides)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #0352ebea
 GROUPS = (r"^(.*_g\d+)_c\d+\.\w+$",                                   # UCF101: v_Archery_g08_c03.avi
           r"^(.*)_[fuhl]_[cn]m_np\d_(?:fr|ba|le|ri)_(?:bad|med|goo)_\d+\.\w+$")  # HMDB51: film_action_…_goo_2.avi
 
@@ -315,11 +315,11 @@ def hold_out(
     held = np.array(sorted(held), dtype=np.int64)
     return np.setdiff1d(np.arange(len(labels)), held), held
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #9adb5629
 def source_of(
     path,  # of a video, `CLASS/video.mp4`
 ):
-    "What a video shares with those of any class, as far as its name tells: UCF101's group, HMDB51's film, or itself."
+    "What a video shares with others of any class, as far as its name tells: UCF101's group, HMDB51's film, itself."
     found = group_of(path)
     if found == path or not re.match(GROUPS[1], path):
         return found
@@ -345,7 +345,7 @@ def groups_of(
                       "each of them is a group of its own", stacklevel=2)
     return [("", path) if not match else match.groups() or match[0] for path, match in zip(paths, found)]
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #72778d58
 def divide(
     labels,  # (n,) classes
     groups,  # n names of groups
@@ -374,7 +374,7 @@ def divide(
     second = np.array([numbers[group] in taken for group in groups])
     return np.flatnonzero(~second), np.flatnonzero(second)
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #72f8d525
 def _check_divisible(root):
     "The videos of a folder that `write_split` can divide, as a `Split`; else an error that says what to do."
     if not root.is_dir():
@@ -385,8 +385,8 @@ def _check_divisible(root):
     found = scan_videos(root)
     if not found.classes:
         raise ValueError(f"{root}: its videos do not lie in two or more folders CLASS/video.mp4, so their labels are "
-                         "not known. Pretraining needs neither labels nor lists; folders train/ and val/ of such folders "
-                         "need no lists")
+                         "not known. Pretraining needs neither labels nor lists; folders train/ and val/ of such "
+                         "folders need no lists")
     if (root / "classes.txt").exists() and read_classes(root / "classes.txt") != found.classes:
         raise ValueError(f"{root / 'classes.txt'} does not name the folders of the classes: move it away, or mend it")
     odd = next((path for path in found.paths if path != path.strip() or "\n" in path), None)
@@ -394,7 +394,7 @@ def _check_divisible(root):
         raise ValueError(f"{root}: the name {odd!r} cannot stand in a list: blanks at its ends, or a line break")
     return found
 
-# %% ../../nbs/5_data/03_lists.ipynb #x
+# %% ../../nbs/5_data/03_lists.ipynb #5271ca8e
 def write_split(
     root,  # folder of videos, CLASS/video.mp4 or videos/CLASS/video.mp4
     val=0.2,  # share of each class for val.txt
@@ -414,7 +414,7 @@ def write_split(
     lines = {name: [f"{found.paths[k]} {found.labels[k]}" for k in rows] for name, rows in sides.items()}
     for name, text in {"classes.txt": found.classes, **lines}.items():
         data = ("\n".join(text) + "\n").encode("utf8", "surrogateescape")
-        write_atomically(root / name, lambda temporary: temporary.write_bytes(data))
+        write_atomically(root / name, lambda temporary, data=data: temporary.write_bytes(data))
     alone = sorted({found.classes[k] for k in found.labels} - {found.classes[found.labels[k]] for k in sides[USUAL[1]]})
     about = [f"{root}: {len(found)} videos, {len(found.classes)} classes, {len(set(groups))} groups",
              *(f"  {name}: {len(rows)} videos" for name, rows in sides.items())]

@@ -56,10 +56,8 @@ def open_source(
         raise FileNotFoundError(f"{data}: no such folder (now in {os.getcwd()}). {how_to_get(str(data))}")
     packed = is_pack(data)  # a pack that is not finished is an error
     source = PackedVideos if packed else VideoFolder
-    if packed and not isinstance(split, Split):
-        listed = list_in_pack(data, split)
-    else:
-        listed = open_split(data, split, labelled)
+    in_pack = packed and not isinstance(split, Split)
+    listed = list_in_pack(data, split) if in_pack else open_split(data, split, labelled)
     if labelled and (listed.labels < 0).any():
         raise ValueError(f"{split}: {(listed.labels < 0).sum()} videos have no label; each must have one here.")
     listed = listed if most is None else _few(listed, most)
@@ -109,8 +107,8 @@ def open_list(
 ):
     "The videos of one list of a fine-tuning run."
     return open_source(config.data, split, frame_size=config.frame_size, cache=cache,
-                       on_error=config.on_error or "raise",
-                       rho=config.rho, data_seed=config.data_seed, size=size, labelled=True)
+                       on_error=config.on_error or "raise", rho=config.rho, data_seed=config.data_seed, size=size,
+                       labelled=True)
 
 # %% ../../nbs/5_data/11_sources.ipynb #x
 def knn_sources(
