@@ -278,6 +278,7 @@ class EvaluateConfig(Config):
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
     omit: bool = False              # protocol: leave out what its code left out
+    untrained: bool = True          # also judge random weights, on the same clips, for comparison
     on_error: OnError | None = None  # raise or skip unreadable videos; None: as in pretraining
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # where to compute: auto, cpu, cuda or cuda:N
