@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ClipParameters', 'augment_clips', 'denormalize', 'Augment', 'CenterCrop']
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #10bbea5c
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from .pixels import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, affine_matrix, warp
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #f088b07c
 class ClipParameters(NamedTuple):
     """What is done to each clip: float32 `(b,)` tensors on the CPU (`flip`: bool)."""
     side: torch.Tensor        # side of the square crop, pixels
@@ -26,7 +26,7 @@ class ClipParameters(NamedTuple):
     saturation: torch.Tensor  # factor, 1 changes nothing
     hue: torch.Tensor         # shift in turns, 0 changes nothing
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #93021099
 def draw_parameters(
     batch: int,         # number of clips, b
     height: int,        # of the frames, pixels
@@ -50,7 +50,7 @@ def draw_parameters(
     return ClipParameters(side, (width - side) * (u[1] - .5), (height - side) * (u[2] - .5), degrees * (2 * u[3] - 1),
                           u[4] < flip, light, contrasts, colours, hue * (2 * u[8] - 1))
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #447bf04d
 def _check_clips(clips):
     if not torch.is_tensor(clips) or clips.dtype != torch.uint8:
         got = clips.dtype if torch.is_tensor(clips) else type(clips).__name__
@@ -64,7 +64,7 @@ def _check_clips(clips):
     if clips.numel() == 0:
         raise ValueError(f"clips are empty: {tuple(clips.shape)}")
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #533f4b64
 def _pack(clips, parameters):
     """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made."""
     _check_clips(clips)
@@ -76,7 +76,7 @@ def _pack(clips, parameters):
     made = bool((parameters.contrast != 1).any()), bool((parameters.saturation != 1).any()), bool(parameters.hue.any())
     return packed.to(clips.device, non_blocking=True), made
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #d3fbbce0
 def _paint(clips, packed, made, size):
     """The part that touches pixels. It looks at no value of a tensor, so it never waits and can be compiled."""
     matrix, colour = packed.split([6, 4], dim=1)
@@ -91,7 +91,7 @@ def _paint(clips, packed, made, size):
         adjust_hue(out, hue, out=out)
     return out
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #25ba7623
 @torch.no_grad()
 def augment_clips(
     clips: torch.Tensor,         # uint8 (b, t, 3, h, w), on any device
@@ -101,18 +101,18 @@ def augment_clips(
     """Turn, crop, mirror and recolour each clip by its own parameters, all its frames alike."""
     return _paint(clips, *_pack(clips, parameters), size)
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #2e27021b
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #8efeb470
 def _statistics(mean, std):
     mean, std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
     if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
         raise ValueError(f"mean and std must be three numbers each, std > 0, got {mean.tolist()} and {std.tolist()}")
     return mean.view(3, 1, 1, 1), std.view(3, 1, 1, 1)
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #7aefd318
 def denormalize(
     clips: torch.Tensor,          # float (b, 3, t, h, w) or (3, t, h, w), as the network sees them
     mean: tuple = IMAGENET_MEAN,  # what was subtracted: of R, G, B in [0, 1]
@@ -122,7 +122,7 @@ def denormalize(
     shift, scale = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
     return (clips * scale + shift).clamp_(0, 1)
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #1c8d27b7
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 
@@ -148,7 +148,7 @@ class _View(nn.Module):
         scale, shift = self.scale.to(out.device), self.shift.to(out.device)  # works where the module was not moved, too
         return out.mul_(scale).add_(shift)
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #7efdbd9f
 def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue):
     if not 0 <= degrees <= 180:
         raise ValueError(f"degrees must be between 0 and 180, got {degrees}")
@@ -162,7 +162,7 @@ def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue)
     if not 0 <= hue <= .5:
         raise ValueError(f"hue is in turns of the colour circle, between 0 and 0.5, got {hue}")
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #c1952c0c
 class Augment(_View):
     """Random views for training: rotation, resized crop, flip, colour jitter and normalisation, one draw per clip.
 
@@ -200,7 +200,7 @@ class Augment(_View):
         _check_clips(clips)
         return self.view(clips, self.sample(len(clips), *clips.shape[-2:], generator=generator))
 
-# %% ../nbs/1_core/04_views.ipynb #x
+# %% ../nbs/1_core/04_views.ipynb #1f3dc726
 class CenterCrop(_View):
     """The deterministic view for tests: the central square, resized and normalised like those of `Augment`.
 

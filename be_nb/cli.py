@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'is_meant', 'is_message', 'usage', 'main']
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #8d52a0c0
 import contextlib
 import dataclasses
 import dis
@@ -24,7 +24,7 @@ from .config import annotations, check_choice, nearest, override, settings
 from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
                             ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #6527e98d
 def metavar(
     kind,           # type of a setting
 ) -> str | None:    # None: what tyro says of itself
@@ -36,7 +36,7 @@ def metavar(
         return " ".join("..." if each is ... else each.__name__.upper() for each in inside)
     return metavar(inside[0]) or inside[0].__name__.upper() if type(None) in inside else None
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #e8d17b7f
 def flags(
     config_class: type,  # a config class
     default=None,        # a config: its values are the defaults; None: those of the class
@@ -54,7 +54,7 @@ def flags(
               for name, fields in groups.items()]
     return dataclasses.make_dataclass("flags", nested)
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #1f5a6085
 def reject(
     unknown: list[str],  # words that belong to no flag
     config_class: type,  # the config that was to be filled
@@ -83,7 +83,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #c9ed1a3e
 def look_first(
     config,                    # with `data` or `checkpoint`, or both
     lists: tuple[str, ...] = (),  # that must be in the folder of the videos
@@ -108,7 +108,7 @@ def look_first(
             read_list(place)  # says what is missing, and how a list looks
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #75f14176
 def parse_recipe(
     command: str,        # "pretrain" or "finetune"
     config_class: type,  # what to fill
@@ -147,7 +147,7 @@ def finetune(args: list[str]):
 
     print(f"weights and results: {run(config).checkpoint.parent}")
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #f2c1a637
 def evaluate(args: list[str]):
     "be-nb evaluate --checkpoint PATH --data DIR    linear probe and kNN on frozen features"
     config = parse("evaluate", EvaluateConfig, args, "Linear probe and k nearest neighbours on frozen features.")
@@ -174,7 +174,7 @@ def recipes(args: list[str]):
 
     print(describe_recipe(args[0]) if args else describe_recipes())
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #ceee2427
 def lists(args: list[str]):
     "be-nb lists --root DIR [--val 0.2]    write train.txt, val.txt and classes.txt for folders CLASS/video.mp4"
     config = parse("lists", ListsConfig, args, "Write train.txt, val.txt and classes.txt for a folder whose videos lie "
@@ -207,7 +207,7 @@ def doctor(args: list[str]):
     if report.problems:
         raise SystemExit(1)
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #89d3c9e2
 def export(args: list[str]):
     "be-nb export --checkpoint PATH --out FILE    write the backbone as safetensors, with a card"
     config = parse("export", ExportConfig, args, "Write the backbone as safetensors, with a card beside it.")
@@ -217,7 +217,7 @@ def export(args: list[str]):
     path = run(config.checkpoint, config.out, config.scores)
     print(f"weights: {path}\ncard: {path}.json")
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #7c5b1dca
 def bias(args: list[str]):
     "be-nb bias --checkpoint PATH … --data DIR    report how much networks lean on the background"
     config = parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it.")
@@ -226,7 +226,7 @@ def bias(args: list[str]):
 
     run(config)
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #2e681ce1
 def bench(args: list[str]):
     "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
     named = bool(args) and not args[0].startswith("-")
@@ -236,7 +236,7 @@ def bench(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #1af458e2
 def is_meant(
     error: Exception,  # as it was caught
 ) -> bool:
@@ -261,7 +261,7 @@ def is_message(
     return ours or isinstance(error, OSError) or (isinstance(error, ValueError) and is_meant(error))
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #8cdb7672
 def is_first(
     text: str,  # a message
 ) -> bool:      # alone: yes
@@ -278,7 +278,7 @@ def is_first(
         return True
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #85190a17
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
             "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
 
@@ -291,7 +291,7 @@ def usage() -> str:  # several lines
     return f"usage: be-nb COMMAND …\n\n{table}\n\n`be-nb COMMAND --help` lists the flags of a command."
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #4672ccf6
 CONFIGS = (PretrainConfig, FinetuneConfig, RetrieveConfig, PackConfig, ListsConfig)  # whose settings messages speak of
 
 
@@ -311,7 +311,7 @@ def as_flags(
 
     return re.sub(r"\b([a-z_]+)=('[^' ]+'|True|False|[0-9.]*[0-9])", flag, text)
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #73f0e6fc
 @contextlib.contextmanager
 def plain_warnings():
     "Within, a warning for the user is a line like a message, without the place in the code that gave it."
@@ -328,7 +328,7 @@ def plain_warnings():
     finally:
         warnings.formatwarning = before
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #718a18a3
 def main(
     args: list[str] | None = None,  # the words after `be-nb`; None: those of this process
 ):
@@ -362,6 +362,6 @@ def main(
             print(f"be-nb: {as_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
 
-# %% ../nbs/8_studies/04_cli.ipynb #x
+# %% ../nbs/8_studies/04_cli.ipynb #a6370d73
 if __name__ == "__main__" and "__file__" in globals():
     main()

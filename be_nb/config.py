@@ -6,7 +6,7 @@
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Kind', 'nearest', 'check_choice', 'Range',
            'conform', 'annotations', 'Config', 'Setting', 'settings', 'override']
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #7ff7aab3
 import dataclasses
 import difflib
 import functools
@@ -20,7 +20,7 @@ import types
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, Literal, NamedTuple, TypeVar, Union
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #f83a69a2
 def nearest(
     name: str,                  # what the user wrote
     known,                      # the valid names
@@ -32,7 +32,7 @@ def nearest(
     similar = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
     return list(dict.fromkeys(similar + noted))[:3]
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #05541076
 def check_choice(
     kind: str,       # what is being chosen, for the message ("recipe", "backbone", …)
     name: str,       # what the user asked for
@@ -47,7 +47,7 @@ def check_choice(
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(map(str, known))}."
     raise ValueError(f"Unknown {kind} {name!r}. {hint}")
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #f2f037a8
 class Range(NamedTuple):
     "Limits of a number, for an annotation: `Annotated[float, Range(0, 1)]`. `above` leaves out the lower limit itself."
 
@@ -70,7 +70,7 @@ Fraction = Annotated[float, Range(0, 1, above=True)]  # a fraction that cannot b
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #e7dbea80
 # what a message calls a plain value, and what is accepted for it; NumPy's numbers count as numbers, bools do not
 PLAIN = {bool: ("True or False", bool), int: ("a whole number", numbers.Integral),
          float: ("a finite number", numbers.Real), str: ("a string", (str, os.PathLike))}
@@ -105,7 +105,7 @@ def conform(
         raise ValueError(f"{key} must be {words}; got {value!r}.")
     return kind(os.fspath(value) if kind is str else value)
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #27cdfc04
 @functools.cache
 def annotations(
     config_class: type,  # a dataclass
@@ -134,7 +134,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #c0863b20
 class Setting(NamedTuple):
     "A field of a config, with what its source says about it."
 
@@ -162,7 +162,7 @@ def settings(
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])
             for f in dataclasses.fields(config_class)]
 
-# %% ../nbs/7_training/01_config.ipynb #x
+# %% ../nbs/7_training/01_config.ipynb #d1e9e195
 Kind = TypeVar("Kind", bound=Config)
 
 

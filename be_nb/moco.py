@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Queue', 'momentum_update', 'EncoderPair', 'shuffled', 'MomentumEncoders', 'contrast', 'MoCo']
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #9c3b383b
 import copy
 import math
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ from .losses import info_nce_logits, unit
 from .machine.device import gather, own_rows, world_size
 from .methods.base import Batch, Method, MethodCard, projection, Views
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #c4b8d3e6
 class Queue(nn.Module):
     """The last `size` keys, newest overwriting oldest. Content and pointer are buffers: a checkpoint has them both.
 
@@ -52,7 +52,7 @@ class Queue(nn.Module):
         self.keys[rows] = keys[skipped:].detach().to(self.keys.dtype)
         self.pointer.copy_((self.pointer + len(keys)) % size)
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #ca33de68
 @torch.no_grad()
 def momentum_update(
     slow: nn.Module,   # the key encoder, changed in place
@@ -62,7 +62,7 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #9911efa2
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -98,7 +98,7 @@ class EncoderPair(Method):
         first, second = both
         return first, second[:, None]
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #a0ca2b39
 def shuffled(
     encode,               # (b, …) → (b, d)
     clips: torch.Tensor,  # (b, …)
@@ -113,7 +113,7 @@ def shuffled(
     order = order[order < len(everyone)].to(clips.device, non_blocking=True)
     return gather(encode(everyone[own_rows(order)]))[order.argsort()]
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #85af49e2
 class MomentumEncoders(EncoderPair):
     "An `EncoderPair` whose key encoder follows the query encoder and whose queue is filled with its keys (He et al.)."
 
@@ -139,7 +139,7 @@ class MomentumEncoders(EncoderPair):
         self.queue.enqueue(parts.transpose(0, 1).flatten(0, 2))           # in the order of the batch: by rank, by part
         self._keys = []
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #d59f1f6b
 def contrast(
     query: torch.Tensor,         # (b, dim), of length 1
     key: torch.Tensor,           # (b, dim)
@@ -158,7 +158,7 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #1fc45574
 class MoCoCard(MethodCard):
     "What MoCo says of itself."
 
@@ -187,7 +187,7 @@ class MoCoCard(MethodCard):
         "The query learns, the key does not; the extra negative learns."
         return 4 if config.negative == "none" else 7
 
-# %% ../nbs/1_core/09_moco.ipynb #x
+# %% ../nbs/1_core/09_moco.ipynb #ba93bb2c
 class MoCo(MoCoCard, MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'list_backbones', 'create_backbone']
 
-# %% ../../nbs/1_core/06_backbone.ipynb #x
+# %% ../../nbs/1_core/06_backbone.ipynb #63e9afd6
 import difflib
 import importlib
 from typing import Any
 
-# %% ../../nbs/1_core/06_backbone.ipynb #x
+# %% ../../nbs/1_core/06_backbone.ipynb #3d5c1eeb
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",
@@ -26,7 +26,7 @@ BACKBONES = {
     "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
 }
 
-# %% ../../nbs/1_core/06_backbone.ipynb #x
+# %% ../../nbs/1_core/06_backbone.ipynb #fc611ea7
 def list_backbones() -> list:
     "The names that `create_backbone` knows."
     return sorted(BACKBONES)

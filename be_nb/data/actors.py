@@ -7,14 +7,14 @@ __all__ = ['PERSON', 'check_mask', 'actor_boxes', 'crop_to_actor', 'fill_holes',
            'inpaint_background', 'swap_background', 'other_backgrounds', 'boxes_to_mask', 'read_masks', 'load_detector',
            'find_people']
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #e789aeb8
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #ac341563
 def check_mask(
     clip: torch.Tensor,  # what should be uint8 (t, 3, h, w)
     mask: torch.Tensor,  # what should be bool (t, h, w): True on the actor
@@ -26,7 +26,7 @@ def check_mask(
         raise ValueError(f"the mask of a clip {tuple(clip.shape)} must be bool "
                          f"{(clip.shape[0], *clip.shape[2:])}; got {mask.dtype} {tuple(mask.shape)}.")
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #62353745
 def actor_boxes(
     mask: torch.Tensor,  # bool (t, h, w)
 ) -> np.ndarray:         # float (t, 4): top, left, bottom, right in pixels; the last two are just outside
@@ -42,7 +42,7 @@ def actor_boxes(
     times = np.arange(len(boxes))
     return np.stack([np.interp(times, seen, boxes[seen, side]) for side in range(4)], 1)
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #d8649ee1
 def _smooth(path, width):
     "Moving average over `width` frames (odd); beyond its ends the path stands still."
     padded = np.pad(path, (width // 2, width // 2), mode="edge")
@@ -58,7 +58,7 @@ def _window(low, high, length, margin, follow):
     start = np.clip(start, np.maximum(high - size, 0), np.minimum(low, length - size))  # holds the box, in the picture
     return np.floor(start).astype(int), size
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #b1455279
 def crop_to_actor(
     clip: torch.Tensor,      # uint8 (t, 3, h, w)
     mask: torch.Tensor,      # bool (t, h, w): True on the actor
@@ -75,7 +75,7 @@ def crop_to_actor(
     columns, width = _window(left, right, clip.shape[3], margin, follow)
     return torch.stack([frame[:, y:y + height, x:x + width] for frame, y, x in zip(clip, rows, columns)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #0be57de6
 def fill_holes(
     picture: torch.Tensor,  # (c, h, w), float; what is in the holes does not matter
     hole: torch.Tensor,     # bool (h, w): which pixels are unknown
@@ -103,7 +103,7 @@ def fill_holes(
     filled[:, torch.from_numpy(unknown)] = torch.from_numpy(splu(equations).solve(joined[:, known] @ values[known])).T
     return filled.view_as(picture).float()
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #d1989858
 def grow_mask(
     mask: torch.Tensor,  # bool (t, h, w)
     pixels: int,         # how far, in each of eight directions
@@ -132,7 +132,7 @@ def inpaint_background(
     """
     return torch.where(mask[:, None], still_background(clip, mask), clip)
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #c4d426ab
 def swap_background(
     clip: torch.Tensor,        # uint8 (t, 3, h, w)
     mask: torch.Tensor,        # bool (t, h, w): True on the actor
@@ -146,7 +146,7 @@ def swap_background(
                          f"got {background.dtype} {tuple(background.shape)}.")
     return torch.where(mask[:, None], clip, scene[torch.arange(len(clip)) % len(scene)])
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #02070381
 def other_backgrounds(
     labels,         # class of each video, (n,) whole numbers
     seed: int = 0,  # which of the many ways to deal
@@ -162,7 +162,7 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #4d57c583
 def boxes_to_mask(
     boxes,                    # one array of boxes per frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames
@@ -193,7 +193,7 @@ def _read_bb(path):
         raise ValueError(f"{path}: holds no frames, or their numbers make no sense.")
     return [boxes.get(frame, np.empty((0, 4))) for frame in range(max(boxes) + 1)]
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #19e19c01
 def read_masks(
     path,                     # a .mat, .npz or .bb file
     size: tuple[int, int],    # (height, width) of the clip that the masks are for
@@ -225,7 +225,7 @@ def read_masks(
     mask = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(puppet).transpose(2, 0, 1))).float()
     return F.interpolate(mask[:, None], size, mode="nearest-exact")[:, 0] > 0
 
-# %% ../../nbs/5_data/14_actors.ipynb #x
+# %% ../../nbs/5_data/14_actors.ipynb #2a588fb7
 PERSON = 1  # its number among the 91 categories of COCO
 
 

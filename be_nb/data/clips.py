@@ -6,14 +6,14 @@
 __all__ = ['SHORT', 'check_window', 'window_frames', 'uniform_starts', 'draw_starts', 'clip_generator', 'draw_windows',
            'ClipDataset', 'epoch_order', 'EpochSampler', 'collate']
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #8021d79b
 import warnings
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #6c8e1c4b
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -47,7 +47,7 @@ def window_frames(
     period = num_frames // np.gcd(stride, num_frames)  # steps until the same frames come again: then one frame later
     return (window + np.arange(frames) // period % (num_frames // period)) % num_frames
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #32df7e8a
 def uniform_starts(
     num_frames,  # length of the video, in frames
     frames,  # frames in a window
@@ -69,7 +69,7 @@ def uniform_starts(
         return np.array([last // 2], dtype=np.int64)
     return np.arange(clips, dtype=np.int64) * last // (clips - 1)
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #30cf6664
 def draw_starts(
     rng,  # numpy Generator
     positions,  # the starts allowed are 0 … positions − 1
@@ -99,7 +99,7 @@ def draw_starts(
     starts = np.concatenate([[0], rng.permutation(starts + apart)])
     return (starts + rng.integers(positions)) % positions
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #df8e06fe
 _CLIPS, _ORDER = 1, 2
 
 
@@ -107,7 +107,7 @@ def clip_generator(seed, epoch, index):
     "The random generator of video `index` of a source in one epoch."
     return np.random.default_rng((_CLIPS, seed, epoch, index))
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #98b177b9
 def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short="loop"):
     "Random windows of a video: their starts, int64 `(windows,)`, and the numbers of their frames, `(windows, frames)`."
     span = (frames - 1) * stride + 1
@@ -116,7 +116,7 @@ def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short
     starts = draw_starts(rng, positions, windows, min_offset, circular)
     return starts, window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #c6349706
 def _usable(source, span, short):
     "Lengths of all videos, numbers of those that can be used, names of the others."
     lengths = [int(source.num_frames(i)) for i in range(len(source))]
@@ -129,7 +129,7 @@ def _usable(source, span, short):
         warnings.warn(report, stacklevel=3)
     return lengths, indices, dropped
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #60497cee
 class ClipDataset(Dataset):
     """Random windows of the videos of a source: `ds[epoch, index]`, the same for any number and order of workers.
 
@@ -168,7 +168,7 @@ class ClipDataset(Dataset):
         clips = clips.reshape(self.windows, self.frames, *clips.shape[1:])
         return {"clips": clips, "index": i, "label": int(self.source.labels[i]), "starts": torch.from_numpy(starts)}
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #a28bdeae
 def _video_and_epoch(item, indices):
     "The number in its source of the video that `(epoch, index)` means, and the epoch."
     if not isinstance(item, tuple) or len(item) != 2:
@@ -178,12 +178,12 @@ def _video_and_epoch(item, indices):
         raise IndexError(f"index {index} of a dataset of {len(indices)} videos")
     return indices[index], epoch
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #174d9b43
 def epoch_order(length, seed, epoch):
     "The order of the videos in one epoch: a permutation of `range(length)` drawn from `(seed, epoch)`, as a list."
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(length).tolist()
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #7a61a08e
 class EpochSampler:
     """Batches of `(epoch, index)` for `DataLoader(ds, batch_sampler=…)`: endless, or `steps` batches.
 
@@ -220,7 +220,7 @@ class EpochSampler:
             position += self.batch_size
             yield batch
 
-# %% ../../nbs/1_core/02_clips.ipynb #x
+# %% ../../nbs/1_core/02_clips.ipynb #71e915b0
 def collate(
     items,  # items of a `ClipDataset`
 ):

@@ -7,7 +7,7 @@ __all__ = ['MOST_LISTED', 'FRAMES_PER_SECOND', 'BYTES_PER_FRAME', 'Part', 'Found
            'check_counts', 'read_kinetics', 'video_files', 'PrepareConfig', 'Dataset', 'space_needed', 'look_into',
            'content_of', 'count_videos', 'describe_plan', 'Prepared', 'write_lists', 'prepare', 'prepare_cli']
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #9a78e203
 import contextlib
 import csv
 import functools
@@ -34,7 +34,7 @@ from .pack.format import read_pack
 from .pack.write import check_pack, pack, PackSettings
 from ..machine.files import write_atomically
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #e5b5636f
 @dataclass(frozen=True)
 class Part:
     "One part of a dataset as users have it: archives, or what was in them."
@@ -67,7 +67,7 @@ def _find(folder, pattern):
     place = Path(folder) / inner
     return sorted(place / name for name in os.listdir(place) if fnmatch(name, last)) if place.is_dir() else []
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #e861f1b2
 def locate_parts(
     name: str,                  # of the dataset, for the message
     parts: tuple[Part, ...],
@@ -91,7 +91,7 @@ def locate_parts(
                                 "\nPut them there, or name another folder with --archives, and run it again.")
     return found
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #cd561a61
 def extract_part(
     found: Found,
     workers: int = 1,   # archives extracted at the same time
@@ -109,7 +109,7 @@ def extract_part(
                 written += done.written
     return written
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #1397502e
 def find_folder(
     content,                # folder in which to look, and below it
     names: list[str],       # relative paths that should exist
@@ -142,7 +142,7 @@ def check_counts(
         raise ValueError("these are not the official lists: " + "; ".join(wrong) +
                          ". Get them again, or use --no-check-counts if that is what you want.")
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #51e467ae
 def read_kinetics(
     table,                              # CSV with the columns label, youtube_id, time_start, time_end
     files: dict[str, str],              # name of a file → its path below the folder of the videos
@@ -178,7 +178,7 @@ def video_files(
                   if name.endswith(".mp4") and not name.startswith(".")}
     return found
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #49deaf5d
 @dataclass(frozen=True)
 class PrepareConfig(Config):
     "What every script of `data_scripts/` takes."
@@ -204,7 +204,7 @@ class Dataset:
     official: dict[str, int]    # list name → number of videos
     classes: int
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #25afe0ba
 def _size(content):
     "Bytes of all files below a folder."
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(content) for name in names)
@@ -235,7 +235,7 @@ def _check_space(found, out):
         raise OSError(f"{out}: extracting needs about {need / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free")
     return place, free
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #27eef32a
 MOST_LISTED = 2_000_000_000  # bytes of a tar.gz that a dry run reads to its end
 FRAMES_PER_SECOND, BYTES_PER_FRAME = 860, 3_000  # packed by a core; of a video file
 
@@ -269,7 +269,7 @@ def content_of(
             extract(archive, folder, progress=False)
         yield Path(folder)
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #218f15cf
 def count_videos(
     paths,         # of the lists
     files: dict,   # of the archives, name → bytes; empty: none, or not read
@@ -287,7 +287,7 @@ def count_videos(
     lost = sorted(set(paths) - set(there))
     return f"{len(paths):,} listed, {len(there):,} there" + (f"; missing, such as {lost[0]!a}" if lost else "")
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #0ff10d5c
 def describe_plan(
     dataset: Dataset,
     found: list[Found],
@@ -322,7 +322,7 @@ def describe_plan(
                  f"{free / 1e9:,.2f} GB free in {place}")
     return "\n".join(lines)
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #21941279
 @dataclass(frozen=True)
 class Prepared:
     "The final report of a script."
@@ -358,7 +358,7 @@ def _verified_seal(path):
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #40d1b67b
 def write_lists(
     splits: dict[str, Split],
     out: Path,  # folder for them
@@ -371,7 +371,7 @@ def write_lists(
         write_atomically(out / name, lambda temporary, data=data: temporary.write_bytes(data))
         print(f"{out / name}: {len(content):,} lines")
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #d15f2f8b
 def prepare(
     dataset: Dataset,
     config: PrepareConfig,
@@ -410,7 +410,7 @@ def prepare(
     _write_report(out / "report.json", prepared)
     return prepared
 
-# %% ../../nbs/5_data/13_prepare.ipynb #x
+# %% ../../nbs/5_data/13_prepare.ipynb #ef9e420b
 def prepare_cli(
     dataset: Dataset,
     about: str,                     # text for --help

@@ -6,7 +6,7 @@
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
            'SteadyClips', 'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #277389c8
 import contextlib
 import os
 import warnings
@@ -24,13 +24,13 @@ from .videos import VideoFolder
 from ..machine.distributed import Loader, RankSampler
 from ..settings import EvaluateConfig, FinetuneConfig, PretrainConfig
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #91b2ef46
 def _few(split, count):
     "At most `count` videos of a `Split`, evenly spread over it."
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return Split([split.paths[i] for i in rows], split.labels[rows], split.classes, [split.where[i] for i in rows])
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #6eddac8f
 def open_source(
     data,  # "scenebias", or the folder of videos or of a pack
     split,  # of SceneBias its name; else a list file, a folder in it (see `open_split`), or a `Split`
@@ -63,14 +63,14 @@ def open_source(
     listed = listed if most is None else _few(listed, most)
     return source(data, listed, frame_size=frame_size, cache=cache, on_error=on_error)
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #8589499b
 def usual_lists(
     data,  # as in `open_source`
 ) -> tuple:  # a list to learn from, then those to test on
     "The labelled lists that a command takes where none are named."
     return ("probe", "test", "swapped") if data == "scenebias" else USUAL
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #f029c4f9
 def build_source(
     config: PretrainConfig,  # the run
 ):
@@ -110,7 +110,7 @@ def open_list(
                        on_error=config.on_error or "raise", rho=config.rho, data_seed=config.data_seed, size=size,
                        labelled=True)
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #e87b8f75
 def knn_sources(
     config: PretrainConfig,
 ) -> tuple:         # voters and tested videos, or nothing where `knn_every` is 0
@@ -122,7 +122,7 @@ def knn_sources(
                              data_seed=config.data_seed, most=config.knn_videos, labelled=True)
                  for split in (config.knn_train or train, config.knn_test or test))
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #1e306c44
 class SteadyClips(ClipDataset):
     """The windows of a training run, `be_nb.data.clips.ClipDataset`, that goes on when a video cannot be read any more.
 
@@ -149,7 +149,7 @@ class SteadyClips(ClipDataset):
                     return found
             raise
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
+# %% ../../nbs/5_data/11_sources.ipynb #eb061e69
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probe_weights', 'feature_maps', 'class_maps', 'grad_cam', 'enlarge', 'heat', 'mass_inside']
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #41aa3364
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .judges import check_set
 from ..machine.device import autocast
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #2a761a36
 def probe_weights(
     x, y,            # (n, d) features and (n,) classes 0, 1, …
     c: float = 1.0,  # inverse strength of the L2 penalty (scikit-learn's C)
@@ -42,7 +42,7 @@ def probe_weights(
     weights[known], bias[known] = rows, torch.from_numpy(offsets) - rows @ torch.from_numpy(scaler.mean_)
     return weights, bias
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #93ba612b
 @torch.inference_mode()
 def feature_maps(
     backbone,                   # any of be_nb.backbones, in eval mode
@@ -66,7 +66,7 @@ def class_maps(
         raise ValueError(f"weights for {weights.shape[1]} channels cannot read maps of {maps.shape[1]} channels")
     return torch.einsum("bdthw,bd->bthw", maps, weights)
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #74a4584b
 def layer_output(
     backbone: torch.nn.Module,   # in eval mode
     layer: torch.nn.Module,      # a part of it
@@ -83,7 +83,7 @@ def layer_output(
         raise ValueError(f"the network does not use the layer {type(layer).__name__}")
     return caught[0], pooled
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #a4abb3b1
 def grad_cam(
     backbone,                              # any of be_nb.backbones, in eval mode; its weights get no gradients
     clips: torch.Tensor,                   # float (b, c, t, h, w), as the network sees them
@@ -103,7 +103,7 @@ def grad_cam(
     weights = gradient.mean((2, 3, 4), keepdim=True)
     return (weights * found.detach()).sum(1).relu()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #630e6bf1
 def enlarge(
     maps: torch.Tensor,  # (b, t', h', w')
     size: tuple,         # (t, h, w) of the clip that the network saw
@@ -127,7 +127,7 @@ def heat(
     cover = strength * cam[:, None].sqrt()  # the root lets weaker places be seen as well
     return (clip.cpu() * (1 - cover) + colour * cover).round().clamp(0, 255).byte()
 
-# %% ../../nbs/6_judging/06_cam.ipynb #x
+# %% ../../nbs/6_judging/06_cam.ipynb #2f817451
 def mass_inside(
     cam: torch.Tensor,   # (b, t, h, w); only its positive part counts
     mask: torch.Tensor,  # bool (b, t, h, w), where the actor is

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VideoClips', 'clip_batches', 'Features', 'evaluating', 'test_views', 'mean_features', 'extract_features']
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #906ef478
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ..data.clips import uniform_starts, window_frames
 from ..machine.device import autocast, pick_device
 from ..machine.distributed import Loader
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #31d776b1
 def uniform_windows(
     num_frames: int,  # length of the video
     frames: int,      # frames per clip
@@ -36,7 +36,7 @@ def uniform_windows(
         return np.empty((0, frames), dtype=np.int64)
     return window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #14ab13ba
 class VideoClips(Dataset):
     """Every video of a source as its evenly spread clips: item j is `(j, uint8 (clips, t, c, h, w))`. Not random.
 
@@ -74,7 +74,7 @@ class VideoClips(Dataset):
         window = self.windows[row]
         return row, self.source.read(self.kept[row], window.reshape(-1)).unflatten(0, window.shape)
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #25ca728e
 def clip_batches(
     videos,           # yields (row, clips (n, t, c, h, w)), n may differ
     batch_size: int,  # clips per batch
@@ -91,7 +91,7 @@ def clip_batches(
     if held:
         yield torch.tensor(rows), torch.stack(held)
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #1c3de2be
 @dataclass(repr=False)
 class Features:
     "One vector per video, and what it belongs to."
@@ -109,7 +109,7 @@ class Features:
         n, d = self.features.shape
         return f"Features({n} videos × {d} numbers, {len(self.classes)} classes, {len(self.dropped)} dropped)"
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #dbbb6bec
 @contextmanager
 def evaluating(
     backbone: torch.nn.Module,  # lent for the time of the `with` block
@@ -128,7 +128,7 @@ def evaluating(
         for module, mode in modes:
             module.training = mode
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #f1d7a7df
 def test_views(
     size: int,          # side of what the network sees, pixels
     crops: int = 1,     # 1 (centre) or 3 (left, centre, right)
@@ -150,7 +150,7 @@ def test_views(
 
 test_views.__test__ = False  # not for pytest to collect
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #5a7464fe
 def mean_features(
     backbone: torch.nn.Module,  # in eval mode, on `device`
     batches,                    # yields (rows (b,), clips uint8 (b, t, c, h, w)), see `clip_batches`
@@ -175,7 +175,7 @@ def mean_features(
             seen.index_add_(0, rows, torch.ones(len(rows)))
     return total / seen[:, None]
 
-# %% ../../nbs/6_judging/01_features.ipynb #x
+# %% ../../nbs/6_judging/01_features.ipynb #afa2ac11
 def extract_features(
     backbone: torch.nn.Module,  # maps clips (b, c, t, h, w) to features (b, d)
     source,                     # SceneBias, VideoFolder, … (see be_nb.data.videos)

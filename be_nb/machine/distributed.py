@@ -6,7 +6,7 @@
 __all__ = ['process_group', 'on_main', 'gather_objects', 'RankSampler', 'wrap', 'StopRequest', 'ignore_signals', 'in_one_line',
            'Loader']
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #1ec14410
 import atexit
 import inspect
 import multiprocessing
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from .device import is_main, own_rows, pick_device, world_size
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #4e4f5117
 def own_device(
     name: str = "auto",  # auto, cpu, cuda or cuda:N, as in a config
 ) -> torch.device:
@@ -37,7 +37,7 @@ def own_device(
 
 _wrapped = weakref.WeakSet()  # what `wrap` has made
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #8f6fd6ba
 @contextmanager
 def process_group(
     device: str = "auto",  # auto, cpu, cuda or cuda:N
@@ -61,7 +61,7 @@ def process_group(
             module.reducer = module.logger = None  # they hold the group
         dist.destroy_process_group()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #66f421af
 def on_main(
     function,    # called on rank 0 only; result or exception must be picklable
     *arguments,  # for it
@@ -91,7 +91,7 @@ def gather_objects(
     dist.all_gather_object(things, thing)
     return things
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #192f3f03
 class RankSampler:
     "Of each batch of another batch sampler the part of this rank."
 
@@ -107,7 +107,7 @@ class RankSampler:
     def __iter__(self):
         return map(own_rows, self.sampler)
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #083154ec
 def wrap(
     method: nn.Module,  # on its device
 ) -> nn.Module:
@@ -121,7 +121,7 @@ def wrap(
     _wrapped.add(wrapped)
     return wrapped
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #a807645a
 class StopRequest:
     """A `with` block that turns SIGTERM and SIGUSR1 into a note; `agreed` asks whether any rank has one.
 
@@ -158,7 +158,7 @@ class StopRequest:
         dist.all_reduce(note)
         return note.item() > 0
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #90be2b27
 def ignore_signals(
     worker: int = 0,  # its number, which `DataLoader` passes
 ):
@@ -174,7 +174,7 @@ def _end_workers():  # multiprocessing would ask them by SIGTERM, and wait
         if child.daemon:
             child.kill()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #x
+# %% ../../nbs/4_machine/04_distributed.ipynb #2a970627
 def in_one_line(
     error: Exception,  # as a loader raises it
 ) -> Exception:        # the same error, without the worker's traceback; an `OSError` for a worker that died

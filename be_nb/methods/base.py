@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEGATIVES', 'Windows', 'Batch', 'augmentation', 'Views', 'MethodCard', 'Method', 'projection', 'build_method']
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #ad481871
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from ..distractor import Distractor, draw_distractors
 from ..machine.device import gather, own_rows, rank, world_size
 from . import find_method
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #12e667cd
 class Windows(NamedTuple):
     "What a method asks of each video. Zeros mean: as the config says."
 
@@ -28,7 +28,7 @@ class Windows(NamedTuple):
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #db11df82
 class Piece:
     """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole.
 
@@ -56,7 +56,7 @@ class Piece:
             return whole[own]
         return whole._replace(**{name: value[own] for name, value in whole._asdict().items() if torch.is_tensor(value)})
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #50290f1a
 @dataclass
 class Batch(Piece):
     "What a method gets in a step: this piece of the step's videos, and the only source of randomness."
@@ -88,7 +88,7 @@ class Batch(Piece):
                         draw=None if self.draw is None else torch.Generator().manual_seed(self.draw.initial_seed()))
                 for k, (clips, index, starts) in enumerate(pieces)]
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #4986dd31
 def augmentation(
     config,     # a `PretrainConfig`
 ) -> Augment:
@@ -96,7 +96,7 @@ def augmentation(
     return Augment(size=config.size, degrees=config.degrees, crop=config.crop, flip=config.flip,
                    brightness=config.brightness, contrast=config.contrast, saturation=config.saturation, hue=config.hue)
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #8a021654
 class ViewMaker(nn.Module):
     "Augments clips, and distracts them. The numbers of a clip do not depend on how the batch is cut."
 
@@ -127,7 +127,7 @@ class ViewMaker(nn.Module):
                 len(clips)))
         return own_rows(distractor(gather(clips), batch.draw))
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #81d175dc
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -162,7 +162,7 @@ class Views(ViewMaker):
             return self.view(own_rows(gather(batch.window()).roll(1, 0)), batch)
         return self.clean(batch, max(1, batch.clips.shape[1] - 1))
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #ea7b6dba
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
@@ -195,7 +195,7 @@ class MethodCard:
         "Work for each video, in forward passes of a clip `frames` × `size`²: 3 if it learns, 1 if it does not."
         raise NotImplementedError
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #8e02d48a
 class Method(MethodCard, nn.Module):
     """Base of all methods: what the trainer needs to know.
 
@@ -218,7 +218,7 @@ class Method(MethodCard, nn.Module):
     def after_step(self, progress: float = 0.0):
         "What moves besides the optimiser, once after each of its steps. `progress` of the training is from 0 to 1."
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #9affea47
 def projection(
     kind: str,    # linear (MoCo v1, the authors of BE) or mlp (MoCo v2)
     inputs: int,  # length of the backbone's feature
@@ -229,7 +229,7 @@ def projection(
         return nn.Linear(inputs, dim)
     return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(inplace=True), nn.Linear(inputs, dim))
 
-# %% ../../nbs/1_core/08_method.ipynb #x
+# %% ../../nbs/1_core/08_method.ipynb #20206801
 def build_method(
     config,        # a `PretrainConfig`
 ) -> Method:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['take_cuboids', 'CubicPuzzles']
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #ffa76477
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from .base import Windows
 from .order import arrange, shuffle_pieces
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #606a50b1
 def take_cuboids(
     clips: torch.Tensor,    # (b, c, t, h, w)
     corners: torch.Tensor,  # int64 (b, n, 3): first frame, row and column of each box
@@ -32,7 +32,7 @@ def take_cuboids(
                                  columns[:, :, None, None, :]]                            # (b, n, t, h, w, c)
     return boxes.movedim(-1, 2)
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #a04d1744
 CELLS = torch.tensor([4, 2, 2])                     # of the grid: moments, rows, columns
 KINDS = {"both": 0.5, "space": 1.0, "time": 0.0}    # share of puzzles in space
 JITTER = 0.25                                       # room for a box to move, as a share of its cell
@@ -55,7 +55,7 @@ def window_length(
     cell = next(n for n in itertools.count(1) if box_size((4 * n, 2, 2))[1][0] == frames)
     return 4 * cell
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #c04c8bec
 def draw_corners(
     batch: int,                                # puzzles, b
     cell: torch.Tensor,                        # int64 (3,): frames, rows and columns of a cell
@@ -73,7 +73,7 @@ def draw_corners(
     shift = (u[:, 4:].view(batch, 4, 3) * (cell - size + 1)).long()
     return (moving + fixed[:, None]) * cell + shift
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #bea3f4ba
 def one_channel(
     boxes: torch.Tensor,    # (b, n, c, t, h, w)
     channel: torch.Tensor,  # int64 (b, 1): which channel each puzzle shows
@@ -82,12 +82,12 @@ def one_channel(
     every = channel.expand(-1, boxes.shape[1]).reshape(-1, 1)
     return arrange(boxes.flatten(0, 1), every).view_as(boxes[:, :, :1]).expand_as(boxes)
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #x
+# %% ../../nbs/2_methods/07_puzzles.ipynb #cea07845
 class CubicPuzzles(Pretext):
     """In which order do four boxes of a video belong? (Kim et al., AAAI 2019.)
 
-    A puzzle in space has the 4 cells of one moment, row by row, one in time the 4 moments of one cell. A box has `frames`
-    frames; `size` is the side of the picture from which it is cut, and of the clips that evaluation shows the network.
+    A puzzle in space has the 4 cells of one moment, row by row, one in time the 4 moments of one cell. A box has
+    `frames` frames; `size` is the side of the picture from which it is cut, and of the clips that evaluation shows the network.
     """
 
     title, paper, classes = "space-time cubic puzzles", "Kim et al., AAAI 2019", 24

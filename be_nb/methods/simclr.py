@@ -53,9 +53,9 @@ class SimCLRCard(MethodCard):
         "Two views learn, and the extra negative."
         return 6 if config.negative == "none" else 9
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #204bbe16
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #fd7379ef
 class SimCLR(SimCLRCard, Method):
-    """SimCLR on clips (Chen et al., ICML 2020): two views of a window are each other's twin among all views of the batch.
+    """SimCLR on clips (Chen et al., ICML 2020): two views of a window are twins among all views of the batch.
 
     With a distractor, one of the two views is distracted; with the intra-video negative another window of each video
     is nobody's twin. Clips are compared within a piece of the batch: across ranks and parts they do not meet.

@@ -6,7 +6,7 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
            'read_safetensors', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #cf7f7508
 import functools
 import hashlib
 import json
@@ -24,7 +24,7 @@ from .checkpoint import (check_numbers, check_settings, check_state, CheckpointE
                                      modern_settings, newest_checkpoint, read_torch)
 from ..settings import PretrainConfig
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #db285e9d
 def check_fit(
     backbone: torch.nn.Module,  # the network
     weights: dict,              # name → tensor
@@ -39,7 +39,7 @@ def check_fit(
                 ("of another type", sorted(other))]
     return ", ".join(f"{len(keys)} weights {what} (the first is {keys[0]})" for what, keys in problems if keys)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #ebbe6fc5
 class Weights(NamedTuple):
     "The weights of a backbone, wherever they come from, and what is known about them."
 
@@ -49,7 +49,7 @@ class Weights(NamedTuple):
     config: dict       # settings of the training
     step: int | None   # how many steps it took, if that is known
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #3984556e
 def bare_names(
     state: dict,   # name → tensor
 ) -> dict:
@@ -71,7 +71,7 @@ def inner_state(
         content = found[0] if found else content
     return bare_names(content) if is_state(content) else content
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #9f5bfe97
 def backbone_weights(
     path: Path,    # where it was read
     state: dict,   # a checkpoint
@@ -82,7 +82,7 @@ def backbone_weights(
     tensors = {k[len(prefix):]: v for k, v in method.items() if str(k).startswith(prefix)}
     return Weights(path, state["config"].get("backbone"), tensors, state["config"], state["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #19fea686
 def assemble(
     weights: Weights,     # from `be_nb.saving.weights.find_weights`
 ) -> Any:                 # a network, in eval mode
@@ -103,7 +103,7 @@ def assemble(
     backbone.pretrain_config = weights.config
     return backbone.eval()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #9ecd47b8
 def weights_digest(
     tensors: dict,   # name → tensor
 ) -> str:            # 64 hexadecimal digits
@@ -114,7 +114,7 @@ def weights_digest(
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #f321f76b
 PATHS = {"data", "out", "checkpoint", "started_from"}  # settings and entries of reports that may hold a path
 
 
@@ -127,7 +127,7 @@ def publishable(
         return {k: publishable(v, k) for k, v in value.items()}
     return Path(value).name if key in PATHS and isinstance(value, str) and Path(value).is_absolute() else value
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #e7838c41
 def read_report(
     path,   # a JSON file
 ) -> dict:
@@ -140,7 +140,7 @@ def read_report(
         raise ValueError(f"{path} is no report: it holds a {type(report).__name__}, not an object with names.")
     return publishable(report)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #2bfec241
 CARD = 2  # raised when what a card says changes its meaning, as with `be_nb.saving.checkpoint.FORMAT`
 
 
@@ -150,7 +150,7 @@ def card_path(
     "Where its card stands: beside it, with `.json` behind the name."
     return Path(f"{path}.json")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #e7087227
 def check_card(
     path,   # where it was read, for the message
     card,   # from the metadata
@@ -164,7 +164,7 @@ def check_card(
                               f"{', '.join(wrong) or 'card and backbone'}. `be-nb export` writes the weights anew.")
     return card
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #1cc60dda
 def read_safetensors(
     path,     # a ….safetensors file
 ) -> tuple:   # name → tensor, and the card in it
@@ -181,7 +181,7 @@ def read_safetensors(
                               "written by `be-nb export` have one.")
     return tensors, check_card(path, card)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #49bde8d6
 def export_weights(
     path: Path,  # a ….safetensors file
 ) -> Weights:
@@ -201,11 +201,11 @@ def export_weights(
     config = check_settings(path, config)
     return Weights(path, card["backbone"], tensors, config, card["step"])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #b3971a5f
 # torchvision's name → ours; R(2+1)D-18 is layer for layer our own
 TORCHVISION = {"r3d_18": "tv_r3d18", "mc3_18": "tv_mc3_18", "r2plus1d_18": "r2plus1d18", "s3d": "tv_s3d"}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #91d3a3ee
 @functools.cache
 def torchvision_shapes(
     name: str,   # a key of TORCHVISION
@@ -217,7 +217,7 @@ def torchvision_shapes(
         network = get_model(name, weights=None)
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #bdf8206d
 def identify_torchvision(
     path,          # where it was read, for the message
     state: dict,   # name → tensor
@@ -238,7 +238,7 @@ def identify_torchvision(
                           f"{', '.join(TORCHVISION)}. {problem} If they are of one of our networks, fill them in by "
                           "hand: be_nb.backbones.create_backbone(name).load_state_dict(…).")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #6f47008f
 def torchvision_weights(
     path: Path,    # where it was read
     state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
@@ -258,7 +258,7 @@ def torchvision_weights(
               "std": tuple(preset.std), "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
     return Weights(path, TORCHVISION[name], backbone.state_dict(), config, None)
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #9974d8c1
 def _official(name) -> Any:
     "Torchvision's entry for a key of TORCHVISION."
     from torchvision.models import get_model_weights
@@ -288,7 +288,7 @@ def official_file(
             f"Or put {path.name} there yourself; get_weight('{weights}').url is where it comes from.")
     return path
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #9601add1
 def check_official(
     path: Path,   # any file
 ):
@@ -301,7 +301,7 @@ def check_official(
             raise CheckpointError(f"{path} is damaged or was altered: its name promises a SHA-256 that begins with "
                                   f"{expected}, it has {found[:8]}…. Delete it and get it again.")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #7149f2eb
 def pick_from(
     folder: Path,   # of a run, or with an export in it
 ) -> Weights:
@@ -319,7 +319,7 @@ def pick_from(
                               f"export (….safetensors){many}." + (f" Name one of its runs: {runs}." if runs else ""))
     return export_weights(exports[0])
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #a3006b93
 def find_weights(
     path,        # a file, a folder, or a name such as "torchvision/r3d_18"
 ) -> Weights:    # of a backbone, not yet built
@@ -342,7 +342,7 @@ def find_weights(
         return torchvision_weights(path, content)
     return backbone_weights(path, check_state(path, content))
 
-# %% ../../nbs/4_machine/06_weights.ipynb #x
+# %% ../../nbs/4_machine/06_weights.ipynb #d9ea9ec7
 def load(
     path,                 # a checkpoint, the folder of a run, an export, weights of torchvision or their name
 ) -> Any:                  # a network, see `be_nb.backbones`

@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'StillFrames', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #70c3cc92
 import hashlib
 import json
 import sys
@@ -34,7 +34,7 @@ from ..train import pretrain
 from ..training.run import changed_settings, MAY_CHANGE, read_history, run_folder
 from ..visualize import curves, strip
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #902f4899
 # The four corners of the claim, and the untrained network above them. Everything else is the default config.
 ARMS = {
     "random": dict(distractor="none", negative="none", steps=0),
@@ -60,7 +60,7 @@ COLUMNS = {"probe_test": "probe, test", "probe_swapped": "probe, swapped", "r1_t
            "r1_swapped": "R@1, swapped", "motion_probe": "motion probe", "still_probe": "still probe",
            "motion_r1": "motion R@1", "scene_probe": "scene probe"}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #b1ee8a4f
 def cross_probe(
     features: torch.Tensor,  # (n, d)
     labels: np.ndarray,      # (n,)
@@ -75,7 +75,7 @@ def cross_probe(
         right += result.accuracy * len(test)
     return right / len(labels)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #e4537045
 class StillFrames:
     "A source whose every window shows its middle frame throughout: all the looks of a clip, none of its motion."
 
@@ -96,7 +96,7 @@ class StillFrames:
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #7f9bdc4b
 def judge(
     backbone: torch.nn.Module,  # what pretraining left
     rho: float = 0.9,           # correlation of scene and class in the biased sets
@@ -131,7 +131,7 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #e3e8489b
 def what_counts(config: PretrainConfig) -> dict:
     "The settings that a result depends on, as JSON knows them."
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}))
@@ -159,7 +159,7 @@ def read_scores(
     whole = isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in COLUMNS)
     return row if whole and row.get("settings") == made_from else None
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #58907271
 def run_arm(
     arm: str,               # key of `ARMS`
     seed: int,              # seed of training
@@ -192,7 +192,7 @@ def run_arm(
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #3c180a77
 @dataclass
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."
@@ -208,7 +208,7 @@ class StudyConfig:
         for arm in self.arms:
             check_choice("arm", arm, ARMS)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #2706254a
 def table(
     rows: list,  # what `run_arm` returned
 ) -> str:
@@ -223,7 +223,7 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #e0369d5f
 def draw(
     config: StudyConfig,  # where the runs are
     sets: dict,           # sources by split, for the clips
@@ -241,7 +241,7 @@ def draw(
     figure = strip(clips, n=10, titles=titles)
     write_atomically(out / "clips.png", lambda temporary: figure.savefig(temporary, format="png"))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #372adbde
 def study(
     config: StudyConfig | None = None,  # None: one seed of random, MoCo and MoCo + BE
 ) -> list:                              # rows as `run_arm` returns them
@@ -257,7 +257,7 @@ def study(
     draw(config, sets)
     return rows
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #819d7d03
 def main():
     "`python -m be_nb.studies.miniature`: what `make pretrain` runs."
     config = tyro.cli(StudyConfig, prog="python -m be_nb.studies.miniature")
@@ -279,6 +279,6 @@ def main():
           f"time stopped; `scene`: which scene it is.\n"
           f"Curves, clips and runs: {config.out}")
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #x
+# %% ../../nbs/8_studies/01_miniature.ipynb #fc04cdc6
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is called __main__, too, but has no file
     main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'starting_backbone', 'Scores', 'predict', 'in_top', 'TestResult', 'score', 'draw_confusion']
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #58a71bcb
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..saving.weights import load
 from ..settings import FinetuneConfig
 from ..visualize import Picture
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #6f4967a6
 class Classifier(torch.nn.Module):
     "A backbone, dropout, and a linear layer: clips `(b, c, t, h, w)` → scores `(b, classes)`, before softmax."
 
@@ -48,7 +48,7 @@ class Classifier(torch.nn.Module):
             features = self.backbone(clips)
         return self.head(self.dropout(features))
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #2bc0e92e
 def starting_backbone(
     config: FinetuneConfig,  # the run
 ) -> tuple:                  # its name and the network
@@ -64,7 +64,7 @@ def starting_backbone(
                          "from another checkpoint.")
     return name, backbone
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #c8743f02
 @dataclass(repr=False)
 class Scores:
     "What a network thinks of the clips of each video."
@@ -77,7 +77,7 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #ed6a61c2
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
@@ -119,7 +119,7 @@ def predict(
     found, names = found.unflatten(0, (len(videos), clips)), [source.names[i] for i in videos.kept]
     return Scores(found, labels, names, videos.dropped)
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #c74fdde3
 def in_top(
     probabilities: torch.Tensor,  # (n, classes)
     labels: torch.Tensor,         # (n,) int64
@@ -130,7 +130,7 @@ def in_top(
     before = (probabilities > mine) | ((probabilities == mine) & (classes < labels[:, None]))
     return before.sum(1) < k
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #c331db53
 @dataclass(repr=False)
 class TestResult:
     "A test, counted by clip and by video; shares lie in [0, 1]. With fewer than 5 classes top-5 is 1."
@@ -166,7 +166,7 @@ def score(
     confusion = torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
     return TestResult(clip1, clip5, top1, top5, confusion, n, clips, scores.dropped)
 
-# %% ../../nbs/7_training/08_classifier.ipynb #x
+# %% ../../nbs/7_training/08_classifier.ipynb #54cf4ee5
 def draw_confusion(
     matrices: dict,       # title → int (classes, classes): rows true, columns predicted
     classes: list,        # names of the classes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['preflight']
 
-# %% ../../nbs/7_training/05_preflight.ipynb #x
+# %% ../../nbs/7_training/05_preflight.ipynb #4bea681f
 import math
 import shutil
 from dataclasses import replace
@@ -21,7 +21,7 @@ from ..machine.speed import keep_buffers
 from ..methods.base import Batch
 from ..settings import PretrainConfig
 
-# %% ../../nbs/7_training/05_preflight.ipynb #x
+# %% ../../nbs/7_training/05_preflight.ipynb #fbeeb6f3
 def library_versions(
     device: torch.device,
 ) -> str:
@@ -40,7 +40,7 @@ def sample_clips(
     "Clips of the first, the last and evenly spread videos between; raises what reading raises."
     return collate([dataset[0, int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()])
 
-# %% ../../nbs/7_training/05_preflight.ipynb #x
+# %% ../../nbs/7_training/05_preflight.ipynb #9dc57c5f
 @torch.no_grad()
 def precision_gap(
     method: nn.Module,    # on the device; its buffers are left as they were
@@ -64,7 +64,7 @@ def checkpoint_bytes(
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     return sum(t.numel() * t.element_size() for t in method.state_dict().values()) + moments * learning
 
-# %% ../../nbs/7_training/05_preflight.ipynb #x
+# %% ../../nbs/7_training/05_preflight.ipynb #e29a302a
 def check_room(
     folder: Path,             # of the run; need not be there yet
     size: int,                # bytes of a checkpoint
@@ -79,7 +79,7 @@ def check_room(
                          f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or checks=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-# %% ../../nbs/7_training/05_preflight.ipynb #x
+# %% ../../nbs/7_training/05_preflight.ipynb #4198ae07
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['alignment', 'uniformity', 'spread', 'embedding_health', 'collapse_warning']
 
-# %% ../../nbs/7_training/04_watch.ipynb #x
+# %% ../../nbs/7_training/04_watch.ipynb #ff1ed764
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,7 +17,7 @@ from ..machine.device import gather, rank, unwrap, world_size
 from ..machine.distributed import gather_objects
 from ..settings import PretrainConfig
 
-# %% ../../nbs/7_training/04_watch.ipynb #x
+# %% ../../nbs/7_training/04_watch.ipynb #8d0bcb08
 def alignment(
     x: torch.Tensor,  # (b, d), of length 1
     y: torch.Tensor,  # (b, d): another view of the same clips
@@ -39,7 +39,7 @@ def spread(
     "Standard deviation of the coordinates over the batch, times √d."
     return x.std(0).mean() * x.shape[1] ** 0.5
 
-# %% ../../nbs/7_training/04_watch.ipynb #x
+# %% ../../nbs/7_training/04_watch.ipynb #31c212de
 @torch.no_grad()
 def embedding_health(
     method,             # one that keeps `seen`, a pair (b, d) of queries and keys; of others nothing is known
@@ -58,7 +58,7 @@ def embedding_health(
         found |= {"uniformity": uniformity(first).item(), "spread": spread(first).item()}
     return found
 
-# %% ../../nbs/7_training/04_watch.ipynb #x
+# %% ../../nbs/7_training/04_watch.ipynb #4f257452
 def collapse_warning(
     row: dict,              # a line of the history
     config,                 # a `PretrainConfig`
@@ -72,7 +72,7 @@ def collapse_warning(
             "sphere). The network has collapsed, or never left its beginning: try a lower lr, a longer warm-up, or "
             "bn_groups=2.")
 
-# %% ../../nbs/7_training/04_watch.ipynb #x
+# %% ../../nbs/7_training/04_watch.ipynb #b4f461cf
 def shared_features(
     backbone: nn.Module,     # on the device of this rank
     source,                  # labelled videos; every rank takes its share, however uneven

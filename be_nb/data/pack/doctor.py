@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['doctor']
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #8661ed0a
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #00c5568b
 import zlib
 from pathlib import Path
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cover', 'PackReader', 'list_in_pack', 'PackedVideos']
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #900e4e13
 import os
 import warnings
 import zlib
@@ -22,7 +22,7 @@ from .format import PackError, check_file, load_index, map_frames, own_file, rea
 from ..decode import jpegs_to_frames
 from ..videos import VideoList
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #f39e3ba6
 class _Files:
     "Open files of one process, the oldest closed when there are many; nothing of it travels to another process."
 
@@ -53,7 +53,7 @@ class _Files:
         for found in self.open.values():
             os.close(found)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #74569672
 def cover(
     clip,  # uint8 (t, 3, h, w)
     frame_size,  # (height, width)
@@ -69,7 +69,7 @@ def cover(
     top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
     return clip[..., top:top + height, left:left + width].contiguous()
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #4ab478e2
 class PackReader:
     """Frames of a pack by row and number. Raises `PackError`, or `VideoError` for a frame that is damaged.
 
@@ -109,7 +109,7 @@ class PackReader:
         except ValueError as error:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #83e2fe72
 def _check_places(rows, first, size):
     "Raise a `ValueError` for frames that do not lie between byte `first` and the end of the shard."
     if (rows["offset"] < first).any() or (rows["length"] < 1).any() or (rows["length"] > size - rows["offset"]).any():
@@ -143,7 +143,7 @@ def _read_jpeg(file, video, frames, rows, seen):
     clip = jpegs_to_frames(stored, *size)
     return clip if np.array_equal(wanted, frames) else clip[torch.from_numpy(place.reshape(-1))]
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #06bbb9c8
 def list_in_pack(
     root,  # folder of a pack
     split,  # a list file, absolute or in the pack; or a `Split`, which only learns the names of the classes
@@ -175,7 +175,7 @@ def list_in_pack(
     paths, where = [split.paths[k] for k in keep], [split.where[k] for k in keep]
     return Split(paths, split.labels[keep], content["classes"], where, gone)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #0f43b6dc
 def _find_row(rows, problems, path, where):
     "The row of a video, or a `VideoError` that says where it was wanted and why it is not there."
     reason = problems.get(path, "it was in no list when the pack was made")
@@ -202,7 +202,7 @@ def _warn_of_enlarging(rows, frame_size, root):
         warnings.warn(f"frame_size={frame_size} is larger than {small} of {len(rows)} videos in {root}: they are "
                       f"enlarged, the detail is gone. Pack with short_side={min(frame_size)}.", stacklevel=3)
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #x
+# %% ../../../nbs/5_data/07_pack_read.ipynb #c9d80975
 class PackedVideos(VideoList):
     """A source of frames: the videos of a list, read from a pack. The same names, labels and rules as `VideoFolder`.
 

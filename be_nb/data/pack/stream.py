@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_frames', 'stream']
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #65db177c
 import bisect
 import functools
 import itertools
@@ -23,7 +23,7 @@ from ..decode import jpegs_to_frames
 from .format import MOST_PACK, PackError, npy_header, parse_pack, parse_record, read_pack
 from .read import cover
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #ebf80f93
 def sample_frames(
     sample,  # what webdataset makes of one video of a shard: file ending → bytes
     frames,  # numbers of the frames wanted
@@ -48,7 +48,7 @@ def sample_frames(
     except ValueError as error:
         raise VideoError(f"{sample['__url__']}: a frame of {about['name']} {error}") from error
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #5135915f
 def _shard_urls(pack, split):
     "Shards that hold videos of a list → how many each must give (None: not known); places in it that were left out."
     from webdataset.gopen import gopen
@@ -70,7 +70,7 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}, gone
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #09fcbe0d
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     url = "the stream"
@@ -84,7 +84,7 @@ def _whole_shards(samples, counts):
     except (tarfile.TarError, ValueError, zlib.error, EOFError) as error:  # what webdataset's reader says of damage
         raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, or the next shard is: {error}")
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #40d7e81a
 @dataclass(frozen=True)
 class _ToClips:
     "Turns a streamed video into an item like those of `ClipDataset`, with the same windows; None: not wanted."
@@ -114,7 +114,7 @@ class _ToClips:
         return {"clips": clips.reshape(self.windows, self.frames, *clips.shape[1:]), "index": index, "label": label,
                 "starts": torch.from_numpy(starts)}
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #ef2c1035
 def _clips(samples, to_clips):
     for sample in samples:
         item = to_clips(sample)
@@ -131,7 +131,7 @@ def _shards_of_worker(urls):
                          "pack with a smaller shard_videos")
     yield from ({"url": url} for url in urls[rank * workers + worker::ranks * workers])
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #x
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #c8c6e8d5
 def stream(
     pack,  # folder or http(s) address of a pack, or the addresses of its shards: a list, or one with {000000..000031}
     split,  # name of a list in the pack: "train.txt"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PackSettings', 'encode_video', 'run_all', 'check_pack', 'pack']
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #3ac00a7b
 import contextlib
 import hashlib
 import io
@@ -34,7 +34,7 @@ from .format import (FORMAT, MOST_FRAMES, MOST_SIDE, PackError, PackReport, file
 from ..videos import locate_video
 from ...machine.files import remove_leftovers, write_atomically
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #8b146bff
 @dataclass(frozen=True)
 class PackSettings:
     "How the frames of a pack were made; the same for all of its videos."
@@ -61,7 +61,7 @@ class PackSettings:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.short_side), max(round(width * scale), self.short_side)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #fdc12322
 def encode_video(
     path,  # a video file
     settings,  # how its frames are stored
@@ -81,7 +81,7 @@ def encode_video(
             raise VideoError(f"{path}: frame {len(stored)} cannot be stored: {error or 'no memory'}") from error
     return stored, size
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #6662be2f
 @dataclass(frozen=True)
 class Entry:
     "A video that a shard is to hold."
@@ -120,7 +120,7 @@ def _remembered(root):
     except (OSError, ValueError, AttributeError, RecursionError):  # not there yet, or not ours: look at the videos
         return file, {}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #575a2a08
 def write_shard(
     path,  # where the shard will stand
     entries,  # its videos
@@ -151,7 +151,7 @@ def write_shard(
     write_atomically(path, write)
     return {entry.path: source for entry, source in zip(entries, sources) if source}
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #802f4911
 def open_lists(
     root,  # folder of the videos
     splits,  # list name → list file or `Split`; or the names of list files in root
@@ -186,7 +186,7 @@ def open_lists(
         raise ValueError(f"there are {len(classes)} classes, but a label is {top}")
     return found, classes
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #856d172c
 def plan_entries(
     root,  # folder of the videos
     splits,  # name → `Split`
@@ -214,7 +214,7 @@ def plan_entries(
         entries.append(Entry(key, name, "" if missing else place, lists[name], reason))
     return entries
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #81fbf2e7
 def cut_into_shards(
     entries,  # all videos
     shard_videos,  # the most in one shard
@@ -227,7 +227,7 @@ def cut_into_shards(
         shards[-1].append(entry)
     return shards
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #2f581059
 def _die_with_parent():
     "In a worker: end when the parent does, however it ended; otherwise the worker would wait for work for ever."
     def wait():
@@ -251,7 +251,7 @@ def run_all(function, tasks, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #555cad5b
 def _shard_paths(out, count):
     "Where the shards of a pack stand; makes the folder, and refuses one with more shards than this pack has."
     paths = [out / f"shard-{number:06d}.tar" for number in range(count)]
@@ -270,7 +270,7 @@ def _check_settings(path, last, settings):
     if changed or not {"sha256", "seal"} & set(last):
         raise ValueError(f"{path} was packed {what}. Choose another folder, or delete the old pack.")
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #68ddf657
 def _is_finished(path, entries, settings, on_error, known):
     "Is this shard there, whole, made as it would be now, and of the same video files? `known` learns their checksums."
     if not path.is_file():
@@ -304,7 +304,7 @@ def check_pack(
     except PackError:
         pass  # it will be packed again
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #ca841013
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -345,7 +345,7 @@ def pack(
         write_atomically(memory, lambda temporary: temporary.write_text(json.dumps(known)))
     return write_index(Path(out), paths, found, classes, settings)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #7aa1a7d4
 def _text(lines):
     "Lines as bytes; odd bytes of names come back."
     return ("\n".join(lines) + "\n").encode("utf8", "surrogateescape")
@@ -356,7 +356,7 @@ def _npy_bytes(array):
     np.save(file, array)
     return file.getvalue()
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #x
+# %% ../../../nbs/5_data/06_pack_write.ipynb #545024ae
 def write_index(
     out,  # folder of the pack
     paths,  # its shards, all whole

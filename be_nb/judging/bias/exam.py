@@ -6,7 +6,7 @@
 __all__ = ['run_names', 'open_networks', 'list_names', 'exam_sources', 'find_masks', 'Exam', 'make_exam', 'clip_versions',
            'version_features']
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #be8c17e8
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..perturb import draw_partners, open_stage, shots
 from ...saving.weights import load
 from ...settings import BiasConfig
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #f065eb9a
 def run_names(
     paths,        # checkpoints, as the user gave them
 ) -> list[str]:   # one name each, all different
@@ -49,7 +49,7 @@ def open_networks(
         networks = {"untrained": fresh} | networks
     return networks
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #68352ef1
 def list_names(
     config: BiasConfig,
 ) -> tuple:  # list to fit on, list to test
@@ -78,7 +78,7 @@ def exam_sources(
                          f"{names[1]} also holds {[test.classes[k] for k in strange]}.")
     return train, test
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #ad7e397a
 def find_masks(
     config: BiasConfig,
 ) -> str:  # path of the masks, or empty
@@ -87,7 +87,7 @@ def find_masks(
     there = config.data != "scenebias" and os.path.isfile(beside) and not is_pack(config.data)
     return config.masks or (beside if there else "")
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #173b5592
 @dataclass
 class Exam:
     "What one network is tested on. Equal settings make equal exams: same swaps, same shuffles."
@@ -111,7 +111,7 @@ def make_exam(
     partners = draw_partners(labels, scenes, config.seed)
     return Exam(stage, videos, partners, torch.as_tensor(labels), torch.as_tensor(scenes[partners]))
 
-# %% ../../../nbs/6_judging/08_bias_exam.ipynb #x
+# %% ../../../nbs/6_judging/08_bias_exam.ipynb #d4739965
 def clip_versions(
     exam: Exam,
     row: int,            # which video

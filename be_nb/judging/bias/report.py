@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_scores', 'draw_distraction', 'report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #8720b194
 import dataclasses
 import hashlib
 import json
@@ -32,7 +32,7 @@ from ...saving.checkpoint import CheckpointError, read_torch
 from ...settings import BiasConfig
 from ...visualize import Picture, strip
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #6fbb498a
 def draw_scores(
     report: dict,         # from `bias`
     judge: str = "probe",  # probe, knn or r1
@@ -54,7 +54,7 @@ def draw_scores(
     axes.legend(fontsize=8)
     return picture
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #3b1cf2d0
 def draw_distraction(
     report: dict,
     dpi: int = 75,
@@ -72,7 +72,7 @@ def draw_distraction(
     axes.legend(fontsize=8)
     return picture
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #94dc0156
 def as_seen(
     clips: torch.Tensor,  # uint8 (n, t, 3, h, w)
     size: int,            # side of the centre crop
@@ -105,7 +105,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #cd11d8b5
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -131,7 +131,7 @@ def score_table(report: dict, judge: str) -> str:
     caption = f"{JUDGES[judge]}: right, in percent"
     return tag("div", html_table("version of the clip", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #703a19a0
 def feature_table(report: dict) -> str:
     "What the features do, where the evidence lies, whom the probe follows."
     networks, titles = report["networks"], condition_titles(report["settings"]["lams"])
@@ -153,7 +153,7 @@ def feature_table(report: dict) -> str:
     caption = "Dotted lines: no preference; area of the actor"
     return tag("div", html_table("features and maps", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #38a7e436
 def how_made(report: dict) -> str:
     "How the numbers were made."
     test, train = report["test"], report["train"]
@@ -170,7 +170,7 @@ def how_made(report: dict) -> str:
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #9fa148e9
 def report_page(
     report: dict,           # from `bias`
     pictures: Sequence = (),    # (title, caption, Picture)
@@ -188,7 +188,7 @@ def report_page(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", how_made(report)))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #a21fa44f
 def judged_digest(net, source, exam, settings, config) -> str:
     "A digest of what `score_network` depends on, but for the pixels of the videos."
     elsewhere = ("checkpoint", "out", "pictures", "untrained")
@@ -227,7 +227,7 @@ def examine(
     write_atomically(kept, lambda temporary: torch.save(found, temporary))
     return found
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #2a7a333c
 def training_of(
     past: dict,  # `pretrain_config` of a network: of whatever `be_nb.load` reads
 ) -> str:
@@ -255,7 +255,7 @@ def network_facts(
     return {"name": name, "checkpoint": checkpoint, "backbone": past["backbone"],
             "pretraining": training_of(past) if checkpoint else "nothing", **settings, "map_size": map_size}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #c952509c
 def report_head(config, fitted, exam) -> dict:
     "The head of a report: which data, how many, what was left out."
     labels, source = exam.labels, exam.stage.source
@@ -274,7 +274,7 @@ def report_head(config, fitted, exam) -> dict:
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
             "conditions": conditions, "left_out": left_out, "machine": machine()}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #cbbef2f0
 def page_pictures(networks, exams, weights, settings, config) -> list:
     "The pictures of clips for the page, or none."
     if not config.pictures:
@@ -299,7 +299,7 @@ def write_files(report: dict, pictures: list, out: str):
         write_atomically(Path(out) / name,
                          lambda temporary, content=content: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #x
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #f882551f
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
