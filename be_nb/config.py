@@ -156,7 +156,7 @@ def settings(
         except (OSError, TypeError):  # a class made in a notebook or in a frozen program
             source = ""
         about = dict(re.findall(r"^ {4}(\w+): .*? # (.*)$", textwrap.dedent(source), re.M))
-        group = re.sub(r"(\.?Settings|Config)$", "", base.__qualname__).lower()  # that of MoCo.Settings is "moco"
+        group = re.sub(r"(Card)?(\.?Settings|Config)$", "", base.__qualname__).lower()  # that of MoCo.Settings is "moco"
         fields = inspect.get_annotations(base)
         origin |= {name: (group, about.get(name, "")) for name in fields if name in about or name not in origin}
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])
