@@ -134,7 +134,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/7_training/01_config.ipynb #c0863b20
+# %% ../nbs/7_training/01_config.ipynb #09fa1a04
 class Setting(NamedTuple):
     "A field of a config, with what its source says about it."
 

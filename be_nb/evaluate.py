@@ -106,7 +106,7 @@ def beside(
     return found | ({"untrained": {key: round(v, 4) for key, v in scores[1].items()}} if len(scores) > 1 else {})
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #6509468c
+# %% ../nbs/6_judging/03_evaluate.ipynb #9fb475b2
 def split_features(
     config: EvaluateConfig,    # what to evaluate
     backbone: torch.nn.Module,  # from `open_splits`, like the rest
@@ -116,7 +116,7 @@ def split_features(
     "Features of both lists, and the beginning of a report that says how they were made and what was left out."
     rule = partial(uniform_windows, **{key: settings[key] for key in ("frames", "stride", "clips", "short")})
     notes = kept_rows(sources, rule)
-    networks = [backbone, untrained_like(backbone)] if config.untrained else [backbone]
+    networks = [backbone, untrained_like(backbone)] if config.random else [backbone]
     found, report = [], {"checkpoint": str(config.checkpoint), "data": config.data, **settings}
     for split, source in sources.items():
         found.append(extract_features(Twins(*networks), source, batch_size=config.batch_size, amp=config.amp,
@@ -182,7 +182,7 @@ def chosen_protocols(
     return [scale(PROTOCOLS[name], config.size, config.frames, config.stride) for name in names]
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #7e5312f2
+# %% ../nbs/6_judging/03_evaluate.ipynb #9f8a01a8
 def by_protocol(
     config: EvaluateConfig,  # what to judge
     name: str,               # of the report's file
@@ -198,7 +198,7 @@ def by_protocol(
     how = dict(batch_size=config.batch_size, device=config.device, amp=config.amp)
     rows = []
     for protocol, backbone, _, sources in opened:
-        networks = [backbone, untrained_like(backbone)] if config.untrained else [backbone]
+        networks = [backbone, untrained_like(backbone)] if config.random else [backbone]
         found = [judge(net, *sources.values(), protocol, drop_last=config.omit, **how) for net in networks]
         scores = [{key: row[key] for key in row if key in ("linear probe", "knn") or key[:2] == "R@"} for row in found]
         rows.append(found[0] | {"unreadable": sum(len(getattr(source, "skipped", ())) for source in sources.values())}

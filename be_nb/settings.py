@@ -262,7 +262,7 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
-# %% ../nbs/7_training/02_settings.ipynb #afc32685
+# %% ../nbs/7_training/02_settings.ipynb #023e813a
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
@@ -278,7 +278,7 @@ class EvaluateConfig(Config):
     short: Short = "loop"           # videos shorter than a clip: loop, clamp or drop
     protocol: str = ""              # be, coclr, vcop, fame, slowfast or all; empty: as set here
     omit: bool = False              # protocol: leave out what its code left out
-    untrained: bool = True          # also judge random weights on the same clips
+    random: bool = True             # also judge random weights on the same clips
     on_error: OnError | None = None  # raise or skip unreadable videos; None: as in pretraining
     batch_size: Count = 64          # clips at a time
     device: str = "auto"            # where to compute: auto, cpu, cuda or cuda:N

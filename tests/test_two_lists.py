@@ -200,7 +200,7 @@ def test_a_score_has_an_interval_and_a_neighbour(run, small_set, tmp_path, capsy
         low, high = found["interval"][key]
         assert low <= found[key] <= high and f"{found[key]} ({low} to {high}), untrained {found['untrained'][key]}" in told
     assert json.loads((run.parent / "evaluate.json").read_text()) == json.loads(json.dumps(found))
-    alone = evaluate.evaluate(EvaluateConfig(**how, untrained=False, out=str(tmp_path / "alone.json")))
+    alone = evaluate.evaluate(EvaluateConfig(**how, random=False, out=str(tmp_path / "alone.json")))
     assert "untrained" not in alone and all(alone[key] == found[key] for key in ("linear probe", "knn", "interval"))
     assert json.loads((tmp_path / "alone.json").read_text())["knn"] == found["knn"]
     fresh = pretrain(out=str(tmp_path), name="fresh", steps=0, seed=5, progress=False)  # any network has the same neighbour
