@@ -44,13 +44,13 @@ def shuffle_pieces(
     which = batch.rows(lambda n, draw: torch.randint(len(table), (n,), generator=draw), len(pieces))
     return arrange(pieces, table[which]), which.to(pieces.device, non_blocking=True)
 
-# %% ../../nbs/2_methods/06_order.ipynb #4f054212
+# %% ../../nbs/2_methods/06_order.ipynb #005444b3
 def cut_clips(
     window: torch.Tensor,  # (b, t, c, h, w)
     clips: int,            # how many
     gap: int,              # frames between two of them
 ) -> torch.Tensor:         # (b, clips, length, c, h, w), in the order in which they were filmed
-    "Cut a window into equal clips with gaps between them. Raises `ValueError` where that does not come out even."
+    "Cut a window into clips of equal length with gaps between them; a `ValueError` if that does not come out even."
     length, rest = divmod(window.shape[1] - (clips - 1) * gap, clips)
     if length < 1 or rest:
         raise ValueError(f"{window.shape[1]} frames are not {clips} clips with gaps of {gap} frames: ask for "

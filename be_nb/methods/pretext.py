@@ -67,12 +67,12 @@ class PretextTask(PretextCard, Method):
         "A new module: features float (m, q, feature_dim) → logits (m, classes)."
         return nn.Sequential(nn.Flatten(), nn.Linear(feature_dim, self.classes))
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #25f5a020
+# %% ../../nbs/2_methods/04_pretext.ipynb #25de3866
 def consistency(
     maps: torch.Tensor,        # (n, d, t', h', w') of the clips
     distracted: torch.Tensor,  # those of their distracted copies
 ) -> tuple:                    # L_be, and how large it is beside the variance over the batch (no gradient)
-    "L_be, and a number that tells agreement from collapse: features that are all alike agree, too."
+    "L_be of Background Erasing, and a number that tells agreement from collapse: features all alike agree, too."
     be = be_consistency(maps, distracted)
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)

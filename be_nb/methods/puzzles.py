@@ -82,12 +82,12 @@ def one_channel(
     every = channel.expand(-1, boxes.shape[1]).reshape(-1, 1)
     return arrange(boxes.flatten(0, 1), every).view_as(boxes[:, :, :1]).expand_as(boxes)
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #cea07845
+# %% ../../nbs/2_methods/07_puzzles.ipynb #f2204631
 class CubicPuzzles(Pretext):
     """In which order do four boxes of a video belong? (Kim et al., AAAI 2019.)
 
     A puzzle in space has the 4 cells of one moment, row by row, one in time the 4 moments of one cell. A box has
-    `frames` frames; `size` is the side of the picture from which it is cut, and of the clips that evaluation shows the network.
+    `frames` frames; `size` is the side of the picture from which it is cut, and of what evaluation shows the network.
     """
 
     title, paper, classes = "space-time cubic puzzles", "Kim et al., AAAI 2019", 24
