@@ -134,7 +134,7 @@ class Config:
         for key, kind in annotations(type(self)).items():
             object.__setattr__(self, key, conform(key, getattr(self, key), kind))  # frozen: the only way in
 
-# %% ../nbs/7_training/01_config.ipynb #09fa1a04
+# %% ../nbs/7_training/01_config.ipynb #96a62215
 class Setting(NamedTuple):
     "A field of a config, with what its source says about it."
 
@@ -156,7 +156,7 @@ def settings(
         except (OSError, TypeError):  # a class made in a notebook or in a frozen program
             source = ""
         about = dict(re.findall(r"^ {4}(\w+): .*? # (.*)$", textwrap.dedent(source), re.M))
-        group = re.sub(r"(Card)?(\.?Settings|Config)$", "", base.__qualname__).lower()  # that of MoCo.Settings is "moco"
+        group = re.sub(r"(Card)?(\.?Settings|Config)$", "", base.__qualname__).lower()  # MoCo.Settings: "moco"
         fields = inspect.get_annotations(base)
         origin |= {name: (group, about.get(name, "")) for name in fields if name in about or name not in origin}
     return [Setting(origin[f.name][0], f.name, kinds[f.name], f.default, origin[f.name][1])

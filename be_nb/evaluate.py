@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['evaluate', 'retrieve', 'extract_features', 'linear_probe', 'knn', 'retrieval']
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #9519fece
+# %% ../nbs/6_judging/03_evaluate.ipynb #98ba2adc
 import json
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from .saving.checkpoint import list_checkpoints
 from .saving.weights import load
 from .settings import EvaluateConfig, RetrieveConfig
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #bd4ee4b0
+# %% ../nbs/6_judging/03_evaluate.ipynb #7fa7d239
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
@@ -60,13 +61,14 @@ def kept_rows(
         if len(kept[-1]) < needed:
             raise ValueError(f"{split} has {len(kept[-1])} videos that count{under}; {needed} are needed. Fewer frames"
                              ", a smaller stride or a smaller k would help.")
-    return compare_lists(tuple(sources), *sources.values(), kept)
+    train, test = sources.values()
+    return compare_lists(tuple(sources), train, test, tuple(kept))
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #37f04cdf
+# %% ../nbs/6_judging/03_evaluate.ipynb #10b86946
 def untrained_like(
-    backbone: torch.nn.Module,  # with its `pretrain_config`
-) -> torch.nn.Module:           # in eval mode
+    backbone: Any,     # with its `pretrain_config`
+) -> torch.nn.Module:  # in eval mode
     "The same architecture with random weights, always the same ones."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

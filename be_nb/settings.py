@@ -141,12 +141,14 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #72bd50e1
+# %% ../nbs/7_training/02_settings.ipynb #33481440
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
 class _ByMethod:
     "What lets the settings of a run depend on its method."
+
+    method: str
 
     def __new__(cls, **settings):
         made = cls.like(settings) if cls is PretrainConfig else cls
@@ -165,10 +167,11 @@ class _ByMethod:
         owners = [other for other in METHODS if name in annotations(pretrain_config(other))]
         if owners:
             raise ValueError(f"method={cls.method} has no setting {name}: it belongs to {', '.join(owners)}.")
-        super().refuse(name)
+        super().refuse(name)  # pyright: ignore[reportAttributeAccessIssue]
 
     def __reduce__(self):
-        return _rebuild, (dataclasses.asdict(self),)  # the class of a method has no name that pickle could find
+        # the class of a method has no name that pickle could find
+        return _rebuild, (dataclasses.asdict(self),)  # pyright: ignore[reportArgumentType]
 
 # %% ../nbs/7_training/02_settings.ipynb #edc2dbbd
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""How long commands take to start, beside `import torch` in the same minute: medians of interleaved runs, and their ratios.
+"""How long commands take to start, beside `import torch` in the same minute: medians of interleaved runs, and ratios.
 
     python benchmarks/startup.py                    # a table
     python benchmarks/startup.py --repeats 9 --out startup.json
 
-Each repeat starts a fresh Python for every row, one after the other, so that a busy machine slows all of them alike. Only the
-ratios are worth comparing between machines. What was aimed at: 1.5 for `doctor`, `export` and the scripts of `data_scripts/`.
+Each repeat starts a fresh Python for every row, one after the other, so that a busy machine slows all of them alike.
+Only the ratios are worth comparing between machines. The aim is 1.5 for `doctor`, `export` and the scripts of
+`data_scripts/`.
 """
 import argparse
 import json
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def rows(empty):
     "Name → the words after `python`. Errors are told when everything that the command needs is loaded."
     cli = ["-m", "be_nb.cli"]
-    scripts = {f"data_scripts/{path.name} --help": [str(path), "--help"] for path in sorted((ROOT / "data_scripts").glob("*.py"))}
+    scripts = {f"data_scripts/{path.name} --help": [str(path), "--help"]
+               for path in sorted((ROOT / "data_scripts").glob("*.py"))}
     return {"import torch": ["-c", "import torch"],
             "be-nb evaluate --help": [*cli, "evaluate", "--help"],
             "be-nb evaluate, a wrong path": [*cli, "evaluate", "--checkpoint", f"{empty}/no", "--data", "scenebias"],

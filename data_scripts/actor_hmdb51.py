@@ -157,7 +157,8 @@ def plan(config, found, videos, extracted):
     check_settings(Path(config.out), config, write=False)
     held = {name: look_into(f) for name, f in found.items()}
     for name, f in found.items():
-        state = f"{len(f.archives)} archives, {len(held[name][0]):,} files, to be extracted to" if f.archives else "unpacked in"
+        files = f"{len(f.archives)} archives, {len(held[name][0]):,} files, to be extracted to"
+        state = files if f.archives else "unpacked in"
         yield f"{f.part.what}: {state} {f.content}"
     with content_of(found["lists"], extracted) as folder:
         lists = read_lists(folder, config.split)

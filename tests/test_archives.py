@@ -170,7 +170,8 @@ def test_a_tar_damaged_or_cut_anywhere_is_never_taken_for_whole(tmp_path):
     whole, archive = tar_bytes(content, packed=False), tmp_path / "a"
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         places = {m.name: (m.offset, m.offset_data) for m in tar}
-    spans = [range(at, at + len(content[name])) for name, (_, at) in places.items()]  # bytes that have no checksum in a tar:
+    # bytes that have no checksum in a tar:
+    spans = [range(at, at + len(content[name])) for name, (_, at) in places.items()]
     spans += [range(start + 512, at - 512) for start, at in places.values()]  # content, and long names
     end = spans[2].start + 512
     cases = [(at, at + 1, whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:]) for at in range(0, end, 7)]
@@ -179,7 +180,7 @@ def test_a_tar_damaged_or_cut_anywhere_is_never_taken_for_whole(tmp_path):
     for start, stop, bad in cases:
         archive.write_bytes(bad)
         try:
-            found = {m.name: b"".join(iter(lambda: m.read(1 << 20), b"")) for m in members(archive)}
+            found = {m.name: b"".join(iter(lambda m=m: m.read(1 << 20), b"")) for m in members(archive)}
         except ArchiveError as error:
             assert str(error).startswith(f"{archive}: ")
         else:
@@ -214,13 +215,14 @@ def test_long_and_odd_names_come_through_in_all_forms_of_tar(tmp_path):
     content = {f"{'ä' * 60}/{'b' * 90}.avi": b"1", "c" * 150: b"2", "short": b"3"}
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None) as archive:
+        with tarfile.open(fileobj=file, mode="w", format=form, pax_headers={"comment": "global"}
+                          if form == tarfile.PAX_FORMAT else None) as archive:
             for name, data in content.items():
                 info = tarfile.TarInfo(name)
                 info.size, info.mtime = len(data), 1.5  # a fraction makes a pax header of its own
                 archive.addfile(info, io.BytesIO(data))
         (tmp_path / "a.tar").write_bytes(file.getvalue())
-        assert list_files(tmp_path / "a.tar") == {name: 1 for name in content}
+        assert list_files(tmp_path / "a.tar") == dict.fromkeys(content, 1)
         extract(tmp_path / "a.tar", tmp_path / str(form), progress=False)
         assert there(tmp_path / str(form)) == content
 
@@ -237,7 +239,8 @@ def test_damage_in_every_kind_of_zip(method, tmp_path):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(kind=st.sampled_from(list(MAKERS)), place=st.floats(0, 1, exclude_max=True), data=st.binary(min_size=1, max_size=30),
+@given(kind=st.sampled_from(list(MAKERS)), place=st.floats(0, 1, exclude_max=True),
+       data=st.binary(min_size=1, max_size=30),
        insert=st.booleans(), near=st.sampled_from([None, 700]))
 def test_bytes_of_anybody_are_one_named_error(tmp_path_factory, kind, place, data, insert, near):
     "The same content, or an `ArchiveError`; never another exception, and never much memory."
@@ -253,7 +256,7 @@ def test_bytes_of_anybody_are_one_named_error(tmp_path_factory, kind, place, dat
             assert str(error).startswith(str(folder))
         else:
             if kind not in ("tar", "rar4") and function is not list_files:  # their names or data have no checksum
-                assert {d for d in there(folder / "out").values()} == {b"v" * 900, bytes(range(256)), b"c"}
+                assert set(there(folder / "out").values()) == {b"v" * 900, bytes(range(256)), b"c"}
     assert set(folder.iterdir()) <= {folder / "a", folder / "out"}
 
 
@@ -265,7 +268,8 @@ def test_a_record_of_somebody_else_is_not_believed(tmp_path):
     for bad in ("", "[]", "{}", "[" * 100_000, '{"files": 3}', good.replace('"c.txt": 600', '"c.txt": null'), good[:-9],
                 good.replace('"c.txt"', '"../c.txt"'), "\0"):
         record.write_text(bad)
-        assert extract(tmp_path / "a", tmp_path / "out", progress=False).files == 4 and there(tmp_path / "out") == CONTENT
+        assert extract(tmp_path / "a", tmp_path / "out",
+                       progress=False).files == 4 and there(tmp_path / "out") == CONTENT
 
 
 def test_a_name_that_is_file_and_folder(tmp_path):

@@ -297,11 +297,12 @@ def test_report_without_pictures_shows_no_clip(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_report_on_real_videos(footage, checkpoint, tmp_path, masks):
-    names = [line.split() for line in (footage / "jhmdb-21/val.txt").read_text().splitlines()]
-    few = [line for label in "01" for line in [f"{n} {k}" for n, k in names if k == label][:5]]
-    (tmp_path / "list.txt").write_text("\n".join(few))
+    for split in ("train.txt", "val.txt"):
+        names = [line.split() for line in (footage / "jhmdb-21" / split).read_text().splitlines()]
+        few = [line for label in "01" for line in [f"{n} {k}" for n, k in names if k == label][:5]]
+        (tmp_path / split).write_text("\n".join(few))
     config = BiasConfig((checkpoint,), out=str(tmp_path / "r"), data=str(footage / "jhmdb-21"), resamples=50, clips=1,
-                        train_split=str(tmp_path / "list.txt"), test_split=str(tmp_path / "list.txt"), untrained=False)
+                        train_split=str(tmp_path / "train.txt"), test_split=str(tmp_path / "val.txt"), untrained=False)
     if not masks:  # the same videos in a folder without the file of masks
         folder = tmp_path / "videos"
         folder.mkdir()

@@ -329,25 +329,27 @@ for line in sys.argv[1:]:
         assert "nowhere" in told.getvalue() and told.getvalue().count("\\n") == 1, (line, told.getvalue())
     if "nowhere" in line or "--help" in line:
         assert "torch" not in sys.modules, line
-import be_nb.data.pack.doctor, be_nb.saving.export, be_nb.data.prepare, be_nb.evaluate, be_nb.train, be_nb.judging.bias.report
-import be_nb.data.actors, be_nb.studies.bench
+import be_nb.data.pack.doctor, be_nb.saving.export, be_nb.data.prepare, be_nb.evaluate, be_nb.train
+import be_nb.judging.bias.report, be_nb.data.actors, be_nb.studies.bench
 early = {"sklearn", "torchvision", "tensorboard", "matplotlib", "scipy"} & set(sys.modules)
 assert not early, early
 """
 
 
 def test_help_and_wrong_paths_come_before_slow_imports(tmp_path):
-    "A missing checkpoint, folder or list is told without PyTorch, and no module of the library loads what only some use."
+    "A missing checkpoint, folder or list is told without PyTorch; no module of the library loads what only some use."
     (tmp_path / "videos").mkdir()
     (tmp_path / "run").mkdir()
     there = "--checkpoint run --data videos"
     lines = ["evaluate --help", "doctor --help", "export --help", "evaluate --checkpoint nowhere --data videos",
-             "retrieve --checkpoint run --data nowhere", f"retrieve {there} --train-split nowhere.txt", "doctor nowhere",
+             "retrieve --checkpoint run --data nowhere", f"retrieve {there} --train-split nowhere.txt",
+             "doctor nowhere",
              "export --checkpoint nowhere --out w", "bias --checkpoint nowhere", "bias --checkpoint run --data nowhere",
              "finetune --data nowhere", "finetune --checkpoint nowhere", "finetune --data videos --split nowhere.txt",
              f"bias {there} --train-split nowhere.txt"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", NOT_AT_ONCE, *lines], capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = subprocess.run([sys.executable, "-c", NOT_AT_ONCE, *lines], capture_output=True, text=True, cwd=tmp_path,
+                          env=env)
     assert done.returncode == 0, done.stderr
 
 
@@ -355,7 +357,7 @@ def test_help_and_wrong_paths_come_before_slow_imports(tmp_path):
     (lambda: int("one"), False), (lambda: [0 for a, b in [(1,)]], False), (lambda: json.loads("{"), False),
     (lambda: b"\xff".decode("utf8"), False), (lambda: np.zeros(2).reshape(3), False),
     (lambda: torch.utils.data.DataLoader([1], batch_size=-1), False), (lambda: PretrainConfig(rho=7), True),
-    (lambda: recipe("xyzzy"), True), (lambda: open("/nowhere/at/all"), True)])
+    (lambda: recipe("xyzzy"), True), (lambda: Path("/nowhere/at/all").read_bytes(), True)])
 def test_only_what_somebody_wrote_for_users_is_a_message(wrong, told, monkeypatch):
     "A `ValueError` of Python, NumPy or torch keeps its traceback; an unknown recipe is a sentence."
     monkeypatch.setitem(sys.modules, "be_nb.train", types.SimpleNamespace(pretrain=lambda config: wrong()))
@@ -366,12 +368,14 @@ def test_only_what_somebody_wrote_for_users_is_a_message(wrong, told, monkeypatc
 
 def test_ranks_say_it_once(mine):
     folder, run = mine
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "be_nb.cli"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+                "be_nb.cli"]
     done = run(*torchrun, "pretrain", "--data", "nowhere")
     assert done.returncode != 0
     assert len([line for line in done.stderr.splitlines() if line.startswith("be-nb: ")]) == 1, done.stderr
     one = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # no store to ask: better twice than never
-    assert cli.is_first("text") and run(sys.executable, "-c", f"import os; os.environ.update({one}); from be_nb import cli; "
+    assert cli.is_first("text") and run(sys.executable, "-c",
+                                        f"import os; os.environ.update({one}); from be_nb import cli; "
                                         "assert cli.is_first('x')").returncode == 0
 
 

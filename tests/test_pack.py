@@ -1,4 +1,4 @@
-"""Packs: every frame in its place, the same bytes every time, kills, damage, streams, and the odd files of real sets."""
+"""Packs: every frame in its place, the same bytes every time, kills, damage, streams, the odd files of real sets."""
 import functools
 import io
 import json
@@ -67,7 +67,8 @@ def packs(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("packs")
     for codec in CODECS:
         report = quiet_pack(root, ("train.txt", "val.txt"), out / codec, 24, codec=codec, shard_videos=2)
-        assert (report.videos, report.frames, report.problems) == (8, 101, {}) and report.classes == ["even", "odd class"]
+        assert (report.videos, report.frames, report.problems) == (8, 101, {}) and report.classes == ["even",
+                                                                                                      "odd class"]
     return {codec: out / codec for codec in CODECS}
 
 
@@ -125,7 +126,8 @@ def test_tarfile_numpy_and_pillow_see_the_same(packs, codec):
                 mine = source[split]
                 assert mine.names[position] == about["name"] and mine.labels[position] == label
                 clip = mine.read(position, range(mine.num_frames(position))).numpy()
-                assert clip.shape == video.shape and np.abs(clip.astype(int) - video).max() <= (2 if codec == "jpeg" else 0)
+                assert clip.shape == video.shape and np.abs(clip.astype(int) - video).max() <= (2 if codec == "jpeg"
+                                                                                                else 0)
                 seen.append(about["name"])
     assert sorted(seen) == sorted(NAMES)
 
@@ -142,7 +144,8 @@ def test_webdataset_alone_gives_one_sample_a_video(packs, codec):
 
 
 @pytest.mark.parametrize("settings, shape", [
-    (dict(), (128, 171)), (dict(short_side=24), (24, 32)), (dict(short_side=None), (48, 64)), (dict(short_side=0), (48, 64)),
+    (dict(), (128, 171)), (dict(short_side=24), (24, 32)), (dict(short_side=None), (48, 64)),
+    (dict(short_side=0), (48, 64)),
     (dict(frame_size=(30, 30)), (30, 30))])
 def test_sizes(root, tmp_path, settings, shape):
     split = Split(["v2.avi", "v3.avi"], [0, 1])
@@ -168,13 +171,15 @@ def test_portrait_videos_and_fit(tmp_path):
 
 def test_names_that_are_not_utf8(tmp_path):
     try:
-        write(tmp_path / "x.avi", [frame(k) for k in range(5)]).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi"))
+        write(tmp_path / "x.avi", [frame(k)
+                                   for k in range(5)]).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi"))
     except OSError:
         pytest.skip("this file system wants UTF-8 names")
     (tmp_path / "train.txt").write_bytes(b"caf\xe9.avi 0\ngone\xff.avi 1\n")
     report = quiet_pack(tmp_path, ["train.txt"], tmp_path / "p", 16)
     assert list(report.problems) == ["gone\udcff.avi"] and b"\\udcff" in str(report).encode()
-    assert (tmp_path / "p" / "train.txt").read_bytes() == b"caf\xe9.avi 0\n"  # what was left out is in none of its lists
+    # what was left out is in none of its lists
+    assert (tmp_path / "p" / "train.txt").read_bytes() == b"caf\xe9.avi 0\n"
     for on_error in ("skip", "raise"):
         with pytest.warns(UserWarning, match="1 of 2 videos left out"):
             source = PackedVideos(tmp_path / "p", "train.txt", on_error=on_error)
@@ -240,14 +245,16 @@ def test_stopped_by_an_error(root, tmp_path):
     report = make()
     assert list(report.problems) == ["v3.avi"] and str(tmp_path) not in report.problems["v3.avi"] and report.videos == 7
     checked = doctor(tmp_path / "p", progress=False)  # a sound pack, which says what it does not hold
-    assert not checked.problems and list(checked.left_out) == ["v3.avi"] and "v3.avi: truncated" in checked.left_out["v3.avi"]
+    assert not checked.problems and list(checked.left_out) == ["v3.avi"]
+    assert "v3.avi: truncated" in checked.left_out["v3.avi"]
     assert "'v3.avi': left out when packed: truncated" in str(checked)  # the name once
     cli.main(["doctor", str(tmp_path / "p")])  # no exit code
     with pytest.raises(VideoError, match="val.txt, line 2: v3.avi is not in the pack: .*truncated"):
         PackedVideos(tmp_path / "p", tmp_path / "v/val.txt")
     for open_it in (PackedVideos, lambda *args, **kwargs: open_source(*args, frame_size=(24, 32), **kwargs)):
         for on_error in ("skip", "raise"):
-            with pytest.warns(UserWarning, match="1 of 3 videos left out of val.txt when it was packed: v3.avi: truncated"):
+            with pytest.warns(UserWarning,
+                              match="1 of 3 videos left out of val.txt when it was packed: v3.avi: truncated"):
                 source = open_it(tmp_path / "p", "val.txt", on_error=on_error)
             assert source.names == ["v2.avi", "v4.avi"] and list(source.skipped) == ["v3.avi"]
             assert source.labels.tolist() == [1, 1]
@@ -281,9 +288,12 @@ def test_other_settings_or_lists_do_not_mix(root, tmp_path):
 @pytest.mark.parametrize("changes, told", [
     (dict(codec="png"), "Unknown codec"), (dict(quality=0), "quality"), (dict(shard_videos=0), "shard_videos"),
     (dict(workers=0), "workers"), (dict(short_side=3), "short_side"), (dict(frame_size=(0, 9)), "frame_size"),
-    (dict(on_error="ignore"), "Unknown on_error"), (dict(splits=[]), "at least one list"), (dict(splits="train.txt"), "several"),
-    (dict(splits={"../x.txt": "train.txt"}), "named like train.txt"), (dict(splits={"classes.txt": "train.txt"}), "named like"),
-    (dict(splits={"a.txt": Split(["a\nb"], [0])}), "cannot stand in a list"), (dict(splits={"a.txt": Split([], [])}), "no videos"),
+    (dict(on_error="ignore"), "Unknown on_error"), (dict(splits=[]), "at least one list"),
+    (dict(splits="train.txt"), "several"),
+    (dict(splits={"../x.txt": "train.txt"}), "named like train.txt"),
+    (dict(splits={"classes.txt": "train.txt"}), "named like"),
+    (dict(splits={"a.txt": Split(["a\nb"], [0])}), "cannot stand in a list"),
+    (dict(splits={"a.txt": Split([], [])}), "no videos"),
     (dict(splits={"a.txt": Split(["x"], [7])}), "2 classes, but a label is 7"),
     (dict(splits={"a.txt": Split(["x", "x"], [0, 0])}), "stands twice"),
     (dict(splits={"a.txt": Split(["x"], [0], ["other"])}), "other classes")])
@@ -337,7 +347,7 @@ def test_no_damage_goes_unseen(broken, codec, which, place, bit, cut):
                 found = read_all(folder)
         except (PackError, VideoError, ValueError) as error:
             assert str(error)
-        else:  # what is wrong lies outside the frames and the lists: the doctor's business. classes.txt is in pack.json, too
+        else:  # what is wrong lies outside frames and lists: the doctor's business. classes.txt is in pack.json, too
             assert path.suffix == ".tar" or path.name == "classes.txt"
             assert found.keys() == frames.keys() and all(torch.equal(found[name], frames[name]) for name in frames)
     finally:
@@ -357,7 +367,8 @@ def test_doctor_names_the_bad_video_and_frame(packs, tmp_path, capsys):
     data[offset] ^= 8
     shard.write_bytes(data)
     problems = doctor(tmp_path / "p", progress=False).problems
-    assert list(problems) == ["sub/plain.mkv"] and "1 of 31 frames are damaged, the first is 17" in problems["sub/plain.mkv"]
+    assert list(problems) == ["sub/plain.mkv"]
+    assert "1 of 31 frames are damaged, the first is 17" in problems["sub/plain.mkv"]
     fresh = PackedVideos(tmp_path / "p", "train.txt")
     with pytest.raises(VideoError, match="sub/plain.mkv: frame 17 is damaged.*doctor"):
         fresh.read(2, [16, 17])
@@ -408,7 +419,8 @@ def same_or_a_named_error(folder, frames):
                 warnings.simplefilter("ignore")
                 found = read(folder)
         except (PackError, VideoError) as error:
-            assert "\n" not in str(error) and (str(folder) in str(error) or any(name in str(error) for name in NAMES)), error
+            assert "\n" not in str(error) and (str(folder) in str(error)
+                                               or any(name in str(error) for name in NAMES)), error
         else:
             if isinstance(found, dict):
                 assert found.keys() <= frames.keys() and all(torch.equal(found[name], frames[name]) for name in found)
@@ -422,7 +434,8 @@ def places(tree, path=()):
         yield from places(value, (*path, key))
 
 
-LIES = [None, True, -1, 0, 1.5, 2**31, 2**63, 10**30, "", "../../etc/passwd", "/etc/passwd", "names.txt", [], {}, [[]], {"x": 1},
+LIES = [None, True, -1, 0, 1.5, 2**31, 2**63, 10**30, "", "../../etc/passwd", "/etc/passwd", "names.txt", [], {},
+        [[]], {"x": 1},
         "jpeg", "raw", "shard-000000.tar"]
 
 
@@ -463,8 +476,10 @@ def test_an_index_with_rows_outside_is_one_named_error(broken, codec, table, row
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(codec=st.sampled_from(CODECS), which=st.sampled_from(["pack.json", "videos.npy", "frames.npy", "names.txt", "val.txt", "record",
-       "record"]), place=st.floats(0, 1, exclude_max=True), bytes_=st.binary(min_size=1, max_size=40), insert=st.booleans())
+@given(codec=st.sampled_from(CODECS), which=st.sampled_from(["pack.json", "videos.npy", "frames.npy", "names.txt",
+                                                             "val.txt", "record",
+       "record"]), place=st.floats(0, 1, exclude_max=True), bytes_=st.binary(min_size=1, max_size=40),
+       insert=st.booleans())
 def test_bytes_of_anybody_are_one_named_error(broken, codec, which, place, bytes_, insert):
     folder, frames = broken[codec]
     path, span = (folder / "shard-000001.tar", 2000) if which == "record" else (folder / which, None)
@@ -492,7 +507,8 @@ def test_a_pack_opens_only_files_of_its_folder(packs, tmp_path):
             read_all(tmp_path / name)
     (tmp_path / "link").symlink_to(packs["jpeg"])  # the folder itself may be anywhere
     assert read_all(tmp_path / "link").keys() == set(NAMES)
-    for name in ("pack.json", "videos.npy", "val.txt", "names.txt", "frames.npy"):  # a hole of a terabyte takes no room on the disk
+    # a hole of a terabyte takes no room on the disk
+    for name in ("pack.json", "videos.npy", "val.txt", "names.txt", "frames.npy"):
         shutil.copytree(packs["jpeg"], tmp_path / f"{name}.hole")
         os.truncate(tmp_path / f"{name}.hole" / name, 2**40)
         with little_memory(), pytest.raises(PackError, match=name):
@@ -511,22 +527,25 @@ def test_pictures_that_claim_to_be_large_are_not_decoded():
 @pytest.mark.parametrize("label", ["2000000000", "1" * 30, "1" * 5000, "100000"], ids=len)
 def test_a_label_is_bounded_by_the_classes(root, packs, tmp_path, label):
     (tmp_path / "train.txt").write_text(f"v2.avi 0\nv3.avi {label}\n")
-    for opened in (lambda: VideoFolder(root, tmp_path / "train.txt"), lambda: PackedVideos(packs["jpeg"], tmp_path / "train.txt"),
-                   lambda: open_source(root, tmp_path / "train.txt"), lambda: quiet_pack(root, {"a.txt": tmp_path / "train.txt"},
+    for opened in (lambda: VideoFolder(root, tmp_path / "train.txt"),
+                   lambda: PackedVideos(packs["jpeg"], tmp_path / "train.txt"),
+                   lambda: open_source(root, tmp_path / "train.txt"),
+                   lambda: quiet_pack(root, {"a.txt": tmp_path / "train.txt"},
                                                                                       tmp_path / "p")):
         with little_memory(), pytest.raises(ValueError, match="train.txt, line 2: "):
             opened()
     assert Split(["a"] * 20_000, range(20_000)).labels[-1] == 19_999  # each video a class of its own
 
 
-# --- what is reused is recognised by what it was made from -------------------------------------------------------------
+# --- what is reused is recognised by what it was made from ---------------------------------------------------------
 
 def test_what_changed_is_packed_again(root, tmp_path, monkeypatch):
     shutil.copytree(root / "videos", tmp_path / "v")
     split, calls, real = {"few.txt": Split(["v2.avi", "v3.avi", "v4.avi"], [0, 1, 0])}, [], module.encode_video
     make = functools.partial(quiet_pack, tmp_path / "v", split, tmp_path / "p", 24, shard_videos=1)
     make()
-    monkeypatch.setattr(module, "encode_video", lambda path, settings: calls.append(os.path.basename(path)) or real(path, settings))
+    monkeypatch.setattr(module, "encode_video", lambda path, settings: calls.append(os.path.basename(path))
+                        or real(path, settings))
     victim = tmp_path / "v/v3.avi"
     before, times = victim.read_bytes(), os.stat(victim)
     other = tmp_path / "other.avi"
@@ -540,7 +559,8 @@ def test_what_changed_is_packed_again(root, tmp_path, monkeypatch):
         calls.clear()
         make()
         assert calls == ["v3.avi"]
-        assert number(PackedVideos(tmp_path / "p", "few.txt").read(1, [0])[0]) == (20 if content[:len(data)] == data else 0)
+        assert number(PackedVideos(tmp_path / "p", "few.txt").read(1, [0])[0]) == (20 if content[:len(data)] == data
+                                                                                   else 0)
     calls.clear()
     shutil.move(tmp_path / "v", tmp_path / "moved")  # the same videos at another place, with other times
     for path in (tmp_path / "moved").iterdir():
@@ -552,7 +572,8 @@ def test_what_changed_is_packed_again(root, tmp_path, monkeypatch):
 @each_codec
 def test_packing_again_repairs_what_the_doctor_names(root, packs, tmp_path, codec, monkeypatch):
     shutil.copytree(packs[codec], tmp_path / "p")
-    again = functools.partial(quiet_pack, root, ("train.txt", "val.txt"), tmp_path / "p", 24, codec=codec, shard_videos=2)
+    again = functools.partial(quiet_pack, root, ("train.txt", "val.txt"), tmp_path / "p", 24, codec=codec,
+                              shard_videos=2)
     good, calls, real = content(packs[codec]), [], module.encode_video
     monkeypatch.setattr(module, "encode_video", lambda path, settings: calls.append(path) or real(path, settings))
     shard = tmp_path / "p/shard-000001.tar"
@@ -601,7 +622,8 @@ def test_one_broken_video_is_said_once_and_refused_by_nobody(root, tmp_path, pac
         data = str(tmp_path / "p")
     shape = dict(frame_size=(24, 32), frames=2, size=16, batch_size=2, device="cpu")
     with pytest.warns(UserWarning, match=told):
-        run = pretrain(data=data, split="val.txt", on_error="raise" if packed else "skip", steps=1, out=str(tmp_path / "runs"),
+        run = pretrain(data=data, split="val.txt", on_error="raise" if packed else "skip", steps=1,
+                       out=str(tmp_path / "runs"),
                        name="run", progress=False, queue_size=4, **shape)
     lists = dict(train_split="train.txt", test_split="val.txt")
     with pytest.warns(UserWarning, match=told):
@@ -613,7 +635,8 @@ def test_one_broken_video_is_said_once_and_refused_by_nobody(root, tmp_path, pac
         bias(BiasConfig((str(run.checkpoint),), str(tmp_path / "report"), data, clips=1, resamples=10, untrained=False,
                         pictures=False, device="cpu", **lists), progress=False)
     with pytest.warns(UserWarning, match=told):
-        finetune(checkpoint=str(run.checkpoint), data=data, split="train.txt", test_splits=("val.txt",), validation=0.0, steps=1,
+        finetune(checkpoint=str(run.checkpoint), data=data, split="train.txt", test_splits=("val.txt",),
+                 validation=0.0, steps=1,
                  out=str(tmp_path / "runs"), name="tuned", progress=False, clips=1, **shape)
     if not packed:
         for other in (dict(on_error="raise"), {}):  # told otherwise, and other data
@@ -679,7 +702,8 @@ def test_a_part_of_a_list_is_spread_over_it_and_labels_are_looked_at_first(root,
 
 
 def test_command_line_packs(root, tmp_path, capsys):
-    cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--splits", "val.txt", "--frame-size", "24", "32"])
+    cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--splits", "val.txt", "--frame-size", "24",
+              "32"])
     assert "3 videos, 30 frames, 2 classes" in capsys.readouterr().out
     assert PackedVideos(tmp_path / "p", "val.txt").read(0, [0]).shape == (1, 3, 24, 32)
 
@@ -711,7 +735,8 @@ def test_ranks_and_workers_share_the_videos(root, tmp_path, monkeypatch):
             seen[rank] = [i for batch in loader for i in batch["index"].tolist()]
         assert not set(seen[0]) & set(seen[1]) and sorted(seen[0] + seen[1]) == list(range(8))
         assert len(seen[0]) == len(seen[1]) == 4
-    orders = [[item["index"] for item in stream(tmp_path / "p", "all.txt", epoch=epoch, buffer=4)] for epoch in (0, 0, 1)]
+    orders = [[item["index"] for item in stream(tmp_path / "p", "all.txt", epoch=epoch, buffer=4)]
+              for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     monkeypatch.setenv("WORLD_SIZE", "9")
     with pytest.raises(ValueError, match="8 shards cannot feed 9 ranks × 1 workers"):
@@ -736,8 +761,7 @@ def test_a_stream_that_breaks_off_is_an_error(packs, tmp_path, codec):
     for end in (start, start + 512, start + 2600, len(good) // 2):
         path.write_bytes(good[:end])
         with pytest.raises((PackError, VideoError, tarfile.TarError)):
-            for split in ("train.txt", "val.txt"):
-                list(stream(tmp_path / "p", split))
+            [list(stream(tmp_path / "p", split)) for split in ("train.txt", "val.txt")]
 
 
 @pytest.mark.parametrize("changes, told", [

@@ -1,4 +1,4 @@
-"""The two lists of a judgement: what they are, what their labels mean, what is counted; and a score with its neighbours."""
+"""The two lists of a judgement: what they are, what their labels mean, what is counted; a score with its neighbours."""
 import json
 import os
 import shutil
@@ -28,7 +28,7 @@ SIZE = (32, 40)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "A folder with twelve training videos and six tested ones, two each of the classes 0 to 5, and lists that are wrong."
+    "A folder with twelve training and six tested videos, two each of the classes 0 to 5, and lists that are wrong."
     root = tmp_path_factory.mktemp("videos")
     write_folder(root, {"train.txt": SceneBias("probe", size=12), "val.txt": SceneBias("test", size=6)}, SIZE)
     first, second = [line.split()[0] for line in (root / "train.txt").read_text().splitlines()[:2]]
@@ -39,7 +39,8 @@ def made(tmp_path_factory):
     shutil.copy(root / first, root / "copy.mp4")
     shutil.copy(root / second, root / "copy2.mp4")
     for name, more in {"same": [f"{first} 0"], "spelt": [f"./train/../{first} 0"], "linked": ["link.mp4 0"],
-                       "hard": ["hard.mp4 0"], "folder": [f"other/{first.split('/')[1]} 0"], "absolute": [f"{root / first} 0"],
+                       "hard": ["hard.mp4 0"], "folder": [f"other/{first.split('/')[1]} 0"],
+                       "absolute": [f"{root / first} 0"],
                        "copy": ["copy.mp4 0"], "twice": [val[0]], "torn": [val[0][:-1] + "3"],
                        "unlabeled": ["copy2.mp4 -1"]}.items():
         (root / f"{name}.txt").write_text("\n".join([*val, *more]))
@@ -83,7 +84,7 @@ def test_copies_are_counted_and_many_refused(made):
     with pytest.warns(UserWarning, match="^1 tested videos are copies of videos of train.txt$"):
         notes = compare_lists(("train.txt", "copy.txt"), *opened(made, "train.txt", "copy.txt"))
     assert notes == {"tested videos are copies of videos of train.txt": 1}
-    with pytest.raises(ValueError, match="2 of 3 videos of copies.txt are copies of videos of train.txt, the first is copy.mp4"):
+    with pytest.raises(ValueError, match="2 of 3 videos of copies.txt are copies of .* the first is copy.mp4"):
         compare_lists(("train.txt", "copies.txt"), *opened(made, "train.txt", "copies.txt"))
 
 
@@ -150,8 +151,10 @@ def test_no_judgement_of_a_list_by_itself(made, run, judge, config, protocol, mo
         monkeypatch.setattr(place, lambda *args, **how: pytest.fail("features were computed"))
     small = dict(protocol=protocol, frames=4, size=16) | ({"ks": (1,)} if config is RetrieveConfig else {})
     common = dict(checkpoint=str(run), data=str(made), train_split="train.txt")
-    for test_split, words in (("train.txt", "train.txt is on both sides"), ("./train.txt", "train.txt is on both sides"),
-                              ("same.txt", "1 videos are in"), ("copies.txt", "are copies"), ("torn.txt", "of class 3")):
+    for test_split, words in (("train.txt", "train.txt is on both sides"),
+                              ("./train.txt", "train.txt is on both sides"),
+                              ("same.txt", "1 videos are in"), ("copies.txt", "are copies"),
+                              ("torn.txt", "of class 3")):
         with pytest.raises(ValueError, match=words):
             judge(config(**common, test_split=test_split, **small))
     with pytest.raises(ValueError, match="one.txt holds 1 class only"):
@@ -168,7 +171,8 @@ def test_bias_finetuning_and_online_knn_ask_too(made, run, tmp_path):
         with pytest.raises(ValueError, match="videos are in|are copies"):
             finetune(data=folder, split="train.txt", test_splits=(f"./{test}",), out=str(tmp_path), progress=False)
         with pytest.raises(ValueError, match="videos are in|are copies"):
-            pretrain(data=folder, knn_every=1, knn_test=test, out=str(tmp_path), name=f"run-{test}", steps=1, batch_size=4,
+            pretrain(data=folder, knn_every=1, knn_test=test, out=str(tmp_path), name=f"run-{test}", steps=1,
+                     batch_size=4,
                      frames=4, size=16, checks=False, progress=False)
     with pytest.raises(ValueError, match="the same split"):
         bias(BiasConfig((str(run),), out=str(tmp_path / "bias"), train_split="test", data_size=12), progress=False)
@@ -198,15 +202,18 @@ def test_a_score_has_an_interval_and_a_neighbour(run, small_set, tmp_path, capsy
     assert set(found["interval"]) == set(found["untrained"]) == {"linear probe", "knn"}
     for key in found["interval"]:
         low, high = found["interval"][key]
-        assert low <= found[key] <= high and f"{found[key]} ({low} to {high}), untrained {found['untrained'][key]}" in told
+        assert low <= found[key] <= high
+        assert f"{found[key]} ({low} to {high}), untrained {found['untrained'][key]}" in told
     assert json.loads((run.parent / "evaluate.json").read_text()) == json.loads(json.dumps(found))
     alone = evaluate.evaluate(EvaluateConfig(**how, random=False, out=str(tmp_path / "alone.json")))
     assert "untrained" not in alone and all(alone[key] == found[key] for key in ("linear probe", "knn", "interval"))
     assert json.loads((tmp_path / "alone.json").read_text())["knn"] == found["knn"]
-    fresh = pretrain(out=str(tmp_path), name="fresh", steps=0, seed=5, progress=False)  # any network has the same neighbour
+    # any network has the same neighbour
+    fresh = pretrain(out=str(tmp_path), name="fresh", steps=0, seed=5, progress=False)
     again = evaluate.evaluate(EvaluateConfig(**how | dict(checkpoint=str(fresh.checkpoint)), out="none"))
     assert again["untrained"] == found["untrained"] and not (fresh.checkpoint.parent / "evaluate.json").exists()
-    rows = evaluate.retrieve(RetrieveConfig(**how | dict(clips=10), protocol="be", frames=4, size=24, ks=(1, 5)))["protocols"]
+    rows = evaluate.retrieve(RetrieveConfig(**how | dict(clips=10), protocol="be", frames=4, size=24,
+                                            ks=(1, 5)))["protocols"]
     assert set(rows[0]["untrained"]) == {"R@1", "R@5"} and "untrained R@5" in capsys.readouterr().out
     assert (run.parent / "retrieve.json").is_file()
 
@@ -223,7 +230,8 @@ def test_counts_stand_in_the_report(made, run, capsys):
     how = dict(checkpoint=str(run), data=str(made), test_split="val.txt", frames=4, size=16, clips=1, out="none")
     with pytest.warns(UserWarning, match="4 tested videos are of a class"):
         found = evaluate.retrieve(RetrieveConfig(**how, train_split="few.txt", ks=(1,)))
-    assert found["notes"] == {"tested videos are of a class that few.txt lacks: never right": 4} and found["R@1"] <= 2 / 6
+    assert found["notes"] == {"tested videos are of a class that few.txt lacks: never right": 4}
+    assert found["R@1"] <= 2 / 6
     assert "4 tested videos are of a class that few.txt lacks" in capsys.readouterr().out
 
 

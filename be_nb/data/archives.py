@@ -65,13 +65,13 @@ def _zip_members(path):
                 yield Member(name, kind, info.file_size, None, file.read)
 
 
-# %% ../../nbs/5_data/12_archives.ipynb #5f254904
+# %% ../../nbs/5_data/12_archives.ipynb #4ad6c094
 MOST_HEADER = 64 << 10  # bytes of an extended header
 GNU_NAME, GNU_LINK, PAX, PAX_GLOBAL = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE,
                                        tarfile.XGLTYPE)
 
 
-def _exactly(stream, size):
+def _exactly(stream, size) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError("it was cut off")
@@ -89,15 +89,15 @@ def _extended_header(kind, data):
         if not match or end <= match.end() or data[end - 1:end] != b"\n":
             raise tarfile.ReadError("an extended header is damaged")
         found[match[2]], at = data[match.end():end - 1], end
-    if any(key.startswith(b"GNU.sparse") for key in found) or kind == PAX_GLOBAL and {b"path", b"size"} & set(found):
+    if any(key.startswith(b"GNU.sparse") for key in found) or (kind == PAX_GLOBAL and {b"path", b"size"} & set(found)):
         raise tarfile.ReadError("it holds files with holes, or one name for many files")
     return {key.decode(): found[key] for key in (b"path", b"size") if key in found}
 
-# %% ../../nbs/5_data/12_archives.ipynb #21717bec
+# %% ../../nbs/5_data/12_archives.ipynb #f3a8f12f
 def _tar_members(path):
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    with (gzip.open if packed else open)(path, "rb") as stream:
+    with gzip.open(path) if packed else open(path, "rb") as stream:
         told, headers, at = {}, 0, 0
         while (block := _exactly(stream, 512)).count(0) < 512:
             info = tarfile.TarInfo.frombuf(block, "utf8", "surrogateescape")  # raises if its checksum does not fit
@@ -114,13 +114,14 @@ def _tar_members(path):
             name = os.fsdecode(told["path"]) if "path" in told else info.name
             plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
             kind, end = "file" if plain else "folder" if info.isdir() else "link or device", at + size
-            yield Member(name, kind, size, None, lambda n: _exactly(stream, max(0, min(n, end - stream.tell()))))
+            yield Member(name, kind, size, None,
+                         lambda n, end=end: _exactly(stream, max(0, min(n, end - stream.tell()))))
             told, headers, at = {}, 0, stream.seek(end + -size % 512)
         while block := stream.read(1 << 20):  # to the end of the file, where gzip compares its checksum
             if block.count(0) < len(block):
                 raise tarfile.ReadError("there is something behind its end: a header in the middle is damaged")
 
-# %% ../../nbs/5_data/12_archives.ipynb #c91b7b16
+# %% ../../nbs/5_data/12_archives.ipynb #ec41f8d2
 def _libarchive():
     "The module, or an `ArchiveError` that says what to install."
     try:
@@ -149,12 +150,13 @@ def _rar_members(path):
         raise EOFError("it was cut off: its mark of the end is missing")
     with open(path, "rb") as file, libarchive.fd_reader(file.fileno()) as archive:
         for info, entry in zip_longest(headers, archive):
-            if None in (info, entry) or entry.pathname is None or entry.isfile and entry.size != info.file_size:
+            if None in (info, entry) or entry.pathname is None or (entry.isfile and entry.size != info.file_size):
                 raise EOFError("the headers of its files are damaged, or it was cut off")
             kind = "file" if entry.isfile else "folder" if entry.isdir else "link or device"
             kind = "link or device" if entry.issym or entry.islnk else kind
             blocks = entry.get_blocks(1 << 20) if kind == "file" else iter(())
-            yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC, lambda n: next(blocks, b""))
+            yield Member(os.fsdecode(entry.pathname), kind, entry.size or 0, info.CRC,
+                         lambda n, blocks=blocks: next(blocks, b""))
 
 # %% ../../nbs/5_data/12_archives.ipynb #eacb957e
 def _complaint(path, error):
@@ -242,7 +244,7 @@ def _copy(member, target):
     if member.crc32 not in (None, crc32):
         raise ValueError(f"the checksum of {member.name!a} does not fit")
 
-# %% ../../nbs/5_data/12_archives.ipynb #36aafffa
+# %% ../../nbs/5_data/12_archives.ipynb #21754e09
 @dataclass
 class _Inventory:
     "Which files there are so far."
@@ -271,7 +273,7 @@ def _extract_member(member, out, known, inventory):
     "Carry out one instruction if it is harmless; 1 if a file was written. Folders are made with their files."
     name = inventory.add(member)
     target = out / name
-    if not name or known is not None and target.is_file() and target.stat().st_size == member.size:
+    if not name or (known is not None and target.is_file() and target.stat().st_size == member.size):
         return 0
     write_atomically(target, lambda temporary: _copy(member, temporary))
     return 1
@@ -295,7 +297,7 @@ def list_files(
         raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: refused: {error}.") from error
     return inventory.files
 
-# %% ../../nbs/5_data/12_archives.ipynb #c67c2e6e
+# %% ../../nbs/5_data/12_archives.ipynb #96fe5f15
 def extract(
     archive,          # zip, tar, tar.gz or rar
     out,              # folder for its content
@@ -328,6 +330,8 @@ def extract(
             raise  # of the disk
         record.unlink(missing_ok=True)
         what = f"not every name can be that of a file ({error.strerror})" if isinstance(error, OSError) else error
-        raise error if isinstance(error, ArchiveError) else ArchiveError(f"{archive}: not extracted: {what}.")
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{archive}: not extracted: {what}.") from error
     _write_record(record, archive, inventory.files)
     return Extracted(len(inventory.files), inventory.bytes, written)

@@ -173,7 +173,7 @@ def video_size(
         frame = next(frames)
     return frame.height, frame.width
 
-# %% ../../nbs/5_data/02_decode.ipynb #d4268c74
+# %% ../../nbs/5_data/02_decode.ipynb #101c7bc3
 # PyAV 17 and later would start a thread for every core; older versions use one anyway and do not know the argument.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
@@ -192,7 +192,8 @@ class ToRGB:
             raise VideoError(f"{frame.path}: {frame.width} × {frame.height} pixels cannot cover {height} × {width}")
         (swap, mirror, flip), size = frame.turn, (wide, tall)
         try:
-            image = self.scaler.reformat(frame.picture, *size[::-1 if swap else 1], "rgb24", interpolation="BICUBIC",
+            across, down = size[::-1 if swap else 1]
+            image = self.scaler.reformat(frame.picture, across, down, "rgb24", interpolation="BICUBIC",
                                          **_ONE_THREAD).to_ndarray()
         except Exception as error:  # a pixel format that cannot be converted
             raise VideoError(f"{frame.path}: cannot be turned into RGB: {error}") from error

@@ -345,7 +345,7 @@ def groups_of(
                       "each of them is a group of its own", stacklevel=2)
     return [("", path) if not match else match.groups() or match[0] for path, match in zip(paths, found)]
 
-# %% ../../nbs/5_data/03_lists.ipynb #72778d58
+# %% ../../nbs/5_data/03_lists.ipynb #24432d3e
 def divide(
     labels,  # (n,) classes
     groups,  # n names of groups
@@ -355,7 +355,7 @@ def divide(
     "Rows of two sides, int64 in rising order: no group on both, each class near its share and on the first side."
     labels, numbers = np.asarray(labels), {group: k for k, group in enumerate(dict.fromkeys(groups))}
     counts = np.zeros((len(numbers), labels.max() + 1), dtype=np.int64)
-    np.add.at(counts, ([numbers[group] for group in groups], labels), 1)
+    np.add.at(counts, (np.array([numbers[group] for group in groups]), labels), 1)
     total, held, taken = counts.sum(0), np.zeros(counts.shape[1], dtype=np.int64), set()
 
     def gain(k):  # how much nearer the group brings the classes; None: it would leave one without videos
@@ -369,7 +369,7 @@ def divide(
     for label in np.flatnonzero(total):
         able = [k for k in np.flatnonzero(counts[:, label]).tolist() if k not in taken and gain(k) is not None]
         if not held[label] and able:
-            best = max(able, key=gain)
+            best = max(able, key=lambda k: gain(k) or 0)
             held, taken = held + counts[best], taken | {best}
     second = np.array([numbers[group] in taken for group in groups])
     return np.flatnonzero(~second), np.flatnonzero(second)

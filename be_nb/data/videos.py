@@ -45,7 +45,7 @@ def write_folder(
         (folder / name).write_text("".join(lines), encoding="utf8")
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes), encoding="utf8")
 
-# %% ../../nbs/5_data/04_videos.ipynb #fc5f4577
+# %% ../../nbs/5_data/04_videos.ipynb #a6b47441
 class FrameIndex:
     """True frame counts of the videos below one folder, remembered between runs in a small JSON file.
 
@@ -71,8 +71,9 @@ class FrameIndex:
     def get(self, path):
         "The remembered count of the video, or None."
         entry = self.known.get(path)
-        good = isinstance(entry, list) and len(entry) == 3 and entry[:2] == self._stamp(path)
-        return entry[2] if good and type(entry[2]) is int and entry[2] > 0 else None
+        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == self._stamp(path):
+            return entry[2] if type(entry[2]) is int and entry[2] > 0 else None
+        return None
 
     def add(self, counts):
         "Remember `{path: count}` (0: forget it); where the folder cannot be written, that costs no run."
@@ -192,7 +193,7 @@ def locate_video(root, path, where):
     hint = ". Is there a column too many in the list?" if path.rpartition(" ")[2].lstrip("-").isdigit() else ""
     return VideoError(f"{where}: no such video: {os.path.join(root, path)}{hint}")
 
-# %% ../../nbs/5_data/04_videos.ipynb #acf8446e
+# %% ../../nbs/5_data/04_videos.ipynb #c08759ec
 class VideoList:
     """The usable videos of a split: `names`, `labels`, `classes`, `paths`; in `skipped` what was left out and why.
 
@@ -214,7 +215,7 @@ class VideoList:
         self.root, self.on_error, self.skipped = str(root), on_error, {}
         self.unreadable = (VideoError,) if on_error == "skip" else ()
         self.names, self.labels = list(split.paths), split.labels
-        self.paths = [self._find(*entry) for entry in zip(split.paths, split.where)]
+        self.paths: list = [self._find(*entry) for entry in zip(split.paths, split.where)]
         _drop_bad(self, self.paths)
 
     def _find(self, path, where):

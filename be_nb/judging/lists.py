@@ -37,7 +37,7 @@ def identities(
         return [(each.st_dev, each.st_ino) for each in status]
     return [(type(source).__name__, name) for name in source.names]
 
-# %% ../../nbs/6_judging/00_two_lists.ipynb #ee739140
+# %% ../../nbs/6_judging/00_two_lists.ipynb #ef4c1a67
 def outlines(
     source,   # videos
 ) -> list:    # what equal videos have in common at least, without reading them; None: nothing is known
@@ -55,7 +55,7 @@ def content(
     "A digest of a video: of the bytes of its file, or of the checksums of its packed frames."
     if isinstance(source, PackedVideos):
         video = source.reader.rows[source.paths[row]]
-        frames = map_frames(source.reader.root, source.reader.about["frames"])
+        frames = map_frames(source.reader.root, source.reader.about)
         found = frames["crc32"][int(video["first"]):int(video["first"]) + int(video["frames"])]
         return hashlib.sha256(found.tobytes()).hexdigest()
     digest = hashlib.sha256()

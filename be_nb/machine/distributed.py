@@ -174,7 +174,7 @@ def _end_workers():  # multiprocessing would ask them by SIGTERM, and wait
         if child.daemon:
             child.kill()
 
-# %% ../../nbs/4_machine/04_distributed.ipynb #2a970627
+# %% ../../nbs/4_machine/04_distributed.ipynb #225a2e20
 def in_one_line(
     error: Exception,  # as a loader raises it
 ) -> Exception:        # the same error, without the worker's traceback; an `OSError` for a worker that died
@@ -197,8 +197,8 @@ def in_one_line(
 class Loader(DataLoader):
     "A `DataLoader` whose workers ignore the signals for the run, and whose errors are those of the data."
 
-    def __init__(self, dataset, **settings):
-        super().__init__(dataset, **{"worker_init_fn": ignore_signals} | settings)
+    def __init__(self, dataset, worker_init_fn=ignore_signals, **settings):
+        super().__init__(dataset, worker_init_fn=worker_init_fn, **settings)
 
     def __iter__(self):
         try:

@@ -86,7 +86,7 @@ def _close_copies():
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_copies)
 
-# %% ../../nbs/4_machine/02_files.ipynb #dfdd49f3
+# %% ../../nbs/4_machine/02_files.ipynb #2346e2bd
 class FolderLock:
     """The right to write to a folder, for one process at a time; a kill gives it back. `take` makes the folder.
 
@@ -102,7 +102,7 @@ class FolderLock:
         while fcntl is not None and self.file is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = open(self.path, "a+", encoding="utf8", errors="replace")
+                file = self.path.open("a+", encoding="utf8", errors="replace")
             except FileNotFoundError:  # its last user has just deleted the empty folder
                 continue
             try:

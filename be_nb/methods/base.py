@@ -28,7 +28,7 @@ class Windows(NamedTuple):
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
 
-# %% ../../nbs/1_core/08_method.ipynb #db11df82
+# %% ../../nbs/1_core/08_method.ipynb #6478c03b
 class Piece:
     """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole.
 
@@ -38,6 +38,9 @@ class Piece:
     draw: torch.Generator | None = None
     part: int = 0
     parts: int = 1
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def place(self) -> tuple:
         "Number of this piece of the step's batch, and number of pieces."

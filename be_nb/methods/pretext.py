@@ -77,7 +77,7 @@ def consistency(
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #4bb6f056
+# %% ../../nbs/2_methods/04_pretext.ipynb #e530bf92
 class Pretext(PretextTask):
     """A question whose answer is known, with or without Background Erasing: L = L_p + beta · L_be.
 
@@ -85,7 +85,7 @@ class Pretext(PretextTask):
     ψ pools space and keeps time (Wang et al., arXiv 2009.05769, section 3).
     """
 
-    def __init__(self, backbone: nn.Module, beta: float = 1.0, views: Views | None = None):
+    def __init__(self, backbone, beta: float = 1.0, views: Views | None = None):
         super().__init__()
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta is the weight of L_be, a number of at least 0; got {beta}.")

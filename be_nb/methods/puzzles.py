@@ -82,7 +82,7 @@ def one_channel(
     every = channel.expand(-1, boxes.shape[1]).reshape(-1, 1)
     return arrange(boxes.flatten(0, 1), every).view_as(boxes[:, :, :1]).expand_as(boxes)
 
-# %% ../../nbs/2_methods/07_puzzles.ipynb #f2204631
+# %% ../../nbs/2_methods/07_puzzles.ipynb #096db261
 class CubicPuzzles(Pretext):
     """In which order do four boxes of a video belong? (Kim et al., AAAI 2019.)
 
@@ -104,7 +104,10 @@ class CubicPuzzles(Pretext):
         super().__init__(backbone, **rest)
         self.kind = check_choice("kind of puzzle", kind, KINDS)
 
-    windows = classmethod(lambda cls, config: Windows(frames=window_length(config.frames)))
+    @classmethod
+    def windows(cls, config):
+        "A window of whole boxes."
+        return Windows(frames=window_length(config.frames))
 
     @classmethod
     def questions(cls, config):

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['nt_xent', 'SimCLR']
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #ff4ed58a
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #7db5c34c
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..config import Config, Count, Positive
 from ..losses import unit
@@ -53,7 +52,7 @@ class SimCLRCard(MethodCard):
         "Two views learn, and the extra negative."
         return 6 if config.negative == "none" else 9
 
-# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #fd7379ef
+# %% ../../nbs/2_methods/01_a_method_in_forty_lines.ipynb #82997a95
 class SimCLR(SimCLRCard, Method):
     """SimCLR on clips (Chen et al., ICML 2020): two views of a window are twins among all views of the batch.
 
@@ -63,7 +62,7 @@ class SimCLR(SimCLRCard, Method):
 
     def __init__(
         self,
-        backbone: nn.Module,         # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                    # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,              # length of the embedding
         head: str = "mlp",           # linear or mlp, see `projection`
         temperature: float = 0.1,    # T

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['compare', 'Triplet']
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #3bbfbc4b
+# %% ../../nbs/2_methods/03_triplet.ipynb #e8522e00
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from torch import nn
 
 from ..config import Config, Count, Range
 from ..losses import triplet, unit
@@ -49,7 +48,7 @@ class TripletCard(MethodCard):
         "Anchor, positive and the negative of the same video learn; that of another video is another row of these."
         return 9 if config.negative == "intra_video" else 6
 
-# %% ../../nbs/2_methods/03_triplet.ipynb #9e489a48
+# %% ../../nbs/2_methods/03_triplet.ipynb #06fbc405
 class Triplet(TripletCard, Method):
     """BE triplet: anchor a distracted window, positive another view of it, negatives another window and another video.
 
@@ -59,7 +58,7 @@ class Triplet(TripletCard, Method):
 
     def __init__(
         self,
-        backbone: nn.Module,         # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
+        backbone,                    # has `feature_dim` and maps float (b, c, t, h, w) to (b, feature_dim)
         dim: int = 128,              # length of the embedding
         margin: float = 0.5,         # how much farther than the positive a negative must be, in [0, 2]
         head: str = "linear",        # linear or mlp, see `projection`
@@ -84,7 +83,8 @@ class Triplet(TripletCard, Method):
         if len(batch) < 2:
             raise ValueError("The triplet takes a negative from another video: it needs a batch of two or more.")
         clips = [self.views.erased(batch), self.views.clean(batch)]
-        clips += [self.views.negative(batch)] * (self.views.kind == "intra_video")
+        same = self.views.negative(batch) if self.views.kind == "intra_video" else None
+        clips += [] if same is None else [same]
         anchor, positive, *same = map(self.embed, clips)
         self.watch(anchor, positive)
         another = (same or [positive])[0].roll(1, 0)

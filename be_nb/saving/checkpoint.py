@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'LARGEST', 'CheckpointError', 'step_of', 'list_checkpoints', 'save_checkpoint', 'read_torch',
            'modern_settings', 'check_settings', 'plain_value', 'check_state', 'read_checkpoint', 'newest_checkpoint']
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #1771d46b
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #09ad5106
 import io
 import os
 import pickle
@@ -16,6 +16,7 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -81,7 +82,7 @@ def save_checkpoint(
         old.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #0c1ec7df
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #64e7eed5
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before PyTorch 1.6
 # What a pickle of tensors and plain values may name. PyTorch allows more: `bytearray`, sparse and quantised tensors, …
 NAMES = re.compile(r"collections OrderedDict|torch Size|torch\.storage (Untyped|Typed)Storage|torch \w+Storage|"
@@ -90,12 +91,12 @@ NAMES = re.compile(r"collections OrderedDict|torch Size|torch\.storage (Untyped|
 
 
 def check_names(
-    stream: io.BufferedIOBase,  # stands at the beginning of a pickle; is moved behind it
+    stream: IO[bytes],  # stands at the beginning of a pickle; is moved behind it
 ):
     "Raise `UnpicklingError` if a pickle names anything that is no part of tensors and plain values. Builds nothing."
     for code, word, _ in pickletools.genops(stream):
-        if code.name == "GLOBAL" and not NAMES.fullmatch(word):
-            raise pickle.UnpicklingError(f"GLOBAL {word.replace(' ', '.')} is none of them")
+        if code.name == "GLOBAL" and not NAMES.fullmatch(str(word)):
+            raise pickle.UnpicklingError(f"GLOBAL {str(word).replace(' ', '.')} is none of them")
 
 
 def check_archive(
@@ -210,7 +211,7 @@ def modern_settings(
         found["negative"] = "intra_video"
     return found
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #1057cdf8
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #c8de8406
 LARGEST = 2 ** 28  # numbers of one channel of a clip, frames · height · width: far more than any recipe uses
 
 
@@ -225,8 +226,9 @@ def check_settings(
             raise ValueError("a setting has no name.")
         found = {k: conform(k, plain_value(k, v), known[k]) if k in known else plain_value(k, v)
                  for k, v in saved.items()}
-        frames, stride, size = (found.get(key) or 1 for key in ("frames", "stride", "size"))
-        high, wide = found.get("frame_size") or (1, 1)
+        numbers: Any = found  # conform has looked at them
+        frames, stride, size = (numbers.get(key) or 1 for key in ("frames", "stride", "size"))
+        high, wide = numbers.get("frame_size") or (1, 1)
         if max(frames * size ** 2, frames * high * wide, 256 * frames * stride) > LARGEST:
             raise ValueError(f"clips of {frames} frames, stride {stride}, size {size}, cut from frames of {high} × "
                              f"{wide}, are too large to be meant.")
@@ -240,11 +242,11 @@ def plain_value(key, value, depth=0):
     if isinstance(value, (list, tuple, dict)) and depth < 3 and len(value) <= 100:
         items = value.values() if isinstance(value, dict) else value
         return [plain_value(key, v, depth + 1) for v in items] and value
-    if value is None or isinstance(value, (bool, int, float)) or isinstance(value, str) and len(value) < 5000:
+    if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) < 5000):
         return value
     raise ValueError(f"{key} is a {type(value).__name__}, or too long.")
 
-# %% ../../nbs/4_machine/05_checkpoint.ipynb #66b51e40
+# %% ../../nbs/4_machine/05_checkpoint.ipynb #841fd36b
 def check_numbers(
     path,      # where they were read, for the message
     weights,   # name → tensor, or something else
@@ -259,7 +261,8 @@ def upgrade(
     state: dict,   # of format 1
 ) -> dict:         # what is different in format 2
     "A checkpoint of format 1 as today's."
-    settings, found = state["config"], {"format": FORMAT}
+    settings: dict = state["config"]
+    found: dict = {"format": FORMAT}
     method, window, gap = settings.get("method"), settings.get("frames", 8), settings.get("gap", 8)
     if not all(isinstance(number, int) and 0 <= number < 10_000 for number in (window, gap)):
         raise CheckpointError(f"A checkpoint of format 1 has frames={window!r:.20} and gap={gap!r:.20}: it is damaged.")

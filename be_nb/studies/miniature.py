@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'cross_probe', 'StillFrames', 'judge', 'judge_sets', 'run_arm', 'StudyConfig',
            'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #70c3cc92
+# %% ../../nbs/8_studies/01_miniature.ipynb #2f3e6e10
 import hashlib
 import json
 import sys
@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ def read_scores(
     whole = isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in COLUMNS)
     return row if whole and row.get("settings") == made_from else None
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #58907271
+# %% ../../nbs/8_studies/01_miniature.ipynb #22ccca8f
 def run_arm(
     arm: str,               # key of `ARMS`
     seed: int,              # seed of training
@@ -171,8 +172,8 @@ def run_arm(
     **overrides,            # further settings, the same for every arm
 ) -> dict:                  # scores, and what they were measured with
     "Pretrain (or continue) and judge one arm. What was done with the same settings is read from its `scores.json`."
-    settings = dict(name=f"{arm}-rho{rho}-seed{seed}-data{data_seed}", out=out, seed=seed, data_seed=data_seed, rho=rho,
-                    **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
+    settings: dict[str, Any] = dict(name=f"{arm}-rho{rho}-seed{seed}-data{data_seed}", out=out, seed=seed, rho=rho,
+                                    data_seed=data_seed, **(dict(checkpoint_every=50) | overrides | ARMS[arm]))
     config = free_name(PretrainConfig(**settings))
     record, made_from = run_folder(config) / "scores.json", what_counts(config)
     done = read_scores(record, made_from)

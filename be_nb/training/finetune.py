@@ -329,7 +329,7 @@ def take_weights(
         write_atomically(folder / "best.pt", lambda temporary: torch.save(state, temporary))
     return best
 
-# %% ../../nbs/7_training/09_finetune.ipynb #89c3206a
+# %% ../../nbs/7_training/09_finetune.ipynb #21c9974a
 def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) -> FinetuneResult:
     "`finetune` from where its run stands, in a folder that nobody else can write to."
     remove_leftovers(folder)
@@ -346,8 +346,8 @@ def finetune_in(folder, run, config, clips, held_out, tests, classes, progress) 
         kept = list_checkpoints(folder)
         last = f"resume=True goes on from {kept[-1].name}" if kept else "there is no checkpoint yet"
         raise Diverged(f"Loss or weights are no numbers after step {run.step} (this start began at step {first}). "
-                       f"Nothing of it was written: {last}. It would come again with the same settings; start a new run with a "
-                       "lower lr, with clip_grad, or with amp='fp32'.") from None
+                       f"Nothing of it was written: {last}. It would come again with the same settings; start a new "
+                       "run with a lower lr, with clip_grad, or with amp='fp32'.") from None
     finally:
         history.close()
     found = test_all(run.model.eval(), tests, config, progress)

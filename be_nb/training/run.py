@@ -161,7 +161,7 @@ def run_folder(
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
 
-# %% ../../nbs/7_training/06_run.ipynb #e6acbcb0
+# %% ../../nbs/7_training/06_run.ipynb #621fc9f8
 # Settings that may differ between a run and its continuation: they change how, where or how long, not what is computed.
 MAY_CHANGE = {"name", "out", "device", "resume", "workers", "cache", "log_every", "checkpoint_every", "keep", "fused",
               "memory_order", "compile", "joint", "activations", "prefetch", "checks", "knn_every", "knn_videos",
@@ -178,7 +178,7 @@ def changed_settings(
     "The settings in which a run differs from its checkpoint, but for those that may differ."
     then = dataclasses.asdict(type(config)()) | saved  # a setting newer than the checkpoint had its default
     real = lambda value: [os.path.realpath(part) for part in ([value] if isinstance(value, str) else value)]
-    same = lambda k, a, b: a == b or k in PLACES and (not places or a and b and real(a) == real(b))
+    same = lambda k, a, b: a == b or (k in PLACES and (not places or (a and b and real(a) == real(b))))
     return [f"{k}: {then[k]!r} → {v!r}" for k, v in dataclasses.asdict(config).items()
             if k not in MAY_CHANGE and not same(k, then[k], v)]
 

@@ -36,13 +36,13 @@ def _check_video(data, key, name, lists, row, frames, codec):
     whole = b"".join(sample_chunks(key, name, lists, codec, size, stored))
     return "" if whole == data else "the frames are whole, but what the shard says about them is damaged"
 
-# %% ../../../nbs/5_data/08_pack_doctor.ipynb #2e847dc0
+# %% ../../../nbs/5_data/08_pack_doctor.ipynb #b9324186
 def _check_shard(path, info, names, lists, rows, frames, codec):
     "Name → what is wrong, for one shard: every byte is compared with what index and lists say that it must be."
     try:
         own_file(path.parent, path.name)
     except PackError as error:
-        return {path.name: f"the shard cannot be read: {error}", **{name: f"{path.name} is missing" for name in names}}
+        return {path.name: f"the shard cannot be read: {error}", **dict.fromkeys(names, f"{path.name} is missing")}
     problems, size = {}, path.stat().st_size
     if size != info["bytes"]:
         problems[path.name] = f"the shard has {size:,} bytes, {info['bytes']:,} were packed"

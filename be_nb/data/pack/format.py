@@ -163,7 +163,7 @@ def parse_record(
         raise PackError(f"{where}: the record of a video holds what cannot be. Pack again: it is repaired.")
     return record
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c1e9f742
+# %% ../../../nbs/5_data/05_pack_format.ipynb #8399492e
 def _read_member(file, at, size):
     "Name and content of the record that begins at byte `at` of a file of `size` bytes, and where the next one begins."
     file.seek(at)
@@ -177,7 +177,7 @@ def _read_member(file, at, size):
 def _parse_last(text, rest):
     "The record that ends a shard; without a seal it comes from an older be_nb."
     last = json.loads(text)
-    if "seal" in last and last["seal"] != seal_of(last) or rest != _padding(len(text)) + bytes(1024):
+    if ("seal" in last and last["seal"] != seal_of(last)) or rest != _padding(len(text)) + bytes(1024):
         raise ValueError("its end is damaged")
     if not _are_texts(last.get("problems", {}).values()):
         raise ValueError("what it says of videos that were left out is no text")

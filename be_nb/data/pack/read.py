@@ -109,7 +109,7 @@ class PackReader:
         except ValueError as error:
             raise VideoError(f"{self.names[row]}: {error}. Run `be-nb doctor {self.root}`.") from error
 
-# %% ../../../nbs/5_data/07_pack_read.ipynb #83e2fe72
+# %% ../../../nbs/5_data/07_pack_read.ipynb #c18c0eee
 def _check_places(rows, first, size):
     "Raise a `ValueError` for frames that do not lie between byte `first` and the end of the shard."
     if (rows["offset"] < first).any() or (rows["length"] < 1).any() or (rows["length"] > size - rows["offset"]).any():
@@ -122,10 +122,10 @@ def _read_raw(file, video, frames, rows, seen):
     clip, each = np.empty((len(frames), 3, *size), np.uint8), 3 * size[0] * size[1]
     cuts = np.flatnonzero(np.diff(frames) != 1) + 1  # frames that follow each other are one read
     for part, start in zip(np.split(clip, cuts), frames[np.concatenate(([0], cuts))].tolist()):
-        if os.preadv(file, [part.reshape(-1)], first + start * each) != part.nbytes:
+        if os.preadv(file, [part.reshape(-1).data], first + start * each) != part.nbytes:
             raise ValueError("its shard became shorter while it was read")
     for k, image in zip(frames.tolist(), clip):
-        if not seen[k] and zlib.crc32(image) != rows[k]["crc32"]:
+        if not seen[k] and zlib.crc32(image.data) != rows[k]["crc32"]:
             raise ValueError(f"frame {k} is damaged in the pack")
         seen[k] = True
     return torch.from_numpy(clip)

@@ -70,19 +70,22 @@ def _shard_urls(pack, split):
     return {f"{base}/{name}": info["videos"] for name, info in content["shards"].items()
             if split in info["lists"] and info["videos"]}, gone
 
-# %% ../../../nbs/5_data/09_pack_stream.ipynb #09fcbe0d
+# %% ../../../nbs/5_data/09_pack_stream.ipynb #f59c28e9
 def _whole_shards(samples, counts):
     "Pass samples on; raise if a shard gives fewer than it must: a stream that breaks off looks like one that ends."
     url = "the stream"
     try:
         for url, group in itertools.groupby(samples, key=lambda sample: sample["__url__"]):
             seen = 0
-            for seen, sample in enumerate(group, 1):
+            for sample in group:
+                seen += 1
                 yield sample
             if counts[url] not in (None, seen):
                 raise PackError(f"{url}: broke off after {seen} of {counts[url]} videos")
     except (tarfile.TarError, ValueError, zlib.error, EOFError) as error:  # what webdataset's reader says of damage
-        raise error if isinstance(error, PackError) else PackError(f"{url}: damaged, or the next shard is: {error}")
+        if isinstance(error, PackError):
+            raise
+        raise PackError(f"{url}: damaged, or the next shard is: {error}") from error
 
 # %% ../../../nbs/5_data/09_pack_stream.ipynb #40d7e81a
 @dataclass(frozen=True)

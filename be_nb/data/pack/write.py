@@ -270,7 +270,7 @@ def _check_settings(path, last, settings):
     if changed or not {"sha256", "seal"} & set(last):
         raise ValueError(f"{path} was packed {what}. Choose another folder, or delete the old pack.")
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #68ddf657
+# %% ../../../nbs/5_data/06_pack_write.ipynb #598f209c
 def _is_finished(path, entries, settings, on_error, known):
     "Is this shard there, whole, made as it would be now, and of the same video files? `known` learns their checksums."
     if not path.is_file():
@@ -283,7 +283,7 @@ def _is_finished(path, entries, settings, on_error, known):
             raise ValueError(f"{path} was packed with other lists. Choose another folder, or delete the old pack.")
         sources = {entry.path: source_of(entry.path, known) for entry in entries}
         known.update({name: source for name, source in sources.items() if source})
-        same = last.get("sources") == [sources[e.path][3] if sources[e.path] else "" for e in entries]
+        same = last.get("sources") == [found[3] if (found := sources[e.path]) else "" for e in entries]
         if same and not is_whole(path, contents):
             raise PackError(f"{path}: damaged, its videos are packed again")
     except PackError as error:
