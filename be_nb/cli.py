@@ -36,12 +36,12 @@ def metavar(
         return " ".join("..." if each is ... else each.__name__.upper() for each in inside)
     return metavar(inside[0]) or inside[0].__name__.upper() if type(None) in inside else None
 
-# %% ../nbs/8_studies/04_cli.ipynb #e8d17b7f
+# %% ../nbs/8_studies/04_cli.ipynb #809b03e0
 def flags(
     config_class: type,  # a config class
     default=None,        # a config: its values are the defaults; None: those of the class
 ) -> type:               # a dataclass with one nested dataclass a group
-    "What tyro shall parse: the settings in their groups, the comment behind each as its help."
+    "What tyro parses: the settings in their groups, the comment behind each as its help."
     groups = {}
     for s in settings(config_class):
         value = s.default if default is None else getattr(default, s.name)

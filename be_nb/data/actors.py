@@ -162,7 +162,7 @@ def other_backgrounds(
             dealt[i], dealt[j] = dealt[j], dealt[i]
     return dealt
 
-# %% ../../nbs/5_data/14_actors.ipynb #4d57c583
+# %% ../../nbs/5_data/14_actors.ipynb #af7f0b94
 def boxes_to_mask(
     boxes,                    # one array of boxes per frame, (n, 4): left, top, right, bottom in pixels
     size: tuple[int, int],    # (height, width) of the frames
@@ -186,7 +186,7 @@ def _read_bb(path):
             raise ValueError(f"{path}, line {number}: expected numbers, got {line!r}.") from None
         if values:
             if len(values) % 5 != 1:
-                raise ValueError(f"{path}, line {number}: expected a frame number and 5 numbers a box, got {line!r}.")
+                raise ValueError(f"{path}, line {number}: expected a frame number and 5 numbers per box, got {line!r}.")
             first = int(values[0]) if first is None else first
             boxes[int(values[0]) - first] = np.reshape(values[1:], (-1, 5))[:, :4]
     if not boxes or min(boxes) < 0 or max(boxes) > 1_000_000:

@@ -394,11 +394,11 @@ def _check_divisible(root):
         raise ValueError(f"{root}: the name {odd!r} cannot stand in a list: blanks at its ends, or a line break")
     return found
 
-# %% ../../nbs/5_data/03_lists.ipynb #5271ca8e
+# %% ../../nbs/5_data/03_lists.ipynb #706f33f1
 def write_split(
     root,  # folder of videos, CLASS/video.mp4 or videos/CLASS/video.mp4
     val=0.2,  # share of each class for val.txt
-    group="",  # pattern of what shall not be on both sides, see `groups_of`
+    group="",  # pattern of what must not be on both sides, see `groups_of`
     seed=0,  # which videos depends on it
 ):
     """Write train.txt, val.txt and classes.txt into a folder; returns a few lines about them.

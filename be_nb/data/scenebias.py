@@ -210,13 +210,13 @@ def render(
     clips = drawn[:, :3].sub_(behind).mul_(drawn[:, 3:]).add_(behind)
     return clips.transpose(1, 2).unflatten(-1, (side, side))
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #9a025423
+# %% ../../nbs/5_data/01_scenebias.ipynb #89aea708
 @torch.autocast("cpu", enabled=False)
 def actor_flow(
     inverse: torch.Tensor,  # (t, 2, 3) pixels → actor, of one clip
     camera: torch.Tensor,   # (t, 2) shift of the whole picture in pixels
     side: int,              # frame side in pixels
-) -> torch.Tensor:          # (t − 1, 2, side, side), pixels a frame, x then y
+) -> torch.Tensor:          # (t − 1, 2, side, side), pixels per frame, x then y
     "How far a point of the actor that is seen at a pixel moves on the screen until the next frame."
     pixels = scene_points(torch.zeros(1, 1, 2), side)[0].mT                       # (1, 2, side²)
     now, then = inverse[:-1], inverse[1:]

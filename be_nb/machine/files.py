@@ -86,7 +86,7 @@ def _close_copies():
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_copies)
 
-# %% ../../nbs/4_machine/02_files.ipynb #2346e2bd
+# %% ../../nbs/4_machine/02_files.ipynb #533226cc
 class FolderLock:
     """The right to write to a folder, for one process at a time; a kill gives it back. `take` makes the folder.
 

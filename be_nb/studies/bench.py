@@ -99,7 +99,7 @@ def ceilings(
     link = 2**26 / fastest(lambda: there[:2**26].copy_(left, non_blocking=True), device)
     return Ceilings(matrix, copy, host, link)
 
-# %% ../../nbs/8_studies/02_bench.ipynb #c658a612
+# %% ../../nbs/8_studies/02_bench.ipynb #e93b12b0
 def listen(
     net,                   # a `Backbone`, anywhere in a method
     tally: Counter,        # part → multiply-accumulates; counts on
@@ -118,7 +118,7 @@ def listen(
 def watched(
     module,            # an `Augment` or a `Distractor`
     function: str,     # name of its function (clips, draw) → clips
-    part: str,         # what the watch shall show meanwhile
+    part: str,         # what the watch shows meanwhile
     watch: Stopwatch,
     tally: Counter,    # part → bytes; counts on
 ):

@@ -97,15 +97,15 @@ class StillFrames:
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #7f9bdc4b
+# %% ../../nbs/8_studies/01_miniature.ipynb #6a68cc13
 def judge(
     backbone: torch.nn.Module,  # what pretraining left
     rho: float = 0.9,           # correlation of scene and class in the biased sets
     data_seed: int = 0,         # seed of the set
-    clips: int = 4,             # clips a video, spread evenly
+    clips: int = 4,             # clips per video, spread evenly
     device=None,                # None: a GPU if there is one
     sets: dict | None = None,   # the four sources, to share them between networks; None: make them
-    frames: int = 8,            # frames a clip
+    frames: int = 8,            # frames per clip
     size: int = 24,             # side of a clip, pixels
 ) -> dict:                      # accuracies in [0, 1] by the keys of `COLUMNS`
     "Score a backbone on biased, background-swapped and unbiased clips. Labels are used here, and only here."

@@ -77,12 +77,12 @@ class Scores:
     def __repr__(self):
         return "Scores({} videos × {} clips × {} classes)".format(*self.probabilities.shape)
 
-# %% ../../nbs/7_training/08_classifier.ipynb #ed6a61c2
+# %% ../../nbs/7_training/08_classifier.ipynb #1a0332a5
 def predict(
     model: torch.nn.Module,  # clips (b, c, t, h, w) → scores (b, classes)
     source,                  # SceneBias, VideoFolder, …
-    clips: int = 10,         # clips a video, spread evenly
-    frames: int = 16,        # frames a clip
+    clips: int = 10,         # clips per video, spread evenly
+    frames: int = 16,        # frames per clip
     stride: int = 1,         # every stride-th frame
     size: int = 112,         # side of what the network sees, pixels
     crops: int = 1,          # 1 (centre) or 3 (left, centre, right)
@@ -130,7 +130,7 @@ def in_top(
     before = (probabilities > mine) | ((probabilities == mine) & (classes < labels[:, None]))
     return before.sum(1) < k
 
-# %% ../../nbs/7_training/08_classifier.ipynb #c331db53
+# %% ../../nbs/7_training/08_classifier.ipynb #083f71ae
 @dataclass(repr=False)
 class TestResult:
     "A test, counted by clip and by video; shares lie in [0, 1]. With fewer than 5 classes top-5 is 1."
@@ -142,7 +142,7 @@ class TestResult:
     top5: float
     confusion: torch.Tensor  # int64 (classes, classes): videos of class [row] that were taken for class [column]
     videos: int              # number of videos tested
-    clips: int               # clips a video
+    clips: int               # clips per video
     dropped: list            # names of the videos that were too short for short="drop"
 
     def __str__(self):

@@ -66,11 +66,11 @@ def check_alone():
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Fine-tuning runs in one process, on one GPU: start it without torchrun.")
 
-# %% ../../nbs/7_training/09_finetune.ipynb #c8797e73
+# %% ../../nbs/7_training/09_finetune.ipynb #6284e079
 def check_labels(
     split: str,        # name of the list, for the message
     source,            # its videos
-    classes: list,     # names of the classes that the network shall know
+    classes: list,     # names of the classes that the network knows
 ):
     "Raise a `ValueError` if a video has no label, one that the network does not know, or one that means another class."
     labels = np.asarray(source.labels)

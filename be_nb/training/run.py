@@ -362,13 +362,13 @@ class Stopped(SystemExit):
         super().__init__(0)
         self.step = step  # steps done
 
-# %% ../../nbs/7_training/06_run.ipynb #b42cc4e0
+# %% ../../nbs/7_training/06_run.ipynb #1c1d95fa
 @dataclass
 class PretrainResult:
     "What `pretrain` returns."
 
     checkpoint: Path           # the last checkpoint
-    history: list              # rows with step, loss, accuracy, similarities, lr, clips a second
+    history: list              # rows with step, loss, accuracy, similarities, lr, clips per second
     backbone: torch.nn.Module  # the trained backbone, on the device it was trained on, in eval mode
 
 # %% ../../nbs/7_training/06_run.ipynb #7026a052

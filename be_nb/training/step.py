@@ -45,9 +45,9 @@ def build_optimizer(
         return torch.optim.AdamW(learning, **settings)
     return torch.optim.SGD(learning, momentum=config.sgd_momentum, **settings)
 
-# %% ../../nbs/1_core/10_train.ipynb #9155f385
+# %% ../../nbs/1_core/10_train.ipynb #f0ae0bd2
 def seed_of(
-    *numbers: int,  # what the seed shall depend on: the run's seed, the step, …
+    *numbers: int,  # what the seed depends on: the run's seed, the step, …
 ) -> int:
     "One 63-bit seed from several numbers, far apart for neighbouring ones."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
