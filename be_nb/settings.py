@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'RunSettings', 'DataSettings', 'AugmentationSettings',
            'MethodSettings', 'OptimisationSettings', 'SpeedSettings', 'WatchSettings', 'RecordSettings',
-           'check_training', 'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings', 'FinetuneConfig',
-           'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig',
-           'BenchConfig', 'BiasConfig']
+           'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings', 'FinetuneConfig', 'EvaluateConfig',
+           'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig', 'BenchConfig', 'BiasConfig']
 
 # %% ../nbs/7_training/02_settings.ipynb #cf2cdf64
 import dataclasses
@@ -131,7 +130,7 @@ class RecordSettings(Config):
     checkpoint_every: Count = 500   # steps between checkpoints; the last writes one
     keep: Count = 2                 # checkpoints kept
 
-# %% ../nbs/7_training/02_settings.ipynb #e781c113
+# %% ../nbs/7_training/02_settings.ipynb #9db43b1b
 def check_training(
     config,  # a config with augmentation and optimisation settings
 ):

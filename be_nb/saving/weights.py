@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report', 'card_path',
-           'read_safetensors', 'find_weights', 'load']
+           'find_weights', 'load']
 
 # %% ../../nbs/4_machine/06_weights.ipynb #cf7f7508
 import functools
@@ -164,7 +164,7 @@ def check_card(
                               f"{', '.join(wrong) or 'card and backbone'}. `be-nb export` writes the weights anew.")
     return card
 
-# %% ../../nbs/4_machine/06_weights.ipynb #1cc60dda
+# %% ../../nbs/4_machine/06_weights.ipynb #e574e516
 def read_safetensors(
     path,     # a ….safetensors file
 ) -> tuple:   # name → tensor, and the card in it
