@@ -221,7 +221,7 @@ def saved_config(
     known = annotations(PretrainConfig.like(saved))
     return PretrainConfig(**{key: value for key, value in saved.items() if key in known})
 
-# %% ../nbs/7_training/02_settings.ipynb #46a9de0b
+# %% ../nbs/7_training/02_settings.ipynb #5e965acc
 @dataclass(frozen=True)
 class FinetuneSettings(Config):
     "What to start from, how the labels are learned, and how the result is tested."
@@ -229,6 +229,7 @@ class FinetuneSettings(Config):
     checkpoint: str = ""           # start: whatever be_nb.load reads; empty: random weights
     backbone: str = ""             # network; empty: that of the checkpoint, or tiny if there is none
     freeze: bool = False           # train the classifier only; the backbone stays as it is
+    classifier: Literal["linear", "authors"] = "linear"  # on pooled features, or that of the released code
     dropout: Share = 0.5           # share of the features dropped before the classifier
     label_smoothing: Share = 0.0   # share of the target that is spread evenly over all classes
     classes: Amount = 0            # number of classes; 0: as many as the training list has

@@ -5,8 +5,10 @@ import torch
 from paper import DEVICE, HostWaits, MixedDevices, OnPaper
 
 from be_nb.config import override
+from be_nb.data.sets import set_of
 from be_nb.distractor import VARIANTS
 from be_nb.methods import METHODS
+from be_nb.recipes import recipe, RECIPES
 from be_nb.settings import PretrainConfig
 from be_nb.training.run import build
 from be_nb.training.step import build_optimizer, train_step
@@ -26,14 +28,14 @@ def gradients_on_paper(monkeypatch):
     return backward
 
 
-def step_on_paper(config, backward):
+def step_on_paper(config, backward, frame_size=(30, 30)):
     "One step as `be_nb.train` takes it, after the method has been set up; returns the metrics."
     with OnPaper() as paper:
         method = build(config).to(DEVICE).train()
         backward.learning = [p for p in method.parameters() if p.requires_grad]
         optimizer = build_optimizer(config, method)
         asked = method.windows(config)
-        shape = (config.batch_size, asked.count, asked.frames or config.frames, 3, 30, 30)
+        shape = (config.batch_size, asked.count, asked.frames or config.frames, 3, *frame_size)
         found = {"clips": torch.zeros(shape, dtype=torch.uint8).to(DEVICE, non_blocking=True),
                  "index": torch.arange(config.batch_size), "starts": torch.zeros(shape[:2], dtype=torch.long)}
         paper.strict = True
@@ -45,6 +47,18 @@ def test_a_step_never_waits(name, gradients_on_paper):
     config = PretrainConfig(method=name, **SMALL)
     metrics = step_on_paper(config, gradients_on_paper)
     assert metrics["loss"].device == DEVICE and all(m.device == DEVICE and m.ndim == 0 for m in metrics.values())
+
+
+FULL = sorted({(r.config.backbone, r.config.method, r.config.negative): name for name, r in RECIPES.items()
+               if isinstance(r.config, PretrainConfig) and set_of(r.config.data)}.values())
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_recipes_take_a_step(name, gradients_on_paper):
+    "Frames, sides and batches of the paper's rows, as they are: shapes fit through network, head and loss."
+    config = recipe(name, device="cuda", fused=False, amp="bf16")
+    metrics = step_on_paper(config, gradients_on_paper, config.frame_size)
+    assert metrics["loss"].ndim == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -17,7 +17,8 @@ from be_nb.saving.checkpoint import CheckpointError, list_checkpoints, read_chec
 from be_nb.saving.weights import load
 from be_nb.config import override
 from be_nb.recipes import recipe
-from be_nb.training.classifier import Classifier, draw_confusion, in_top, predict, score
+from be_nb.training.classifier import (build_classifier, Classifier, draw_confusion, in_top, predict, score,
+                                       TimeHead)
 from be_nb.settings import FinetuneConfig
 from be_nb.training.finetune import finetune, finetune_step
 from be_nb.data.lists import group_of, hold_out
@@ -297,3 +298,31 @@ def test_wrong_lists_are_found_before_the_work_starts(folder, tmp_path, split, w
     with pytest.raises((ValueError, OSError), match=words):
         small(tmp_path, data=str(folder), **VIDEOS | dict(test_splits=(split,)))
     assert not list(tmp_path.iterdir())
+
+
+# --- the authors' classifiers ---------------------------------------------------------------------------------------
+
+def test_the_authors_classifiers():
+    "I3D: average pool 2×7×7, then seven taps over time without bias. C3D and the ResNets: linear, no dropout."
+    torch.manual_seed(0)
+    head, maps = TimeHead(6, 5, 8), torch.randn(3, 6, 8, 7, 7)
+    kernel = head.linear.weight.detach().unflatten(1, (6, 7))[..., None, None]
+    naive = torch.nn.functional.conv3d(torch.nn.functional.avg_pool3d(maps, (2, 7, 7), 1), kernel).flatten(1)
+    assert torch.allclose(head(maps), naive, atol=1e-5)
+    assert not torch.allclose(head(maps.flip(2)), naive, atol=1e-3)
+    assert TimeHead(6, 5, 1)(maps[:, :, :1]).shape == (3, 5)
+    for name in ("c3d", "r3d18"):
+        model = build_classifier(name, create_backbone("tiny"), 4, FinetuneConfig(classifier="authors"))
+        assert model.dropout.p == 0 and isinstance(model.head, torch.nn.Linear) and not model.on_maps
+    with pytest.raises(ValueError, match="classifier='authors' is known for c3d.*not for tiny"):
+        build_classifier("tiny", create_backbone("tiny"), 4, FinetuneConfig(classifier="authors"))
+
+
+def test_the_authors_i3d_classifier_trains_and_resumes(tmp_path):
+    "Its number of weights depends on the clip, and it comes back from a checkpoint."
+    how = dict(backbone="i3d", classifier="authors", frames=16, size=32, batch_size=2, data_size=8, steps=1, clips=1,
+               validation=0.0, test_size=2, test_splits=("test",), out=str(tmp_path), name="run", workers=0, amp="fp32")
+    result = finetune(FinetuneConfig(**how), progress=False)
+    assert result.model.head.linear.weight.shape == (6, 1024)  # 16 frames leave two times, and one mean of neighbours
+    again = finetune(FinetuneConfig(**how, resume=True), progress=False)
+    assert torch.equal(again.model.head.linear.weight, result.model.head.linear.weight)

@@ -41,10 +41,24 @@ def test_the_ablation_of_distractors_changes_the_distractor_alone():
 
 @pytest.mark.parametrize("task", ["rotnet", "puzzles", "order"])
 def test_a_pretext_task_with_and_without_erasing(task):
-    assert differences(f"c3d-ucf101-{task}", f"c3d-ucf101-{task}-be") == {"distractor"}
-    plain, erased = recipe(f"c3d-ucf101-{task}"), recipe(f"c3d-ucf101-{task}-be")
+    name = f"c3d-{'k400' if task == 'rotnet' else 'ucf101'}-{task}"
+    assert differences(name, f"{name}-be") == {"distractor"}
+    plain, erased = recipe(name), recipe(f"{name}-be")
     assert plain.distractor == "none" and erased.distractor == "intra_frame" and erased.beta > 0
     assert plain.backbone == "c3d" and plain.method == task
+
+
+def test_the_windows_of_the_pretext_tasks():
+    "Table 1: 48 frames for the puzzles, 64 for clip order, 16 for RotNet."
+    for name, window in (("c3d-ucf101-puzzles", 48), ("c3d-ucf101-order", 64), ("c3d-k400-rotnet", 16)):
+        config = recipe(name)
+        assert (find_method(config.method).windows(config).frames or config.frames) == window
+
+
+def test_the_baseline_compares_as_many_pairs():
+    for name in ("c3d-ucf101", "i3d-k400"):
+        moco, be = recipe(f"{name}-moco"), recipe(f"{name}-be")
+        assert moco.negative == "other_video" and passes(moco) == passes(be) == 7
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -81,7 +95,9 @@ def test_every_recipe_has_a_small_form_and_is_listed(name):
     if isinstance(small, PretrainConfig):
         full = recipe(name)
         assert small.backbone == "tiny" and small.method in METHODS
-        assert (small.method, small.distractor, small.negative) == (full.method, full.distractor, full.negative)
+        assert (small.method, small.distractor) == (full.method, full.distractor)
+        baseline = (full.method, full.distractor, full.negative) == ("moco", "none", "other_video")
+        assert small.negative == ("none" if baseline else full.negative)  # the small form is plain MoCo
 
 
 def parsed(line, named):

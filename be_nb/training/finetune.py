@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FinetuneResult', 'write_result', 'finetune']
 
-# %% ../../nbs/7_training/09_finetune.ipynb #8ffc2428
+# %% ../../nbs/7_training/09_finetune.ipynb #a3af9ad8
 import dataclasses
 import json
 import math
@@ -36,7 +36,8 @@ from ..recipes import recipe
 from ..saving.checkpoint import FORMAT, list_checkpoints
 from ..saving.weights import weights_digest
 from ..settings import FinetuneConfig, PretrainConfig
-from .classifier import Classifier, draw_confusion, predict, score, starting_backbone
+from .classifier import (build_classifier, Classifier, draw_confusion, predict, score,
+                                       starting_backbone)
 from .divergence import Diverged
 from .run import (check_finite, find_start, History, Meter, restore_state, run_folder, save_state,
                                 source_kind, Stopped, videos_digest)
@@ -169,7 +170,7 @@ class Progress:
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
         self.best = {"step": self.step, "accuracy": accuracy, "weights": weights}
 
-# %% ../../nbs/7_training/09_finetune.ipynb #49b072c8
+# %% ../../nbs/7_training/09_finetune.ipynb #0fc10ca8
 def restore(
     config: FinetuneConfig,     # the run
     folder: Path,               # its folder
@@ -181,7 +182,7 @@ def restore(
     "The run as its newest checkpoint left it, or at its beginning."
     state = find_start(config, folder, digests)
     torch.manual_seed(seed_of(config.seed, classes))  # the same classifier on whatever backbone
-    model = Classifier(backbone, classes, config.dropout, config.freeze)
+    model = build_classifier(config.backbone, backbone, classes, config)
     model = lay_out(model.to(device), device).train()
     optimizer = build_optimizer(config, model)
     if state is None:
