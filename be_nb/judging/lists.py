@@ -55,7 +55,7 @@ def content(
     "A digest of a video: of the bytes of its file, or of the checksums of its packed frames."
     if isinstance(source, PackedVideos):
         video = source.reader.rows[source.paths[row]]
-        frames = map_frames(source.reader.root, source.reader.about["frames"])
+        frames = map_frames(source.reader.root, source.reader.about)
         found = frames["crc32"][int(video["first"]):int(video["first"]) + int(video["frames"])]
         return hashlib.sha256(found.tobytes()).hexdigest()
     digest = hashlib.sha256()
