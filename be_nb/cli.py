@@ -22,7 +22,7 @@ import tyro
 
 from .config import annotations, check_choice, nearest, override, settings
 from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
-                            ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
+                            LadderConfig, ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
 
 # %% ../nbs/8_studies/04_cli.ipynb #6527e98d
 def metavar(
@@ -236,6 +236,18 @@ def bench(args: list[str]):
 
     print(run(config))
 
+# %% ../nbs/8_studies/04_cli.ipynb #1adde005
+def ladder(args: list[str]):
+    "be-nb ladder --footage DIR [--rungs …]    ask one question on rungs from synthetic to real video"
+    config = parse("ladder", LadderConfig, args, "Fill the cells of the ladder that are missing, and draw what is there.")
+    if config.footage and not os.path.isdir(config.footage):
+        raise FileNotFoundError(f"{config.footage}: no such folder (now in {os.getcwd()}). Name the folder that holds "
+                                f"{config.actors}, {config.scenes} and the others.")
+    from be_nb.studies.ladder import ladder as run
+
+    run(config)
+    print(f"table and picture: {config.out}")
+
 # %% ../nbs/8_studies/04_cli.ipynb #1af458e2
 def is_meant(
     error: Exception,  # as it was caught
@@ -280,7 +292,8 @@ def is_first(
 
 # %% ../nbs/8_studies/04_cli.ipynb #85190a17
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
-            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
+            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench,
+            "ladder": ladder, "recipes": recipes}
 
 
 def usage() -> str:  # several lines
