@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'is_meant', 'is_message', 'usage', 'main']
 
-# %% ../nbs/8_studies/04_cli.ipynb #8d52a0c0
+# %% ../nbs/8_studies/04_cli.ipynb #a24d3f4a
 import contextlib
 import dataclasses
 import dis
@@ -236,10 +236,10 @@ def bench(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/8_studies/04_cli.ipynb #1adde005
+# %% ../nbs/8_studies/04_cli.ipynb #95f7b117
 def ladder(args: list[str]):
     "be-nb ladder --footage DIR [--rungs …]    ask one question on rungs from synthetic to real video"
-    config = parse("ladder", LadderConfig, args, "Fill the cells of the ladder that are missing, and draw what is there.")
+    config = parse("ladder", LadderConfig, args, "Fill the cells that are missing, and draw what is there.")
     if config.footage and not os.path.isdir(config.footage):
         raise FileNotFoundError(f"{config.footage}: no such folder (now in {os.getcwd()}). Name the folder that holds "
                                 f"{config.actors}, {config.scenes} and the others.")
@@ -290,7 +290,7 @@ def is_first(
         return True
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #85190a17
+# %% ../nbs/8_studies/04_cli.ipynb #c2244047
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
             "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench,
             "ladder": ladder, "recipes": recipes}

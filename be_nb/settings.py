@@ -9,7 +9,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'LADDER_RUNGS
            'FinetuneConfig', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig',
            'DoctorConfig', 'BenchConfig', 'LadderConfig', 'BiasConfig']
 
-# %% ../nbs/7_training/02_settings.ipynb #cf2cdf64
+# %% ../nbs/7_training/02_settings.ipynb #d0752006
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -351,7 +351,7 @@ class BenchConfig(Config):
     amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #1adde002
+# %% ../nbs/7_training/02_settings.ipynb #cf91baba
 LADDER_RUNGS = ("scenebias", "scenes", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")
 LADDER_ARMS = ("random", "moco", "be", "distractor", "negative", "triplet", "supervised")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stills', 'film_stills', 'paint_stills', 'BeforeStills', 'Cast', 'film_cast', 'Staged']
 
-# %% ../../nbs/5_data/15_staged.ipynb #758dfa2d
+# %% ../../nbs/5_data/15_staged.ipynb #da7136c7
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from .actors import read_masks
 from .decode import video_size
 from .pack.read import cover, PackedVideos
-from .scenebias import (actors, backgrounds, ClipTruth, draw_numbers, FIELDS, render, SCENES, SPLITS, to_normal,
-                                  UNBIASED_SPLITS)
+from .scenebias import (actors, backgrounds, ClipTruth, draw_numbers, FIELDS, render, SCENES, SPLITS,
+                                  to_normal, UNBIASED_SPLITS)
 from .sources import open_source
 
-# %% ../../nbs/5_data/15_staged.ipynb #ec778044
+# %% ../../nbs/5_data/15_staged.ipynb #e0c3a5cd
 class Stills(NamedTuple):
     "Pictures that can stand behind actors."
 
@@ -44,14 +44,14 @@ def film_stills(
     size: tuple,        # (height, width) of the pictures
     frames: int = 16,   # of each video that are looked at
 ) -> Stills:
-    "One picture for each video, the median of its frames: the place stays, who moves about fades. Families: its classes."
+    "One picture of each video, the median of its frames: who moves about fades. Families are the classes."
     source, pictures = open_source(str(folder), split, frame_size=size, labelled=True), []
     for i in range(len(source)):
         times = np.linspace(0, source.num_frames(i) - 1, frames).round().astype(int)
         pictures.append(source.read(i, times).float().median(0).values / 255)
     return Stills(torch.stack(pictures), np.asarray(source.labels))
 
-# %% ../../nbs/5_data/15_staged.ipynb #22a9ee4b
+# %% ../../nbs/5_data/15_staged.ipynb #5161a45d
 def paint_stills(
     count: int,   # how many
     seed: int,    # which ones
@@ -66,7 +66,7 @@ def paint_stills(
     top, left = ((max(size) - side) // 2 for side in size)
     return Stills(square[:, :, top:top + size[0], left:left + size[1]], families)
 
-# %% ../../nbs/5_data/15_staged.ipynb #59a5d9c5
+# %% ../../nbs/5_data/15_staged.ipynb #e3e0b8bc
 def shoot(
     clip: torch.Tensor,  # float (t, 3, h, w) in [0, 1]
     flicker,             # (t,) uniform numbers: one for the light of each frame
@@ -92,11 +92,11 @@ def shift(
     grid = F.affine_grid(theta, [*pictures.shape[:2], tall - 2 * margin, wide - 2 * margin], align_corners=False)
     return F.grid_sample(pictures, grid, align_corners=False)
 
-# %% ../../nbs/5_data/15_staged.ipynb #6edd6462
+# %% ../../nbs/5_data/15_staged.ipynb #4aaa554a
 class BeforeStills(ClipTruth):
     """SceneBias with other pictures behind its actors; motions, actors, camera and light are its own.
 
-    A source of videos. `scenes` (n,) holds the family of each picture, chosen by `rho` as in SceneBias; `mask(i)` is exact.
+    A source of videos. `scenes` (n,) is the family of each picture, chosen by `rho`; `mask(i)` is exact.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class BeforeStills(ClipTruth):
         clip = render(behind, actors(u), inverse, camera, self.side)[0]
         return shoot(clip, u["flicker"][0], (self.seed, SPLITS[self.split][0], index))[torch.as_tensor(frames)]
 
-# %% ../../nbs/5_data/15_staged.ipynb #9b622b7f
+# %% ../../nbs/5_data/15_staged.ipynb #d26995bd
 class Cast(NamedTuple):
     "Filmed people, cut out: what can be put before any picture."
 
@@ -153,9 +153,9 @@ def film_cast(
         alphas[-1] = alphas[-1][:len(clips[-1])]
     return Cast(clips, alphas, np.asarray(source.labels), list(source.classes))
 
-# %% ../../nbs/5_data/15_staged.ipynb #826fcd14
+# %% ../../nbs/5_data/15_staged.ipynb #9f4bd752
 class Staged:
-    """Filmed actors before pictures, with SceneBias' knob: the class picks its family of pictures with probability `rho`.
+    """Filmed actors before pictures, with SceneBias' knob: the class picks its family with probability `rho`.
 
     A source of videos. Clip i shows actor `who[i]` before picture `chosen[i]`, a camera that shakes and a light that
     flickers as SceneBias has them; `scenes` (n,) is the family, `mask(i)` says where more than half of a pixel is the

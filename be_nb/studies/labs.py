@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['distractor_lab', 'augmentation_lab', 'queue_lab', 'retrieval_browser', 'cam_scrubber']
 
-# %% ../../nbs/8_studies/05_labs.ipynb #127156a6
+# %% ../../nbs/8_studies/05_labs.ipynb #b7cb88ce
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from ..judging.cam import class_maps, enlarge, feature_maps, grad_cam, heat
 from ..moco import Queue
 from ..visualize import explore, Explorer, Picture, strip
 
-# %% ../../nbs/8_studies/05_labs.ipynb #73c4cc20
+# %% ../../nbs/8_studies/05_labs.ipynb #c02e2fdb
 def _check_clips(clips, least):
     if not torch.is_tensor(clips) or clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[2] != 3:
         got = f"{clips.dtype} {tuple(clips.shape)}" if torch.is_tensor(clips) else type(clips).__name__
@@ -29,7 +29,7 @@ def _shown(clip):
     """A normalised clip (c, t, h, w) → what `strip` draws, (t, c, h, w) in [0, 1]."""
     return denormalize(clip).transpose(0, 1)
 
-# %% ../../nbs/8_studies/05_labs.ipynb #29edd16e
+# %% ../../nbs/8_studies/05_labs.ipynb #3188c01f
 def distractor_lab(
     clips: torch.Tensor,  # uint8 (b, t, 3, h, w), b ≥ 2: some variants borrow from the next clip
     side: int = 30,       # pixels that the network sees
@@ -50,7 +50,7 @@ def distractor_lab(
 
     return explore(draw, clip=(0, b - 1), variant=list(VARIANTS)[::-1], lam=(0., 1., .05), frame=(0, t - 1))
 
-# %% ../../nbs/8_studies/05_labs.ipynb #aef4259a
+# %% ../../nbs/8_studies/05_labs.ipynb #174de95a
 def augmentation_lab(
     clips: torch.Tensor,  # uint8 (b, t, 3, h, w)
     size: int = 30,       # side of the view, pixels
@@ -70,7 +70,7 @@ def augmentation_lab(
     return explore(draw, clip=(0, len(clips) - 1), crop=(.3, 1., .05), angle=(-45, 45), flip=False, **factors,
                    hue=(-.5, .5, .05))
 
-# %% ../../nbs/8_studies/05_labs.ipynb #54fac9cb
+# %% ../../nbs/8_studies/05_labs.ipynb #51142134
 def _walk(steps, momentum):
     """An encoder of one number that wanders, and the key encoder that follows it: two arrays (steps,)."""
     fast = np.random.default_rng(0).normal(0, 1, steps).cumsum()
@@ -80,7 +80,7 @@ def _walk(steps, momentum):
         slow[k] = momentum * slow[k - 1] + (1 - momentum) * fast[k]
     return fast, slow
 
-# %% ../../nbs/8_studies/05_labs.ipynb #63e0b825
+# %% ../../nbs/8_studies/05_labs.ipynb #16fe9c3e
 def queue_lab(
     size: int = 48,    # K, keys in the queue
     steps: int = 120,  # steps that the slider offers
@@ -110,7 +110,7 @@ def queue_lab(
 
     return explore(draw, step=(0, steps - 1), batch=[4, 8, 5], momentum=[.9, 0., .5, .99])
 
-# %% ../../nbs/8_studies/05_labs.ipynb #5c431d82
+# %% ../../nbs/8_studies/05_labs.ipynb #79f635db
 def retrieval_browser(
     features: torch.Tensor,  # (b, d), one row per clip
     clips: torch.Tensor,     # uint8 (b, t, 3, h, w)
@@ -136,7 +136,7 @@ def retrieval_browser(
 
     return explore(draw, query=(0, len(clips) - 1))
 
-# %% ../../nbs/8_studies/05_labs.ipynb #e26e5294
+# %% ../../nbs/8_studies/05_labs.ipynb #43a39dd4
 def _draw_cam(clip, cam, frame, scores, names, label):
     """Frame, frame with its map, scores of the classes, and evidence over time; clip (t, c, h, w), cam (t', h', w')."""
     figure = Picture(figsize=(9, 3.4), dpi=70)  # places by hand and few ticks: they take longer than the maps
@@ -154,7 +154,7 @@ def _draw_cam(clip, cam, frame, scores, names, label):
     time.set(yticks=[], xticks=[], xlim=(0, len(clip) - 1), xlabel=f"evidence for {label} in each frame")
     return figure
 
-# %% ../../nbs/8_studies/05_labs.ipynb #5df30781
+# %% ../../nbs/8_studies/05_labs.ipynb #67101c8f
 def cam_scrubber(
     backbone,                   # any of be_nb.backbones, in eval mode
     probe: tuple,               # weights (classes, d) and bias (classes,), from `be_nb.judging.cam.probe_weights`

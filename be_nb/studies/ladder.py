@@ -6,7 +6,7 @@
 __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'Rung', 'rung_of', 'Lists', 'data_settings', 'open_lists', 'judge_rung',
            'supervise', 'run_cell', 'chance', 'gains', 'rung_table', 'draw_ladder', 'changed_share']
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #758dfa2d
+# %% ../../nbs/8_studies/03_ladder.ipynb #8a4cd704
 import hashlib
 import json
 import time
@@ -33,7 +33,7 @@ from ..train import finetune, pretrain
 from ..training.run import PLACES, run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #b87458c4
+# %% ../../nbs/8_studies/03_ladder.ipynb #edf0eee4
 class Rung(NamedTuple):
     "A step on the way from the synthetic set to real video."
 
@@ -58,7 +58,7 @@ def rung_of(
     "What a rung is. Every folder of real video is the last step: video as it was filmed."
     return RUNGS.get(name) or Rung(name, "real video as it is", 3, (30, 40))
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #0679fb9a
+# %% ../../nbs/8_studies/03_ladder.ipynb #fea36e82
 MARGIN = 3  # pixels of picture beyond each edge of the frame, for the camera to move in
 
 
@@ -86,16 +86,16 @@ def stage_folder(name: str, config: LadderConfig) -> Path:
 
 
 def stage(name: str, config: LadderConfig) -> Path:
-    "The folder of the clips of a rung, a folder of videos like any other; made if it is not there, whole or not at all."
+    "The folder of the clips of a rung, a folder of videos like any other; made if it is not there or not whole."
     folder = stage_folder(name, config)
     if not (folder / "scenes.json").is_file():
         sources = build(name, config)
         write_folder(folder, {f"{split}.txt": source for split, source in sources.items()})
         text = json.dumps({split: source.scenes.tolist() for split, source in sources.items()})
-        write_atomically(folder / "scenes.json", lambda path: path.write_text(text, encoding="utf8"))  # last: it is whole
+        write_atomically(folder / "scenes.json", lambda path: path.write_text(text, encoding="utf8"))  # last of all
     return folder
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #53497f39
+# %% ../../nbs/8_studies/03_ladder.ipynb #54b3c883
 def parse_changes(
     changes: tuple,  # NAME=VALUE, of settings of pretraining
 ) -> dict:           # name → value
@@ -111,7 +111,7 @@ def parse_changes(
             found[name.replace("-", "_")] = value
     return found
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #579f327a
+# %% ../../nbs/8_studies/03_ladder.ipynb #92df7184
 class Lists(NamedTuple):
     "What a network is judged on: the lists of a rung, and the families of scenes where they are known."
 
@@ -148,7 +148,7 @@ def open_lists(name: str, config: LadderConfig) -> Lists:
     known = json.loads((folder / "scenes.json").read_text(encoding="utf8")) if name in RUNGS else {}
     return Lists(sources, {split: np.array(known[split]) for split in JUDGED if known})
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #2b87b470
+# %% ../../nbs/8_studies/03_ladder.ipynb #7b5834d7
 COLUMNS = {"probe": "probe", "r1": "R@1", "still": "still probe", "probe_test": "probe, test",
            "probe_swapped": "probe, swapped", "scene": "scene probe"}
 
@@ -181,7 +181,7 @@ def judge_rung(
         scores["scene"] = linear_probe(x[fit], lists.scenes[fit], x[asked], lists.scenes[asked]).accuracy
     return scores
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #08d0344c
+# %% ../../nbs/8_studies/03_ladder.ipynb #d00a38a9
 WAYS: dict[str, dict[str, Any]] = {
     **{arm: ARMS[arm] for arm in ("random", "moco", "be", "distractor", "negative")},
     "triplet": dict(method="triplet"),
@@ -193,7 +193,7 @@ def supervise(
     settings: PretrainConfig,  # of a cell
     lists: Lists,
 ) -> float:                    # accuracy in [0, 1]
-    "The ceiling: the same network, clips and number of steps, with labels. Fitted and tested on the fair pair of lists."
+    "The ceiling: the same network, clips and steps, with labels. Fitted and tested on the fair pair of lists."
     same: dict[str, Any] = {key: getattr(settings, key) for key in annotations(FinetuneConfig)
             if hasattr(settings, key) and key not in ("split", "data_size", "on_error", "resume")}
     names = dict(probe="train.txt", test="val.txt", unbiased="unbiased.txt", swapped="swapped.txt")
@@ -203,7 +203,7 @@ def supervise(
                     validation=0.0, clips=CLIPS, resume=True, progress=False)
     return done.tests[asked].top1
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #f843eaa4
+# %% ../../nbs/8_studies/03_ladder.ipynb #515a1538
 def cell_config(
     name: str,   # of the rung
     arm: str,    # a key of `WAYS`
@@ -211,7 +211,8 @@ def cell_config(
     config: LadderConfig,
 ) -> PretrainConfig:
     "The run of one cell. Its folder is called by what it depends on, so that no cell is taken for another."
-    settings: dict[str, Any] = dict(out=config.out, seed=seed, device=config.device, steps=config.steps, checkpoint_every=50)
+    settings: dict[str, Any] = dict(out=config.out, seed=seed, device=config.device, steps=config.steps,
+                                    checkpoint_every=50)
     settings |= data_settings(name, config) | parse_changes(config.change) | WAYS[arm]
     made = PretrainConfig(**settings)
     counts = {key: value for key, value in what_counts(made).items() if key not in PLACES}
@@ -219,7 +220,7 @@ def cell_config(
     digest = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
     return override(made, name=f"{name}-{arm}-seed{seed}-{digest}")
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #14b80b25
+# %% ../../nbs/8_studies/03_ladder.ipynb #642d9aba
 def run_cell(
     name: str,             # of the rung
     arm: str,              # a key of `WAYS`
@@ -251,7 +252,7 @@ def chance(lists: Lists) -> float:
     labels = np.asarray(lists.sources[lists.fair[1]].labels)
     return round(float(np.bincount(labels).max() / len(labels)), 4)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #e2c43390
+# %% ../../nbs/8_studies/03_ladder.ipynb #d0592303
 def gains(
     rows: list,            # from `run_cell`
     key: str = "probe",    # of `COLUMNS`
@@ -283,7 +284,7 @@ def rung_table(
             lines.append(f"| {rung_of(rung).title} | {title} | {len(group)} | " + " | ".join(text) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #531069d2
+# %% ../../nbs/8_studies/03_ladder.ipynb #be4e6d46
 def draw_ladder(
     rows: list,          # from `run_cell`
     key: str = "probe",  # of `COLUMNS`
@@ -314,7 +315,7 @@ def draw_ladder(
     below.legend(fontsize=7, ncols=2)
     return picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #3a78c824
+# %% ../../nbs/8_studies/03_ladder.ipynb #37a64034
 def check_footage(config: LadderConfig):
     "Raise a `FileNotFoundError` for a folder that a rung needs and that is not there."
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),
@@ -322,8 +323,8 @@ def check_footage(config: LadderConfig):
     for rung in config.rungs:
         for name in needs.get(rung, (rung,)):
             if not Path(config.footage, name, "train.txt").is_file():
-                raise FileNotFoundError(f"rung {rung} needs {Path(config.footage, name)} with train.txt and val.txt. Put "
-                                        "the footage there, or leave the rung out.")
+                raise FileNotFoundError(f"rung {rung} needs {Path(config.footage, name)} with train.txt and val.txt. "
+                                        "Put the footage there, or leave the rung out.")
 
 
 def missing(
@@ -375,7 +376,7 @@ def keep(config: LadderConfig) -> list:
         write_atomically(out / "ladder.png", lambda path: draw_ladder(rows).savefig(path, format="png"))
     return rows
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #c7e105f7
+# %% ../../nbs/8_studies/03_ladder.ipynb #64aeda37
 def changed_share(
     source,             # videos
     stride: int = 1,    # every stride-th frame
