@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'usage', 'main']
 
-# %% ../nbs/8_studies/04_cli.ipynb #8d52a0c0
+# %% ../nbs/8_studies/04_cli.ipynb #a24d3f4a
 import contextlib
 import dataclasses
 import dis
@@ -22,7 +22,7 @@ import tyro
 
 from .config import annotations, check_choice, nearest, override, settings
 from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
-                            ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
+                            LadderConfig, ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
 
 # %% ../nbs/8_studies/04_cli.ipynb #6527e98d
 def metavar(
@@ -236,6 +236,18 @@ def bench(args: list[str]):
 
     print(run(config))
 
+# %% ../nbs/8_studies/04_cli.ipynb #95f7b117
+def ladder(args: list[str]):
+    "be-nb ladder --footage DIR [--rungs …]    ask one question on rungs from synthetic to real video"
+    config = parse("ladder", LadderConfig, args, "Fill the cells that are missing, and draw what is there.")
+    if config.footage and not os.path.isdir(config.footage):
+        raise FileNotFoundError(f"{config.footage}: no such folder (now in {os.getcwd()}). Name the folder that holds "
+                                f"{config.actors}, {config.scenes} and the others.")
+    from be_nb.studies.ladder import ladder as run
+
+    run(config)
+    print(f"table and picture: {config.out}")
+
 # %% ../nbs/8_studies/04_cli.ipynb #ad39a41f
 def is_meant(
     error: Exception,  # as it was caught
@@ -278,9 +290,10 @@ def is_first(
         return True
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #85190a17
+# %% ../nbs/8_studies/04_cli.ipynb #c2244047
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
-            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench, "recipes": recipes}
+            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench,
+            "ladder": ladder, "recipes": recipes}
 
 
 def usage() -> str:  # several lines
