@@ -21,6 +21,7 @@ METHODS = {
     "order": "be_nb.methods.order:ClipOrder",
     "puzzles": "be_nb.methods.puzzles:CubicPuzzles",
     "pace": "be_nb.methods.pace:Pace",
+    "byol": "be_nb.methods.byol:BYOL",
 }
 
 
