@@ -59,7 +59,7 @@ class BYOLCard(MethodCard):
         "Two views learn; the target looks at both, but for SimSiam's without a distractor; a clean map learns."
         return 6 + 2 * (config.target == "slow" or config.distractor != "none") + 3 * (config.beta > 0)
 
-# %% ../../nbs/2_methods/11_byol.ipynb #ec438323
+# %% ../../nbs/2_methods/11_byol.ipynb #a319c02c
 class BYOL(BYOLCard, Method):
     """BYOL on clips, with target="shared" SimSiam: each view predicts the target's embedding of the other.
 
@@ -68,7 +68,7 @@ class BYOL(BYOLCard, Method):
 
     def __init__(
         self,
-        backbone: nn.Module,         # has `feature_dim`, and `features`: float (b, c, t, h, w) → (b, d, t', h', w')
+        backbone,                    # has `feature_dim`, and `features`: float (b, c, t, h, w) → (b, d, t', h', w')
         dim: int = 256,              # length of the embedding
         hidden: int = 4096,          # length of the layer between, in both heads
         target: str = "slow",        # slow or shared
@@ -79,11 +79,11 @@ class BYOL(BYOLCard, Method):
         super().__init__()
         self.views, self.momentum, self.beta = Views() if views is None else views, momentum, beta
         self.erasing, shared = getattr(self.views.distractor, "variant", "") != "none", target == "shared"
-        self.backbone, self.head = backbone, bn_mlp(backbone.feature_dim, hidden, dim, normed=shared)
+        self.backbone, self.head = backbone, bn_mlp(backbone.feature_dim, hidden, dim, shared)
         self.predictor = bn_mlp(dim, max(1, dim // 4) if shared else hidden, dim)
         if not shared:
-            copies = (copy.deepcopy(part).requires_grad_(False) for part in (self.backbone, self.head))
-            self.key_backbone, self.key_head = copies
+            self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
+            self.key_head = copy.deepcopy(self.head).requires_grad_(False)
 
     def reference_loss(self, batch_size):
         "Predictions that have nothing to do with their targets. (A network that has collapsed pays 0.)"
@@ -99,12 +99,12 @@ class BYOL(BYOLCard, Method):
     def forward(self, batch):
         "Batch of two videos or more → loss, metrics. After the optimiser's step call `after_step(progress)`."
         if len(batch) < 2:
-            raise ValueError("BYOL's heads normalise over the batch: it needs two videos or more in each part.")
+            raise ValueError("BYOL normalises over the batch: it needs two videos or more in each part.")
         clean = [self.views.clean(batch) for _ in range(2)]
         maps = [self.backbone.features(self.views.distract(view, batch)) for view in clean]
         online = [self.head(x.mean((2, 3, 4))) for x in maps]
         targets = self.targets(clean, online)
-        loss = sum(regression(self.predictor(z), other) for z, other in zip(online, targets[::-1])) / 2
+        loss = torch.stack([regression(self.predictor(z), t) for z, t in zip(online, targets[::-1])]).mean()
         self.watch(unit(online[0]), unit(targets[1]))
         metrics = {"positive": 1 - loss.detach() / 2}
         if not self.beta:
