@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #27e227e7
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #e1ad01f1
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -21,6 +21,8 @@ METHODS = {
     "order": "be_nb.methods.order:ClipOrder",
     "puzzles": "be_nb.methods.puzzles:CubicPuzzles",
     "pace": "be_nb.methods.pace:Pace",
+    "speednet": "be_nb.methods.playback:SpeedNet",
+    "arrow": "be_nb.methods.playback:Arrow",
 }
 
 
