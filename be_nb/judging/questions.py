@@ -18,13 +18,13 @@ from ..methods.pretext import Pretext
 from ..saving.checkpoint import read_checkpoint
 from ..settings import saved_config
 
-# %% ../../nbs/6_judging/04_questions.ipynb #70b720ed
+# %% ../../nbs/6_judging/04_questions.ipynb #b7a9aa09
 @torch.no_grad()
 def right_answers(
     method: Pretext,        # what was trained; it is left in evaluation mode
     source,                 # videos to ask about
     config,                 # of the run
-    stopped: bool = False,  # every clip of a question shows its middle frame throughout
+    stopped: bool = False,  # time stands still: see `Pretext.stop`
     seed: int = 0,          # of windows, crops and questions
 ) -> float:                 # share of the questions that are answered rightly
     "One question about each video that is long enough (all four of RotNet's), in evaluation mode."
@@ -37,7 +37,7 @@ def right_answers(
         items = [dataset[0, i]["clips"] for i in range(start, min(start + 64, len(dataset)))]
         questions, target = method.ask(Batch(torch.stack(items).to(device), generator))
         if stopped:
-            questions = questions[:, :, :, questions.shape[3] // 2, None].expand_as(questions)
+            questions = method.stop(questions)
         with autocast(device, config.amp):
             hits.append(method.answer(questions)[0].argmax(1) == target)
     return torch.cat(hits).float().mean().item()

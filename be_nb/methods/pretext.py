@@ -77,7 +77,7 @@ def consistency(
     variance = maps.detach().float().mean((3, 4)).var(0, unbiased=False).mean()
     return be, be.detach() / (variance + 1e-12)
 
-# %% ../../nbs/2_methods/04_pretext.ipynb #e530bf92
+# %% ../../nbs/2_methods/04_pretext.ipynb #30f817e7
 class Pretext(PretextTask):
     """A question whose answer is known, with or without Background Erasing: L = L_p + beta · L_be.
 
@@ -99,19 +99,30 @@ class Pretext(PretextTask):
         views = self.views.view(parts.flatten(0, 1), batch)
         return self.question(views.unflatten(0, parts.shape[:2]), batch)
 
+    def stop(self, questions: torch.Tensor) -> torch.Tensor:
+        "Questions (m, q, c, t, h, w) with time stopped: each clip shows its middle frame throughout."
+        return questions[:, :, :, questions.shape[3] // 2, None].expand_as(questions)
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        "Feature maps (n, d, t', h', w') → features (n, d) for the head."
+        return maps.mean((2, 3, 4))
+
     def answer(self, questions: torch.Tensor) -> tuple:
         "Questions (m, q, c, t, h, w) → logits (m, classes) in float32, feature maps (m·q, d, t', h', w')."
         maps = self.backbone.features(questions.flatten(0, 1))
-        return self.head(maps.mean((2, 3, 4)).unflatten(0, questions.shape[:2])).float(), maps
+        return self.head(self.pool(maps).unflatten(0, questions.shape[:2])).float(), maps
+
+    def score(self, questions: torch.Tensor, target: torch.Tensor, distracted: torch.Tensor | None = None) -> tuple:
+        "Questions, right answers and, with Background Erasing, the distracted clips (m·q, c, t, h, w) → loss, metrics."
+        logits, maps = self.answer(questions)
+        loss = F.cross_entropy(logits, target)
+        metrics = {"accuracy": (logits.argmax(1) == target).float().mean(), "pretext": loss.detach()}
+        if distracted is not None:
+            be, relative = consistency(maps, self.backbone.features(distracted))
+            loss, metrics = loss + self.beta * be, metrics | {"be": be.detach(), "be_relative": relative}
+        return loss, metrics
 
     def forward(self, batch):
         "Batch → loss, metrics."
         questions, target = self.ask(batch)
-        logits, maps = self.answer(questions)
-        loss = F.cross_entropy(logits, target)
-        metrics = {"accuracy": (logits.argmax(1) == target).float().mean(), "pretext": loss.detach()}
-        if self.beta:
-            distracted = self.views.distract(questions.flatten(0, 1), batch)
-            be, relative = consistency(maps, self.backbone.features(distracted))
-            loss, metrics = loss + self.beta * be, metrics | {"be": be.detach(), "be_relative": relative}
-        return loss, metrics
+        return self.score(questions, target, self.views.distract(questions.flatten(0, 1), batch) if self.beta else None)
