@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'usage', 'main']
 
-# %% ../nbs/8_studies/04_cli.ipynb #a24d3f4a
+# %% ../nbs/8_studies/04_cli.ipynb #fdd1a0b1
 import contextlib
 import dataclasses
 import dis
@@ -22,7 +22,8 @@ import tyro
 
 from .config import annotations, check_choice, nearest, override, settings
 from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
-                            LadderConfig, ListsConfig, PackConfig, PretrainConfig, RetrieveConfig)
+                            LadderConfig, ListsConfig, PackConfig, PlanConfig, PretrainConfig,
+                            RetrieveConfig)
 
 # %% ../nbs/8_studies/04_cli.ipynb #6527e98d
 def metavar(
@@ -147,7 +148,7 @@ def finetune(args: list[str]):
 
     print(f"weights and results: {run(config).checkpoint.parent}")
 
-# %% ../nbs/8_studies/04_cli.ipynb #f2c1a637
+# %% ../nbs/8_studies/04_cli.ipynb #6d6890b0
 def evaluate(args: list[str]):
     "be-nb evaluate --checkpoint PATH --data DIR    linear probe and kNN on frozen features"
     config = parse("evaluate", EvaluateConfig, args, "Linear probe and k nearest neighbours on frozen features.")
@@ -172,7 +173,7 @@ def recipes(args: list[str]):
         raise ValueError(f"`be-nb recipes` takes the name of a recipe at most; got {' '.join(args)}.")
     from be_nb.recipes import describe_recipe, describe_recipes
 
-    print(describe_recipe(args[0]) if args else describe_recipes())
+    print(f"{describe_recipe(args[0])}\nmemory, hours and disk: be-nb plan {args[0]}" if args else describe_recipes())
 
 # %% ../nbs/8_studies/04_cli.ipynb #ceee2427
 def lists(args: list[str]):
@@ -226,13 +227,23 @@ def bias(args: list[str]):
 
     run(config)
 
-# %% ../nbs/8_studies/04_cli.ipynb #2e681ce1
+# %% ../nbs/8_studies/04_cli.ipynb #e5427884
 def bench(args: list[str]):
     "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
     named = bool(args) and not args[0].startswith("-")
     config = parse("bench [RECIPE]", BenchConfig, ["--recipe", *args] if named else args,
                    "Measure the parts of a training step beside what the machine can do, and name the slowest.")
     from be_nb.studies.bench import bench as run
+
+    print(run(config))
+
+
+def plan(args: list[str]):
+    "be-nb plan [RECIPE] [--flag value …]    say what a run will need: memory, hours, disk, loader processes"
+    named = bool(args) and not args[0].startswith("-")
+    config = parse("plan [RECIPE]", PlanConfig, ["--recipe", *args] if named else args,
+                   "Take a step of a recipe on paper, and say what the run will need.")
+    from be_nb.studies.plan import plan as run
 
     print(run(config))
 
@@ -290,9 +301,9 @@ def is_first(
         return True
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #c2244047
+# %% ../nbs/8_studies/04_cli.ipynb #4197ff46
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "retrieve": retrieve, "bias": bias,
-            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench,
+            "export": export, "lists": lists, "pack": pack, "doctor": doctor, "bench": bench, "plan": plan,
             "ladder": ladder, "recipes": recipes}
 
 

@@ -7,7 +7,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'LADDER_RUNGS
            'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'SpeedSettings', 'WatchSettings',
            'RecordSettings', 'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings', 'FinetuneConfig',
            'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig',
-           'BenchConfig', 'LadderConfig', 'BiasConfig']
+           'BenchConfig', 'PlanConfig', 'LadderConfig', 'BiasConfig']
 
 # %% ../nbs/7_training/02_settings.ipynb #d0752006
 import dataclasses
@@ -339,7 +339,7 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/7_training/02_settings.ipynb #75be27df
+# %% ../nbs/7_training/02_settings.ipynb #6c9d4084
 @dataclass(frozen=True)
 class BenchConfig(Config):
     "What `be_nb.studies.bench.bench` needs."
@@ -353,6 +353,19 @@ class BenchConfig(Config):
     repeats: Count = 7         # measured steps; their medians are reported
     device: str = "auto"       # where to compute: auto, cpu, cuda or cuda:N
     amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
+    out: str = ""              # JSON file for the result; empty: only printed
+
+
+@dataclass(frozen=True)
+class PlanConfig(Config):
+    "What `be_nb.studies.plan.plan` needs."
+
+    recipe: str = ""           # a recipe; empty: the miniature
+    backbone: str = ""         # network; empty: the recipe's
+    frames: Amount = 0         # frames per clip; 0: the recipe's
+    size: Amount = 0           # side of the view, pixels; 0: the recipe's
+    batch_size: Amount = 0     # videos per step; 0: the recipe's
+    record: str = ""           # JSON of `be-nb bench --out`: hours at the rates measured there
     out: str = ""              # JSON file for the result; empty: only printed
 
 # %% ../nbs/7_training/02_settings.ipynb #cf91baba
