@@ -57,3 +57,27 @@ def test_the_command_is_the_module():
     done = subprocess.run([sys.executable, "-m", "be_nb.studies.miniature", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "python -m be_nb.studies.miniature" in done.stdout and "--arms" in done.stdout
     assert "-m be_nb.studies.miniature\n" in (ROOT / "Makefile").read_text()
+
+
+def test_every_method_recipe_or_class_is_an_arm(tmp_path, monkeypatch):
+    "New arms need no list: their settings are those of their recipes, and a class of one's own is found by its place."
+    for name in ("simclr", "pace", "rotnet"):
+        for ending in ("", "-be"):
+            title, settings = miniature.find_arm(name + ending)
+            assert PretrainConfig(**settings) == find(f"scenebias-{name}{ending}").config, (title, ending)
+    assert miniature.find_arm("scenebias-triplet")[1] == changes("scenebias-triplet")
+    (tmp_path / "own_arm.py").write_text("from be_nb.methods.simclr import SimCLR\n\n\nclass Mine(SimCLR):\n"
+                                         "    title = 'mine'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    title, settings = miniature.find_arm("own_arm:Mine-be")
+    assert title == "mine + BE" and settings["method"] == "own_arm:Mine" and "distractor" not in settings
+    assert miniature.find_arm("own_arm:Mine")[1]["distractor"] == "none"
+    for wrong in ("simclrr", "c3d-ucf101-be", "scenebias-finetune"):
+        with pytest.raises(ValueError, match="Did you mean|no recipe that pretrains"):
+            miniature.StudyConfig(arms=(wrong,))
+
+
+def test_the_table_drops_no_arm():
+    rows = [{"arm": arm, "rho": 0.9, **dict.fromkeys(miniature.COLUMNS, 0.5)} for arm in ("simclr-be", "be", "pace")]
+    lines = miniature.table(rows).splitlines()[2:]
+    assert [line.split(" |")[0] for line in lines] == ["| MoCo + BE", "| SimCLR + BE", "| pace prediction"]
