@@ -109,7 +109,22 @@ def look_first(
             read_list(place)  # says what is missing, and how a list looks
 
 
-# %% ../nbs/8_studies/04_cli.ipynb #75f14176
+# %% ../nbs/8_studies/04_cli.ipynb #876e48e0
+def about_batch(
+    recipe,  # config of a recipe, which counts in steps
+    config,  # the same with flags
+) -> str:    # a line, or nothing where nothing has to be said
+    "What another batch does to the length of a recipe, and what it leaves as it was."
+    if config.batch_size == recipe.batch_size or config.steps != recipe.steps or getattr(config, "epochs", 0):
+        return ""
+    ratio = config.batch_size / recipe.batch_size
+    rate = "" if config.lr != recipe.lr else (f" lr stays {config.lr:g}; in proportion to the batch it would be "
+                                              f"{config.lr * ratio:g}.")
+    return (f"batch_size {recipe.batch_size} → {config.batch_size}: {config.steps:,} steps show {ratio:g} times as "
+            f"many videos as the recipe; --steps {-(-recipe.steps * recipe.batch_size // config.batch_size)} shows as "
+            f"many.{rate}\n")
+
+
 def parse_recipe(
     command: str,        # "pretrain" or "finetune"
     config_class: type,  # what to fill
@@ -125,8 +140,11 @@ def parse_recipe(
     methods = re.findall(r"(?:^|\0)--method[=\0]([^\0]+)", "\0".join(args))
     if methods and hasattr(default, "method"):  # its own settings are flags, too; of several the last one counts
         default = override(default, method=methods[-1])
-    return parse(f"{command} [RECIPE]", type(default), args[named:], f"{about} RECIPE is a name from `be-nb recipes`; "
-                 "every flag overrides one of its settings.", default)
+    about = f"{about} RECIPE is a name from `be-nb recipes`; every flag overrides one of its settings."
+    config = parse(f"{command} [RECIPE]", type(default), args[named:], about, default)
+    if named and os.environ.get("RANK", "0") == "0":
+        print(end=about_batch(default, config), file=sys.stderr)
+    return config
 
 
 def pretrain(args: list[str]):

@@ -48,9 +48,10 @@ def video(tmp_path_factory):
 
 
 def fake_ucf101(folder, video):
-    "Two classes, four videos each, names with blanks and brackets, Windows line ends; UCF101.rar is a RAR 4."
+    "Two classes, four videos each (`video`: bytes, or number → bytes), names with blanks and brackets; a RAR 4."
     names = [f"{c}/v_{c} [{g}]_g0{g}_c01.avi" for c in ("Archery", "Bowling") for g in range(4)]
-    (folder / "UCF101.rar").write_bytes(rar4([(f"UCF-101/{name}", video) for name in names]))
+    content = (lambda k: video) if isinstance(video, bytes) else video
+    (folder / "UCF101.rar").write_bytes(rar4([(f"UCF-101/{name}", content(k)) for k, name in enumerate(names)]))
     lists = {"classInd.txt": "1 Archery\r\n2 Bowling\r\n"}
     for k in (1, 2, 3):
         lists[f"trainlist0{k}.txt"] = "".join(f"{n} {1 + (n[0] == 'B')}\r\n" for n in names if f"[{k}]" not in n)
