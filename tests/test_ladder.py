@@ -89,7 +89,8 @@ def rows_of(*cells):
 
 def test_gains_are_paired():
     rng = np.random.default_rng(0)
-    values = {(rung, arm, seed): rng.random() for rung in "ab" for arm in ("moco", "be", "negative") for seed in range(3)}
+    arms = ("moco", "be", "negative")
+    values = {(rung, arm, seed): rng.random() for rung in "ab" for arm in arms for seed in range(3)}
     rows = rows_of(*((*key, value) for key, value in values.items()))
     found = L.gains(rows)
     assert found == {rung: {seed: pytest.approx(100 * (values[rung, "be", seed] - values[rung, "moco", seed]))
@@ -105,7 +106,8 @@ def test_the_table_and_the_picture_show_what_is_there():
     rows = rows_of(("scenebias", "moco", 0, 0.4), ("scenebias", "be", 0, 0.6), ("scenebias", "be", 1, 0.7),
                    ("mine", "supervised", 0, 0.9))
     table = L.rung_table(rows)
-    assert "| synthetic | MoCo + BE | 2 | 65.0 ± 7.1 | 32.5 ± 3.5 |" in table and "| mine | supervised | 1 | 90.0 |" in table
+    assert "| synthetic | MoCo + BE | 2 | 65.0 ± 7.1 | 32.5 ± 3.5 |" in table
+    assert "| mine | supervised | 1 | 90.0 |" in table
     picture = L.draw_ladder(rows)
     above, below = picture.axes
     heights = [y for line in above.lines for y in np.atleast_1d(line.get_ydata()).tolist()]
@@ -158,7 +160,8 @@ def test_the_record_holds_what_the_page_says():
     record = json.loads((ROOT / "nbs/results/ladder.json").read_text(encoding="utf8"))
     keys = [(r["rung"], r["arm"], r["seed"], r["steps"], tuple(r["change"])) for r in record["rows"]]
     assert len(set(keys)) == len(keys)
-    assert all(record[key] for key in ("commands", "commit", "date", "machine", "minutes", "notes", "changed")) or not keys
+    said = ("commands", "commit", "date", "machine", "minutes", "notes", "changed")
+    assert all(record[key] for key in said) or not keys
     for row in record["rows"]:
         assert row["arm"] in L.WAYS and 0 <= row["probe"] <= 1 and "settings" not in row and "data" not in row
     assert all({"cells", "expected", "came"} <= note.keys() for note in record["notes"])
