@@ -245,7 +245,11 @@ def ladder(args: list[str]):
                                 f"{config.actors}, {config.scenes} and the others.")
     from be_nb.studies.ladder import ladder as run
 
-    run(config)
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        print("\nbe-nb: stopped. The same command goes on from the newest checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"table and picture: {config.out}")
 
 # %% ../nbs/8_studies/04_cli.ipynb #1af458e2
