@@ -265,7 +265,7 @@ def plan(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/8_studies/04_cli.ipynb #95f7b117
+# %% ../nbs/8_studies/04_cli.ipynb #1bc7e239
 def ladder(args: list[str]):
     "be-nb ladder --footage DIR [--rungs …]    ask one question on rungs from synthetic to real video"
     config = parse("ladder", LadderConfig, args, "Fill the cells that are missing, and draw what is there.")
@@ -274,7 +274,11 @@ def ladder(args: list[str]):
                                 f"{config.actors}, {config.scenes} and the others.")
     from be_nb.studies.ladder import ladder as run
 
-    run(config)
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        print("\nbe-nb: stopped. The same command goes on from the newest checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"table and picture: {config.out}")
 
 # %% ../nbs/8_studies/04_cli.ipynb #ad39a41f

@@ -13,12 +13,13 @@ from torchvision.models import get_model
 
 import be_nb.judging.bias.exam
 import be_nb.judging.bias.report
+import be_nb.judging.bias.score
 from be_nb.data.scenebias import SceneBias
 from be_nb.distractor import Draw, intra_frame
 from be_nb.judging.bias.exam import make_exam, open_networks, run_names
 from be_nb.judging.bias.page import bar, html_table, Markup, page, reaches_out, section, tag
 from be_nb.judging.bias.report import bias, report_page
-from be_nb.judging.bias.score import Bootstrap, drifts, predict_versions
+from be_nb.judging.bias.score import Bootstrap, drifts, predict_versions, score_network
 from be_nb.judging.bias.words import compare_sentences, sentences, side
 from be_nb.judging.features import Features
 from be_nb.judging.perturb import (condition_titles, CONDITIONS, distract, draw_partners, fit_mask, MaskedVideos,
@@ -84,6 +85,43 @@ def test_empty_scenes_do_not_depend_on_the_actor(source):
     empty, with_actor = (f(3, window).float() for f in (stage.empty, stage.shot))
     outside = torch.nn.functional.max_pool2d(stage.mask(3, window).float(), 5, 1, 2)[:, :, None] == 0
     assert ((empty - with_actor).abs() * outside).max() == 0 and (empty - with_actor).abs().max() > 30
+
+
+def test_the_tests_of_the_field(source):
+    "SCUBA keeps the actor, SCUFO keeps no motion, and ConflFG changes nothing outside of a still foreign actor."
+    stage, window, other = open_stage(source), np.arange(8)[None], np.arange(16, 24)[None]
+    made, mask = shots(stage, 3, window, 4, other), stage.mask(3, window)
+    real = made["real"].movedim(2, -1)
+    for key in ("noise", "stripes"):
+        clips = made[key].movedim(2, -1)
+        assert torch.equal(clips[mask], real[mask])
+        never = ~mask[0].any(0)
+        assert never.any() and (clips[0][:, never] == clips[0][:1, never]).all()  # a wall stands still
+        assert (clips[~mask].float() - real[~mask].float()).abs().mean() > 20
+    assert torch.equal(made["scufo"], stop_time(made["swapped"]))
+    pose = stage.mask(4, other[:, 4:5]).expand_as(mask)
+    foreign = made["foreign"].movedim(2, -1)
+    assert torch.equal(foreign[~pose], real[~pose]) and not foreign.float().diff(dim=1)[pose[:, 1:]].any()
+    assert torch.equal(foreign[0, 0][pose[0, 0]], stage.shot(4, other)[0, 4].movedim(0, -1)[pose[0, 0]])
+    again = shots(stage, 3, window, 4, other)
+    assert all(torch.equal(made[key], again[key]) for key in made)
+
+
+def test_contrasted_accuracy_is_counted_by_hand(source, checkpoint, monkeypatch):
+    config = BiasConfig((checkpoint,), **FAST)
+    exam = make_exam(config, source, dict(frames=8, stride=1, size=24))
+    train = Features(torch.randn(30, 64), exam.labels, [], [])
+    seen = {}
+
+    def predict(train, made, k=20):
+        rng = np.random.default_rng(0)
+        seen.update({key: torch.from_numpy(rng.integers(0, 6, 30)) for key in made})
+        return dict.fromkeys(("probe", "knn", "r1"), seen), torch.zeros(6, 64)
+    monkeypatch.setattr(be_nb.judging.bias.score, "predict_versions", predict)
+    part, _, _ = score_network(load(checkpoint), train, exam, dict(frames=8, stride=1, size=24), config, False)
+    pairs = zip(seen["swapped"].tolist(), seen["scufo"].tolist(), exam.labels.tolist())
+    expected = sum(a == label and b != label for a, b, label in pairs) / 30
+    assert part["contrasted"][0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_shots_without_masks(source):

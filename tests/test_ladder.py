@@ -82,6 +82,35 @@ def test_arms_differ_by_the_method_alone(rung, config):
     assert made["triplet"].method == "triplet"
 
 
+@pytest.mark.parametrize("name, fit, asked", [("scenebias", "unbiased", "swapped"),
+                                              ("both", "unbiased.txt", "swapped.txt"),
+                                              ("mine", "train.txt", "val.txt")])
+def test_the_ceiling_is_fitted_and_tested_on_the_fair_pair(name, fit, asked, monkeypatch):
+    seen = {}
+
+    def finetune(config, **more):
+        seen.update(vars(config) | more)
+        return types.SimpleNamespace(tests={asked: types.SimpleNamespace(top1=0.75)})
+
+    monkeypatch.setattr(L, "finetune", finetune)
+    lists = L.Lists({key: [0] * (5 + i) for i, key in enumerate(L.JUDGED if name in L.RUNGS else L.JUDGED[:2])}, {})
+    settings = L.cell_config(name, "supervised", 3, LadderConfig(footage="x", steps=7, change=("size=32",)))
+    assert L.supervise(settings, lists) == 0.75
+    assert (seen["split"], seen["test_splits"]) == (fit, (asked,)) and seen["validation"] == 0 and seen["resume"]
+    assert (seen["steps"], seen["batch_size"], seen["size"], seen["seed"]) == (7, 64, 32, 3)
+    assert seen["name"] == settings.name
+    assert seen["data_size"] == len(lists.sources[lists.fair[0]]) and seen["stride"] == L.rung_of(name).stride
+
+
+def test_stopped_by_hand_is_told_in_a_line(monkeypatch, capsys, tmp_path):
+    def interrupted(config):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(L, "ladder", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["ladder", "--rungs", "scenebias", "--out", str(tmp_path)])
+    assert stop.value.code == 130 and "The same command goes on" in capsys.readouterr().err
+
+
 def rows_of(*cells):
     return [dict(rung=rung, arm=arm, seed=seed, steps=9, change=[], chance=0.1, probe=probe, r1=probe / 2, still=0.1)
             for rung, arm, seed, probe in cells]
@@ -89,8 +118,8 @@ def rows_of(*cells):
 
 def test_gains_are_paired():
     rng = np.random.default_rng(0)
-    values = {(rung, arm, seed): rng.random() for rung in "ab" for arm in ("moco", "be", "negative")
-              for seed in range(3)}
+    arms = ("moco", "be", "negative")
+    values = {(rung, arm, seed): rng.random() for rung in "ab" for arm in arms for seed in range(3)}
     rows = rows_of(*((*key, value) for key, value in values.items()))
     found = L.gains(rows)
     assert found == {rung: {seed: pytest.approx(100 * (values[rung, "be", seed] - values[rung, "moco", seed]))
@@ -160,8 +189,8 @@ def test_the_record_holds_what_the_page_says():
     record = json.loads((ROOT / "nbs/results/ladder.json").read_text(encoding="utf8"))
     keys = [(r["rung"], r["arm"], r["seed"], r["steps"], tuple(r["change"])) for r in record["rows"]]
     assert len(set(keys)) == len(keys)
-    assert all(record[key] for key in ("commands", "commit", "date", "machine", "minutes", "notes",
-                                       "changed")) or not keys
+    said = ("commands", "commit", "date", "machine", "minutes", "notes", "changed")
+    assert all(record[key] for key in said) or not keys
     for row in record["rows"]:
         assert row["arm"] in L.WAYS and 0 <= row["probe"] <= 1 and "settings" not in row and "data" not in row
     assert all({"cells", "expected", "came"} <= note.keys() for note in record["notes"])

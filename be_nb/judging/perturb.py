@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'stop_time', 'shuffle_time', 'reverse_time', 'distract', 'PlainStage', 'MaskedStage', 'MaskedVideos',
-           'open_stage', 'lam_key', 'condition_titles', 'shots', 'draw_partners']
+           'open_stage', 'noise_wall', 'striped_wall', 'lam_key', 'condition_titles', 'shots', 'draw_partners']
 
 # %% ../../nbs/6_judging/07_perturb.ipynb #6d893536
 import copy
@@ -192,17 +192,53 @@ def open_stage(
         return SceneBiasStage(source)
     return MaskedVideos(source, masks) if masks else PlainStage(source)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #6fda0e44
+# %% ../../nbs/6_judging/07_perturb.ipynb #464c0445
+def noise_wall(
+    height: int,  # pixels
+    width: int,
+    rng: np.random.Generator,
+) -> torch.Tensor:  # uint8 (3, height, width)
+    "A still picture of noise, each pixel and channel by itself."
+    return torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+
+
+def striped_wall(
+    height: int,  # pixels
+    width: int,
+    rng: np.random.Generator,
+) -> torch.Tensor:  # uint8 (3, height, width)
+    "A still picture of grey sinusoidal stripes: two to eight over the height, in any direction."
+    angle, cycles, phase = np.pi * rng.random(), 2 + 6 * rng.random(), 2 * np.pi * rng.random()
+    y, x = np.mgrid[:height, :width] / height
+    wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    return torch.from_numpy((255 * wave).round().astype(np.uint8)).expand(3, -1, -1).contiguous()
+
+# %% ../../nbs/6_judging/07_perturb.ipynb #a07e7ffb
+def field_tests(stage, index, windows, other, other_windows, rng) -> dict:
+    "`noise`, `stripes` and `foreign` of a video: uint8 (n, t, 3, h, w) each."
+    real, mask = stage.shot(index, windows), stage.mask(index, windows)
+    made, size = {}, real.shape[-2:]
+    for key, wall in (("noise", noise_wall(*size, rng)), ("stripes", striped_wall(*size, rng))):
+        made[key] = torch.stack([swap_background(clip, inside, wall) for clip, inside in zip(real, mask)])
+    middle = other_windows[:, other_windows.shape[1] // 2, None]
+    pose, there = stage.shot(other, middle), stage.mask(other, middle)
+    return made | {"foreign": torch.where(there[:, :, None], pose, real)}
+
+# %% ../../nbs/6_judging/07_perturb.ipynb #7ddee494
 # key: what it is called, what it means, does it need masks?
 CONDITIONS = {
     "real": ("real clip", "nothing is changed", False),
     "still": ("one frame repeated", "time stands still: looks without motion", False),
     "shuffled": ("frames shuffled", "all frames, in another order", False),
     "reversed": ("reversed", "all frames, last first", False),
-    "swapped": ("background swapped", "this actor before the scene of a video of another class", True),
+    "swapped": ("background swapped", "this actor before the scene of a video of another class (SCUBA)", True),
     "action": ("action swapped", "the actor of that video here; \"right\" is still this video's class", True),
     "background": ("background only", "the actor is removed and the hole filled", True),
     "actor": ("actor only", "the scene is replaced by grey", True),
+    "noise": ("background noise", "this actor before a still picture of noise (SCUBA)", True),
+    "stripes": ("background stripes", "this actor before still sinusoidal stripes (SCUBA)", True),
+    "scufo": ("swapped, one frame", "one frame of \"background swapped\", repeated: no motion is left (SCUFO)", True),
+    "foreign": ("still foreign actor", "the actor of that video, in one pose, is pasted in (ConflFG)", True),
 }
 
 
@@ -220,7 +256,7 @@ def condition_titles(
     return ({key: title for key, (title, _, _) in CONDITIONS.items()}
             | {lam_key(lam): f"distracted, λ = {lam:g}" for lam in lams})
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #59bd10ae
+# %% ../../nbs/6_judging/07_perturb.ipynb #f2530ea9
 def shots(
     stage,                      # see `open_stage`
     index: int,                 # which video
@@ -237,7 +273,10 @@ def shots(
     if stage.has_masks:
         made |= {"swapped": stage.compose(index, windows, other, other_windows),
                  "action": stage.compose(other, other_windows, index, windows),
-                 "background": stage.empty(index, windows), "actor": stage.cut_out(index, windows)}
+                 "background": stage.empty(index, windows), "actor": stage.cut_out(index, windows),
+                 **field_tests(stage, index, windows, other, other_windows, np.random.default_rng((seed, index, 1)))}
+        made["scufo"] = stop_time(made["swapped"])
+        made = {key: made[key] for key in CONDITIONS}
     frame = int(rng.integers(real.shape[1]))
     return made | {lam_key(lam): distract(real, frame, lam) for lam in lams}
 

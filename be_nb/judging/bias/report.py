@@ -131,12 +131,15 @@ def score_table(report: dict, judge: str) -> str:
     caption = f"{JUDGES[judge]}: right, in percent"
     return tag("div", html_table("version of the clip", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #703a19a0
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #f7b958d5
 def feature_table(report: dict) -> str:
     "What the features do, where the evidence lies, whom the probe follows."
     networks, titles = report["networks"], condition_titles(report["settings"]["lams"])
     rows = [(f"drift: {titles[key]}", "0: not noticed, 1: as far as an unrelated video" if key == "still" else "",
              [plain(network["drift"][key]) for network in networks]) for key in networks[0]["drift"]]
+    if networks[0].get("contrasted"):
+        rows.append(("contrasted accuracy", "right on “background swapped” and not on one frame of it",
+                     [bar(network["contrasted"], None) for network in networks]))
     if networks[0]["conflict"]:
         rows += [("preference for the action", "videos whose features are nearer to “same action” than to “same scene”",
                   [bar(network["preference"], 0.5) for network in networks])]

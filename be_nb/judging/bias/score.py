@@ -96,7 +96,7 @@ def map_shares(
             mass.append(found[0]), area.append(found[1])
     return torch.cat(mass), torch.cat(area)
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #fcf9f483
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #dccbec23
 def score_network(
     backbone: torch.nn.Module,
     train,                # Features of the training list
@@ -115,10 +115,11 @@ def score_network(
     part = {"scores": {name: {key: boot(hit) for key, hit in found.items()} for name, found in hits.items()},
             "lost": {key: boot(hits["probe"]["real"] - hit) for key, hit in hits["probe"].items() if key != "real"},
             "drift": {key: boot(distance, unrelated) for key, distance in far.items() if key != "real"},
-            "conflict": None, "preference": None, "maps": None}
+            "conflict": None, "preference": None, "maps": None, "contrasted": None}
     if exam.stage.has_masks:
         actor, scene = said["probe"]["swapped"] == exam.labels, said["probe"]["swapped"] == exam.scene_labels
         part["conflict"] = {"actor": boot(actor), "scene": boot(scene), "actor_share": boot(actor, actor | scene)}
+        part["contrasted"] = boot(hits["probe"]["swapped"] * (1 - hits["probe"]["scufo"]))
         part["preference"] = boot(far["swapped"] < far["action"])
         mass, area = map_shares(backbone, exam, weights, settings, config)
         part["maps"] = {"on_actor": boot(mass), "area": boot(area), "lift": boot(mass, area.where(~mass.isnan(), mass))}
