@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #fabf12b4
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #43deef9d
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -24,6 +24,7 @@ METHODS = {
     "byol": "be_nb.methods.byol:BYOL",
     "vicreg": "be_nb.methods.vicreg:VICReg",
     "iic": "be_nb.methods.iic:IIC",
+    "rspnet": "be_nb.methods.rspnet:RSPNet",
 }
 
 
