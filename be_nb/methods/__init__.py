@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #43deef9d
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #8e6c5de3
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -25,6 +25,7 @@ METHODS = {
     "vicreg": "be_nb.methods.vicreg:VICReg",
     "iic": "be_nb.methods.iic:IIC",
     "rspnet": "be_nb.methods.rspnet:RSPNet",
+    "fame": "be_nb.methods.fame:FAME",
 }
 
 
