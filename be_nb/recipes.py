@@ -130,6 +130,21 @@ for name in METHODS:
                 f"{method.title}{' + BE' if ending else ''}, built-in set",
                 PretrainConfig(method=name, **method.mini | knobs))
 
+# %% ../nbs/7_training/03_recipes.ipynb #507a507f
+OTHERS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # network and method: what its authors report, settings
+          ("c3d", "rspnet"): ("76.7 / 44.6", dict(batch_size=32, queue_size=16384, lr=0.1)),
+          ("r3d18", "rspnet"): ("74.3 / 41.8", dict(batch_size=64, queue_size=16384, lr=0.1, **SIZE["c3d"])),
+          ("i3d", "fame"): ("88.9 on UCF101", dict(
+              batch_size=64, queue_size=65536, lr=0.01, temperature=0.1, degrees=0.0, crop=(0.45, 1.0), flip=0.5,
+              brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1))}
+for (net, name), (reported, own) in OTHERS.items():
+    steps = -(-200 * DATA["kinetics400"].videos // own["batch_size"])
+    for ending, other in (("", MOCO), ("-be", {})):
+        RECIPES[f"{net}-k400-{name}{ending}"] = Recipe(
+            f"{find_method(name).title}{' + BE' if ending else ''}, {NAMES[net]}, {DATA['kinetics400'].title}",
+            full_size(net, "kinetics400", method=name, stride=1, schedule="cosine", **own | other | {"steps": steps}),
+            "–" if ending else f"{reported} (their repository)", f"scenebias-{name}{ending}")
+
 # %% ../nbs/7_training/03_recipes.ipynb #15a769eb
 FINETUNE: dict[str, Any] = dict(
                 frames=64, stride=1, classifier="authors", crop=(0.875, 0.875), test_crop=0.875, degrees=10.0,

@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #456c98fe
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #00dae365
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -26,6 +26,8 @@ METHODS = {
     "iic": "be_nb.methods.iic:IIC",
     "speednet": "be_nb.methods.playback:SpeedNet",
     "arrow": "be_nb.methods.playback:Arrow",
+    "rspnet": "be_nb.methods.rspnet:RSPNet",
+    "fame": "be_nb.methods.fame:FAME",
 }
 
 
