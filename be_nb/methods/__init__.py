@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #e1ad01f1
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #02dc436c
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -23,6 +23,7 @@ METHODS = {
     "pace": "be_nb.methods.pace:Pace",
     "speednet": "be_nb.methods.playback:SpeedNet",
     "arrow": "be_nb.methods.playback:Arrow",
+    "vcp": "be_nb.methods.vcp:VCP",
 }
 
 
