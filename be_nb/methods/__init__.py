@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #02dc436c
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #18eda4c3
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -23,6 +23,8 @@ METHODS = {
     "pace": "be_nb.methods.pace:Pace",
     "speednet": "be_nb.methods.playback:SpeedNet",
     "arrow": "be_nb.methods.playback:Arrow",
+    "shuffle_learn": "be_nb.methods.sorting:ShuffleAndLearn",
+    "opn": "be_nb.methods.sorting:OPN",
     "vcp": "be_nb.methods.vcp:VCP",
 }
 
