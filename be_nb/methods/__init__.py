@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #00dae365
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #786a4add
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -28,6 +28,9 @@ METHODS = {
     "arrow": "be_nb.methods.playback:Arrow",
     "rspnet": "be_nb.methods.rspnet:RSPNet",
     "fame": "be_nb.methods.fame:FAME",
+    "shuffle_learn": "be_nb.methods.sorting:ShuffleAndLearn",
+    "opn": "be_nb.methods.sorting:OPN",
+    "vcp": "be_nb.methods.vcp:VCP",
 }
 
 
