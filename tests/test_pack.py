@@ -10,6 +10,7 @@ import tarfile
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -228,6 +229,72 @@ def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
     calls.clear()
     report = quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
     assert not calls and report.videos == 8 and content(out) == content(packs["jpeg"])
+
+
+def in_part(root, out, part, **more):
+    return quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2, part=part, **more)
+
+
+def test_parts_make_the_same_pack(root, packs, tmp_path, monkeypatch):
+    "In any order, also at the same time; joining decodes nothing and reads no video, whoever remembers its checksum."
+    out, whole = tmp_path / "p", content(packs["jpeg"])
+    shards = len([name for name in whole if name.endswith(".tar")])
+    reports = [in_part(root, out, "3/3")]
+    assert set(content(out)) == {f"shard-{number:06d}.tar" for number in range(2, shards, 3)}
+    with pytest.raises(PackError, match="not finished"):
+        doctor(out)
+    with ThreadPoolExecutor(2) as pool:
+        reports += pool.map(lambda part: in_part(root, out, part), ("2/3", "1/3"))
+    assert sum(r.videos for r in reports) == 8 and sum(r.shards for r in reports) == shards == reports[0].total
+    calls = []
+    monkeypatch.setattr(module, "encode_video", lambda *args: calls.append(args))
+    monkeypatch.setattr(module, "file_sha256", lambda *args: calls.append(args))
+    assert in_part(root, out, "").videos == 8 and content(out) == whole and not calls
+    assert not doctor(out, progress=False).problems
+
+
+def test_a_part_can_be_made_again(root, packs, tmp_path):
+    "It mends its own shards, leaves those of others alone, and what lies half written beside them."
+    out, whole = tmp_path / "p", content(packs["jpeg"])
+    shutil.copytree(packs["jpeg"], out)
+    (out / "shard-000001.tar").write_bytes(b"damaged")
+    foreign = out / ".shard-000001.tar.99999.tmp"
+    foreign.write_bytes(b"another machine is writing here")
+    before = (out / "shard-000000.tar").stat().st_mtime_ns
+    in_part(root, out, "1/2")
+    assert foreign.exists() and (out / "shard-000001.tar").read_bytes() == b"damaged" and (out / "pack.json").exists()
+    with pytest.warns(UserWarning, match="shard-000001"):
+        report = in_part(root, out, "2/2")
+    assert not foreign.exists() and not (out / "pack.json").exists() and "part 2/2: " in str(report)
+    in_part(root, out, "")
+    assert content(out) == whole and (out / "shard-000000.tar").stat().st_mtime_ns == before
+
+
+def test_what_is_wrong_with_a_part_is_said(root, tmp_path):
+    for part in ("0/2", "3/2", "1/0", "2", "1/2/3", "-1/2", "one/two", "1/2 "):
+        with pytest.raises(ValueError, match="is not I/N with I from 1 to N"):
+            in_part(root, tmp_path / "p", part)
+    assert not (tmp_path / "p").exists()
+    report = in_part(root, tmp_path / "p", "99/99")
+    assert (report.shards, report.videos, report.problems) == (0, 0, {})
+    shutil.copytree(root, tmp_path / "v")
+    (tmp_path / "v/videos/v3.avi").unlink()
+    found = [in_part(tmp_path / "v", tmp_path / "q", part) for part in ("1/2", "2/2")]
+    problems = found[0].problems | found[1].problems
+    assert problems == in_part(tmp_path / "v", tmp_path / "q", "").problems and list(problems) == ["v3.avi"]
+    assert any("v3.avi: no such video" in str(report) for report in found)
+    with pytest.raises(ValueError, match="packed with other settings"):
+        in_part(tmp_path / "v", tmp_path / "q", "1/2", quality=50)
+
+
+def test_parts_from_the_command_line(root, tmp_path, capsys):
+    for part in ("--part 2/2", "--part=1/2", ""):
+        cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), *part.split()])
+    out = capsys.readouterr().out
+    assert out.index("part 2/2: ") < out.index("part 1/2: ") and (tmp_path / "p/pack.json").is_file()
+    with pytest.raises(SystemExit):
+        cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--part", "3/2"])
+    assert "--part 3/2 is not I/N" in capsys.readouterr().err
 
 
 def test_stopped_by_an_error(root, tmp_path):
