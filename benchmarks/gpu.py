@@ -76,7 +76,7 @@ FULL = dict(cases=["r3d18:64x16x112", "i3d:32x16x112", "i3d:8x16x224", "c3d:16x1
             losses_case="r3d18:32x16x112", memory=["r3d18:32x16x112", "i3d:8x16x224", "c3d:16x16x112"],
             workers=[1, 2, 4, 8, 16], loader=dict(backbone="i3d", batch_size=32), batches=12,
             train=dict(backbone="r3d18", frames=16, size=112, batch_size=64, warmup_steps=100, queue_size=512),
-            seeds=3, least_seconds=45, readers=8, most_steps=6000)
+            seeds=3, least_seconds=45, readers=14, most_steps=6000)
 TINY = dict(cases=["tiny:4x4x16"], repeats=1, losses=2, losses_case="tiny:4x4x16", memory=["tiny:4x4x16"],
             workers=[0, 1], loader=dict(backbone="tiny", batch_size=2, frames=2, size=16), batches=2,
             train=dict(backbone="tiny", frames=2, size=16, batch_size=2, warmup_steps=1, queue_size=8),
@@ -92,7 +92,8 @@ class Session:
     def __init__(self, options):
         self.start, self.limit = time.monotonic(), 60 * options.minutes
         self.device = pick_device("cpu" if options.rehearse and not torch.cuda.is_available() else "auto")
-        self.sizes, self.footage, self.out = TINY if options.rehearse else FULL, options.footage, Path(options.out)
+        self.sizes, self.out = TINY if options.rehearse else FULL, Path(options.out)
+        self.footage = os.path.abspath(options.footage) if options.footage else ""
         self.rehearse, self.scratch = options.rehearse, tempfile.TemporaryDirectory()
         self.pack = Path(self.scratch.name, "pack")
         self.record: dict = {"rehearsal": options.rehearse, "minutes": options.minutes, "done": [], "left_out": {},
@@ -122,6 +123,13 @@ class Session:
             torch.cuda.empty_cache()
 
 
+def elsewhere(code, timeout, *arguments):
+    """Run a line of Python in a process of its own, in which this file is the module `gpu`."""
+    start = "import sys; sys.path[:0] = [sys.argv[1]]; import gpu; "
+    return subprocess.run([sys.executable, "-c", start + code, str(ROOT / "benchmarks"), *arguments],
+                          capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+
+
 def about(session):
     """Versions, the card, and the best that it does: a matrix product, copies."""
     gpu, record = session.device.type == "cuda", session.record
@@ -146,9 +154,8 @@ def gpu_tests(session):
         return
     files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py"))
              if "pytest.mark.cuda" in path.read_text(encoding="utf8")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command + ["--collect-only"] * session.rehearse, capture_output=True, text=True, cwd=ROOT,
-                          timeout=max(60, min(180, session.left() / 3)))
+    done = elsewhere("import pytest; sys.exit(pytest.main(sys.argv[2:]))", max(60, min(180, session.left() / 3)), "-q",
+                     "-m", "cuda", "-p", "no:cacheprovider", *files, *["--collect-only"] * session.rehearse)
     session.record["tests"] = {"exit": done.returncode, "says": done.stdout.strip().splitlines()[-8:]}
     yield
 
@@ -260,24 +267,32 @@ def encode_with_opencv(path, settings):
     return stored, size
 
 
-def pack(session):
-    """Pack the footage: frames 112 pixels high, JPEG of quality 90. Every video must have as many frames as at home."""
-    if not session.allows("pack", 120):
-        return
+def make_pack(footage, out, workers):
+    """Frames 112 pixels high, JPEG of quality 90."""
     if sys.modules["av"].__version__ == "0":
         write.encode_video = encode_with_opencv
-    folder, start = Path(session.footage), time.monotonic()
-    lists = [path.name for path in sorted(folder.glob("*.txt"))]
-    report = write.pack(folder, lists, session.pack, short_side=112, workers=max(1, session.sizes["readers"]),
-                        shard_videos=32, progress=False)
-    known, wrong = json.loads((folder / "frames.json").read_text(encoding="utf8")), {}
-    for name in lists:
+    lists = [path.name for path in sorted(Path(footage).glob("*.txt"))]
+    report = write.pack(footage, lists, out, short_side=112, workers=workers, shard_videos=32, progress=False)
+    print(json.dumps({"videos": report.videos, "problems": report.problems, "lists": lists,
+                      "decoder": "OpenCV" if write.encode_video is encode_with_opencv else "PyAV"}))
+
+
+def pack(session):
+    """Pack the footage, in a process that has not used the GPU. Every video must have as many frames as at home."""
+    if not session.allows("pack", 120):
+        return
+    start, workers = time.monotonic(), str(max(1, session.sizes["readers"]))
+    done = elsewhere("gpu.make_pack(*sys.argv[2:4], int(sys.argv[4]))", max(120, session.left() / 2), session.footage,
+                     str(session.pack), workers)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    known, wrong = json.loads(Path(session.footage, "frames.json").read_text(encoding="utf8")), {}
+    for name in found["lists"]:
         source = open_source(str(session.pack), name, frame_size=FRAME)
         wrong |= {video: [source.num_frames(i), known[video]] for i, video in enumerate(source.names)
                   if source.num_frames(i) != known[video]}
-    session.record["pack"] = {"videos": report.videos, "problems": report.problems, "other_lengths": wrong,
-                              "lists": lists, "seconds": time.monotonic() - start,
-                              "decoder": "OpenCV" if write.encode_video is encode_with_opencv else "PyAV"}
+    session.record["pack"] = found | {"other_lengths": wrong, "seconds": time.monotonic() - start}
     yield
 
 
@@ -337,9 +352,9 @@ def pretraining(session):
     found = session.record.setdefault("pretraining", {"rows": []})
     if not session.allows("pretraining", 150):
         return
-    sizes, rows, cache = session.sizes, found["rows"], dict(cache=True, workers=session.sizes["readers"])
+    sizes, rows = session.sizes, found["rows"]
     config = on_pack(session, out=session.scratch.name, log_every=10, checkpoint_every=10**6, checks=False,
-                     **sizes["train"] | cache)
+                     workers=sizes["readers"], **sizes["train"])
 
     def run(arm, seed, count):
         start = time.monotonic()

@@ -5,7 +5,7 @@
 Each set has `train.txt` and `val.txt`. The folder gets a copy of every video of these lists, with how many frames each
 must give (`frames.json`), and the lists `SET-train.txt` and `SET-val.txt` of each set and `pretrain.txt`, the training
 lists of the first --learn sets together. It must be small: `gpu.py` packs it there, in half a minute. (A JPEG pack of
-24 frames of each video was 125 MB even at quality 50, where the videos themselves are 52 MB.) Footage is not part of
+24 frames of each video was 125 MB even at quality 50, where the videos themselves are 47 MB.) Footage is not part of
 the repository, and neither is that folder.
 """
 import argparse
