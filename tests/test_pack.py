@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tarfile
 import time
 import warnings
@@ -22,7 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_videos import TURNK, coded_pictures, frame, number, write
 from torch.utils.data import DataLoader
+from torchvision.io import decode_jpeg, ImageReadMode
 
+import be_nb.data.decode as decode_module
 import be_nb.data.pack.write as module
 from be_nb import cli
 from be_nb.data.clips import ClipDataset, EpochSampler
@@ -564,6 +567,48 @@ def test_a_pack_opens_only_files_of_its_folder(packs, tmp_path):
         os.truncate(tmp_path / f"{name}.hole" / name, 2**40)
         with little_memory(), pytest.raises(PackError, match=name):
             read_all(tmp_path / f"{name}.hole")
+
+
+@pytest.fixture(params=["simplejpeg", "torchvision"])
+def jpeg_decoder(request, monkeypatch):
+    "Each of the two that `jpegs_to_frames` can use."
+    pytest.importorskip("simplejpeg")
+    if request.param == "torchvision":
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    decode_module._jpeg_decoder.cache_clear()
+    yield request.param
+    decode_module._jpeg_decoder.cache_clear()
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 9), (16, 16), (33, 50), (128, 171)])
+def test_pixels_of_jpeg_are_those_of_torchvision(jpeg_decoder, height, width):
+    images = np.random.default_rng(0).integers(0, 256, (5, height, width, 3), dtype=np.uint8)
+    images[1:3] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]  # a smooth one, where upsampling shows
+    files = [frame_to_bytes(image, "jpeg", quality) for image, quality in zip(images, (100, 90, 50, 90, 5))]
+    files.append(jpeg_of(images[0], subsampling="4:4:4"))
+    files.append(jpeg_of(images[1], progressive=True))
+    files.append(jpeg_of(images[1][..., 0]))  # a grey picture
+    found = jpegs_to_frames(files, height, width)
+    expected = [decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB) for file in files]
+    assert torch.equal(found, torch.stack(expected)) and found.is_contiguous()
+    with Image.open(io.BytesIO(files[0])) as picture:  # a third decoder, whose arithmetic may differ by a little
+        assert np.abs(np.asarray(picture.convert("RGB"), int) - found[0].permute(1, 2, 0).numpy()).max() <= 2
+    assert jpegs_to_frames([], height, width).shape == (0, 3, height, width)
+
+
+def jpeg_of(image, **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def test_what_is_no_picture_is_said(jpeg_decoder):
+    good = frame_to_bytes(np.zeros((16, 16, 3), np.uint8), "jpeg")
+    for bad in (b"", b"\xff\xd8", good[:60], b"x" + good):
+        with pytest.raises(ValueError, match="is no JPEG picture"):
+            jpegs_to_frames([good, bad], 16, 16)
+    with pytest.raises(ValueError, match="has 16×16 pixels, the index says 16×17"):
+        jpegs_to_frames([good], 16, 17)
 
 
 def test_pictures_that_claim_to_be_large_are_not_decoded():
