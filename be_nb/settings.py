@@ -306,7 +306,7 @@ class ExportConfig(Config):
     out: str                       # file to write: ….safetensors; its card: ….safetensors.json
     scores: tuple[str, ...] = ()   # JSON reports (evaluate --out …) to copy into the card
 
-# %% ../nbs/7_training/02_settings.ipynb #3bb6020c
+# %% ../nbs/7_training/02_settings.ipynb #46464050
 @dataclass(frozen=True)
 class ListsConfig(Config):
     "What `be_nb.data.lists.write_split` needs: a folder of videos in folders of classes, and what to keep together."
@@ -331,6 +331,7 @@ class PackConfig(Config):
     shard_videos: Count = 64         # videos in one tar file
     workers: Count = 1               # processes that decode at the same time
     on_error: OnError = "skip"       # unreadable videos: raise, or skip and report
+    part: str = ""                   # I/N: one of N parts, for many machines; without it they are joined
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,7 @@ def test_other_mistakes_are_named():
         augment_clips(noise(b=3), parameters(2, 10), 8)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_same_views_on_the_gpu():
     clips, augment = noise(h=64, w=64), Augment(48, **STRONG)

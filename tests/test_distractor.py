@@ -232,6 +232,7 @@ def test_gradient_passes():
     assert torch.allclose(clips.grad, torch.full_like(clips, .75))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_on_the_gpu(variant):

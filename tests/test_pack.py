@@ -6,10 +6,12 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tarfile
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_videos import TURNK, coded_pictures, frame, number, write
 from torch.utils.data import DataLoader
+from torchvision.io import decode_jpeg, ImageReadMode
 
+import be_nb.data.decode as decode_module
 import be_nb.data.pack.write as module
 from be_nb import cli
 from be_nb.data.clips import ClipDataset, EpochSampler
@@ -233,6 +237,72 @@ def test_killed_and_run_again(root, packs, tmp_path, monkeypatch):
     calls.clear()
     report = quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2)
     assert not calls and report.videos == 8 and content(out) == content(packs["jpeg"])
+
+
+def in_part(root, out, part, **more):
+    return quiet_pack(root, ("train.txt", "val.txt"), out, 24, shard_videos=2, part=part, **more)
+
+
+def test_parts_make_the_same_pack(root, packs, tmp_path, monkeypatch):
+    "In any order, also at the same time; joining decodes nothing and reads no video, whoever remembers its checksum."
+    out, whole = tmp_path / "p", content(packs["jpeg"])
+    shards = len([name for name in whole if name.endswith(".tar")])
+    reports = [in_part(root, out, "3/3")]
+    assert set(content(out)) == {f"shard-{number:06d}.tar" for number in range(2, shards, 3)}
+    with pytest.raises(PackError, match="not finished"):
+        doctor(out)
+    with ThreadPoolExecutor(2) as pool:
+        reports += pool.map(lambda part: in_part(root, out, part), ("2/3", "1/3"))
+    assert sum(r.videos for r in reports) == 8 and sum(r.shards for r in reports) == shards == reports[0].total
+    calls = []
+    monkeypatch.setattr(module, "encode_video", lambda *args: calls.append(args))
+    monkeypatch.setattr(module, "file_sha256", lambda *args: calls.append(args))
+    assert in_part(root, out, "").videos == 8 and content(out) == whole and not calls
+    assert not doctor(out, progress=False).problems
+
+
+def test_a_part_can_be_made_again(root, packs, tmp_path):
+    "It mends its own shards, leaves those of others alone, and what lies half written beside them."
+    out, whole = tmp_path / "p", content(packs["jpeg"])
+    shutil.copytree(packs["jpeg"], out)
+    (out / "shard-000001.tar").write_bytes(b"damaged")
+    foreign = out / ".shard-000001.tar.99999.tmp"
+    foreign.write_bytes(b"another machine is writing here")
+    before = (out / "shard-000000.tar").stat().st_mtime_ns
+    in_part(root, out, "1/2")
+    assert foreign.exists() and (out / "shard-000001.tar").read_bytes() == b"damaged" and (out / "pack.json").exists()
+    with pytest.warns(UserWarning, match="shard-000001"):
+        report = in_part(root, out, "2/2")
+    assert not foreign.exists() and not (out / "pack.json").exists() and "part 2/2: " in str(report)
+    in_part(root, out, "")
+    assert content(out) == whole and (out / "shard-000000.tar").stat().st_mtime_ns == before
+
+
+def test_what_is_wrong_with_a_part_is_said(root, tmp_path):
+    for part in ("0/2", "3/2", "1/0", "2", "1/2/3", "-1/2", "one/two", "1/2 "):
+        with pytest.raises(ValueError, match="is not I/N with I from 1 to N"):
+            in_part(root, tmp_path / "p", part)
+    assert not (tmp_path / "p").exists()
+    report = in_part(root, tmp_path / "p", "99/99")
+    assert (report.shards, report.videos, report.problems) == (0, 0, {})
+    shutil.copytree(root, tmp_path / "v")
+    (tmp_path / "v/videos/v3.avi").unlink()
+    found = [in_part(tmp_path / "v", tmp_path / "q", part) for part in ("1/2", "2/2")]
+    problems = found[0].problems | found[1].problems
+    assert problems == in_part(tmp_path / "v", tmp_path / "q", "").problems and list(problems) == ["v3.avi"]
+    assert any("v3.avi: no such video" in str(report) for report in found)
+    with pytest.raises(ValueError, match="packed with other settings"):
+        in_part(tmp_path / "v", tmp_path / "q", "1/2", quality=50)
+
+
+def test_parts_from_the_command_line(root, tmp_path, capsys):
+    for part in ("--part 2/2", "--part=1/2", ""):
+        cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), *part.split()])
+    out = capsys.readouterr().out
+    assert out.index("part 2/2: ") < out.index("part 1/2: ") and (tmp_path / "p/pack.json").is_file()
+    with pytest.raises(SystemExit):
+        cli.main(["pack", "--root", str(root), "--out", str(tmp_path / "p"), "--part", "3/2"])
+    assert "--part 3/2 is not I/N" in capsys.readouterr().err
 
 
 def test_stopped_by_an_error(root, tmp_path):
@@ -513,6 +583,48 @@ def test_a_pack_opens_only_files_of_its_folder(packs, tmp_path):
         os.truncate(tmp_path / f"{name}.hole" / name, 2**40)
         with little_memory(), pytest.raises(PackError, match=name):
             read_all(tmp_path / f"{name}.hole")
+
+
+@pytest.fixture(params=["simplejpeg", "torchvision"])
+def jpeg_decoder(request, monkeypatch):
+    "Each of the two that `jpegs_to_frames` can use."
+    pytest.importorskip("simplejpeg")
+    if request.param == "torchvision":
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    decode_module._jpeg_decoder.cache_clear()
+    yield request.param
+    decode_module._jpeg_decoder.cache_clear()
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 9), (16, 16), (33, 50), (128, 171)])
+def test_pixels_of_jpeg_are_those_of_torchvision(jpeg_decoder, height, width):
+    images = np.random.default_rng(0).integers(0, 256, (5, height, width, 3), dtype=np.uint8)
+    images[1:3] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]  # a smooth one, where upsampling shows
+    files = [frame_to_bytes(image, "jpeg", quality) for image, quality in zip(images, (100, 90, 50, 90, 5))]
+    files.append(jpeg_of(images[0], subsampling="4:4:4"))
+    files.append(jpeg_of(images[1], progressive=True))
+    files.append(jpeg_of(images[1][..., 0]))  # a grey picture
+    found = jpegs_to_frames(files, height, width)
+    expected = [decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB) for file in files]
+    assert torch.equal(found, torch.stack(expected)) and found.is_contiguous()
+    with Image.open(io.BytesIO(files[0])) as picture:  # a third decoder, whose arithmetic may differ by a little
+        assert np.abs(np.asarray(picture.convert("RGB"), int) - found[0].permute(1, 2, 0).numpy()).max() <= 2
+    assert jpegs_to_frames([], height, width).shape == (0, 3, height, width)
+
+
+def jpeg_of(image, **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def test_what_is_no_picture_is_said(jpeg_decoder):
+    good = frame_to_bytes(np.zeros((16, 16, 3), np.uint8), "jpeg")
+    for bad in (b"", b"\xff\xd8", good[:60], b"x" + good):
+        with pytest.raises(ValueError, match="is no JPEG picture"):
+            jpegs_to_frames([good, bad], 16, 16)
+    with pytest.raises(ValueError, match="has 16×16 pixels, the index says 16×17"):
+        jpegs_to_frames([good], 16, 17)
 
 
 def test_pictures_that_claim_to_be_large_are_not_decoded():

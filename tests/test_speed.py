@@ -121,6 +121,7 @@ def test_a_compiled_step_is_the_same_step(graphs):
         assert losses[0] == losses[1], changes
 
 
+@pytest.mark.cuda
 @gpu
 def test_no_wait_inside_a_step():
     "PyTorch raises for every operation that lets the processor wait for the GPU."
@@ -139,6 +140,7 @@ def test_no_wait_inside_a_step():
                 torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.cuda
 @gpu
 def test_the_update_is_fused_on_a_gpu():
     for optimizer in ("adamw", "sgd"):

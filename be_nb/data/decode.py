@@ -6,7 +6,8 @@
 __all__ = ['MOST_PIXELS', 'ASPECTS', 'CODECS', 'VideoError', 'open_video', 'Frame', 'video_frames', 'count_frames', 'video_size',
            'ToRGB', 'decode', 'frame_to_bytes', 'jpegs_to_frames', 'write_video']
 
-# %% ../../nbs/5_data/02_decode.ipynb #013fbcbe
+# %% ../../nbs/5_data/02_decode.ipynb #a7c8f2d5
+import functools
 import io
 import os
 from contextlib import closing
@@ -245,7 +246,7 @@ def frame_to_bytes(
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return file.getvalue()
 
-# %% ../../nbs/5_data/02_decode.ipynb #c0eb9093
+# %% ../../nbs/5_data/02_decode.ipynb #15e4da02
 def _jpeg_size(data):
     "`(height, width)` that a JPEG file claims to have; None where there is no such header."
     at = 2
@@ -256,26 +257,48 @@ def _jpeg_size(data):
     return None
 
 
+@functools.cache
+def _jpeg_decoder():
+    """The function that fills uint8 planes (3, h, w) from a JPEG file, given an array (h, w, 3) to work in.
+
+    By simplejpeg if it is installed, else by torchvision.
+    """
+    try:
+        from simplejpeg import decode_jpeg as decode_to
+    except ImportError:
+        from torchvision.io import decode_jpeg, ImageReadMode  # not above: torchvision takes longer to load than torch
+
+        def by_torchvision(file, planes, image):
+            found: Any = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+            planes[:] = found.numpy()  # NumPy's copy is the faster one for single bytes
+
+        return by_torchvision
+
+    def by_simplejpeg(file, planes, image):
+        decode_to(file, buffer=image)
+        planes.reshape(3, -1)[:] = image.reshape(-1, 3).T  # while it is in the processor's cache
+
+    return by_simplejpeg
+
+
 def jpegs_to_frames(
     files,  # the bytes of JPEG files, one per frame
     height,  # of every frame, pixels
     width,
 ):
     "Decode JPEG files to a uint8 tensor `(t, 3, h, w)`. Raises `ValueError` for bytes that are no such picture."
-    from torchvision.io import decode_jpeg, ImageReadMode  # not above: torchvision takes longer to load than torch
-
     for size in map(_jpeg_size, files):
         if size != (height, width):
             raise ValueError(f"has {size[0]}×{size[1]} pixels, the index says {height}×{width}" if size else
                              "is no JPEG picture")
-    frames = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
-    for k, file in enumerate(files):
+    frames, image = np.empty((len(files), 3, height, width), np.uint8), np.empty((height, width, 3), np.uint8)
+    decode_into = _jpeg_decoder()
+    for file, planes in zip(files, frames):
         try:
-            image: Any = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+            decode_into(file, planes, image)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"is no JPEG picture ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
-        frames.numpy()[k] = image.numpy()  # NumPy's copy is the faster one for single bytes
-    return frames
+    return torch.from_numpy(frames)
 
 # %% ../../nbs/5_data/02_decode.ipynb #4cd2610d
 def write_video(

@@ -272,14 +272,14 @@ def _check_content(content):
         if not is_good:
             raise ValueError(f"{entry} holds what cannot be")
 
-# %% ../../../nbs/5_data/05_pack_format.ipynb #c1d08543
+# %% ../../../nbs/5_data/05_pack_format.ipynb #ea28530b
 def is_pack(
     root,  # a folder
 ):
     "Is this the folder of a pack? Raises `PackError` for one that was not finished."
     if os.path.isfile(os.path.join(root, "pack.json")):
         return True
-    if os.path.isfile(os.path.join(root, "shard-000000.tar")):
+    if any(Path(root).glob("shard-*.tar")):  # of parts, the first may be missing
         raise PackError(f"{root}: packing was not finished. Run the same `be-nb pack` again: it goes on.")
     return False
 
