@@ -348,7 +348,7 @@ def _remove_leftovers_of(out, paths):
     if not paths:
         remove_leftovers(out)
 
-# %% ../../../nbs/5_data/06_pack_write.ipynb #c40453ed
+# %% ../../../nbs/5_data/06_pack_write.ipynb #31f85e2c
 def pack(
     root,  # folder of the videos (or holding them in videos/)
     splits,  # list name → list file or `Split`; or the names of list files in root: ("train.txt", "val.txt")
@@ -362,7 +362,7 @@ def pack(
     on_error="skip",  # a video that is missing or cannot be decoded: "skip" and report it, or "raise"
     part="",  # "I/N": only the I-th of N parts of the shards; a call without it joins them. Empty: everything
     progress=True,  # show a progress bar
-):
+) -> Any:  # a `PackReport`, of a part a `PartReport`
     """Decode every video of the lists once, in frame order, and store its frames in tar shards with an index.
 
     Returns a `PackReport`. Killed at any moment and run again, it goes on with the shards that are missing, damaged, or
