@@ -1,4 +1,4 @@
-"""Pieces in and out of order: tables against loops, pieces against slices, and a ghost that single frames get as well."""
+"""Pieces in and out of order: tables against loops, pieces against slices, a ghost that single frames get as well."""
 import itertools
 
 import pytest
