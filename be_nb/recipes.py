@@ -102,7 +102,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)", f"scenebias-{variant}")
 
-# %% ../nbs/7_training/03_recipes.ipynb #0d72f506
+# %% ../nbs/7_training/03_recipes.ipynb #8f8a6e4f
 PRETEXT: dict[str, Any] = dict(
                backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.0,
                brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, optimizer="sgd", lr=1e-3, weight_decay=5e-4,
@@ -119,6 +119,19 @@ for task, (title, data, epochs, plain, erased, own) in TASKS.items():
             f"{title}{' + BE' if ending else ''}, C3D, {DATA[data].title}",
             PretrainConfig(method=task, **PRETEXT | place | own | other),
             f"{reported} (Table 1)", f"scenebias-{task}{ending}")
+# other tasks, as their authors (VCP: a re-implementation) trained them: epochs, and what differs from the above
+UCF101: dict[str, Any] = dict(data=where("ucf101"), split=DATA["ucf101"].lists[0])
+LATER: dict[str, tuple[str, int, dict[str, Any]]] = {
+         "c3d-ucf101-vcp": ("vcp", 200, dict(frames=16, gap=8, lr=0.01, short="drop")),
+         "r3d18-ucf101-dpc": ("dpc", 300, dict(
+             backbone="r3d18", frames=5, stride=3, size=128, frame_size=(150, 200), grid=4, optimizer="adamw",
+             weight_decay=1e-5, batch_size=128, short="drop"))}
+for name, (task, epochs, own) in LATER.items():
+    own["steps"] = -(-epochs * DATA["ucf101"].videos // own.get("batch_size", PRETEXT["batch_size"]))
+    for ending, other in (("", dict[str, Any](distractor="none")), ("-be", {})):
+        RECIPES[f"{name}{ending}"] = Recipe(
+            f"{find_method(task).title}{' + BE' if ending else ''}, {NAMES[name.split('-')[0]]}, UCF101",
+            PretrainConfig(method=task, **PRETEXT | UCF101 | own | other), mini=f"scenebias-{task}{ending}")
 
 # %% ../nbs/7_training/03_recipes.ipynb #ff06e21d
 for name in METHODS:

@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #786a4add
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #24037fb8
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -31,6 +31,7 @@ METHODS = {
     "shuffle_learn": "be_nb.methods.sorting:ShuffleAndLearn",
     "opn": "be_nb.methods.sorting:OPN",
     "vcp": "be_nb.methods.vcp:VCP",
+    "dpc": "be_nb.methods.dpc:DPC",
 }
 
 
