@@ -236,7 +236,7 @@ def bench(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/8_studies/04_cli.ipynb #95f7b117
+# %% ../nbs/8_studies/04_cli.ipynb #1bc7e239
 def ladder(args: list[str]):
     "be-nb ladder --footage DIR [--rungs …]    ask one question on rungs from synthetic to real video"
     config = parse("ladder", LadderConfig, args, "Fill the cells that are missing, and draw what is there.")

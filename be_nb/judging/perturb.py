@@ -217,8 +217,8 @@ def striped_wall(
 def field_tests(stage, index, windows, other, other_windows, rng) -> dict:
     "`noise`, `stripes` and `foreign` of a video: uint8 (n, t, 3, h, w) each."
     real, mask = stage.shot(index, windows), stage.mask(index, windows)
-    made, size = {}, real.shape[-2:]
-    for key, wall in (("noise", noise_wall(*size, rng)), ("stripes", striped_wall(*size, rng))):
+    made, height, width = {}, real.shape[-2], real.shape[-1]
+    for key, wall in (("noise", noise_wall(height, width, rng)), ("stripes", striped_wall(height, width, rng))):
         made[key] = torch.stack([swap_background(clip, inside, wall) for clip, inside in zip(real, mask)])
     middle = other_windows[:, other_windows.shape[1] // 2, None]
     pose, there = stage.shot(other, middle), stage.mask(other, middle)
