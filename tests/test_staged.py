@@ -1,6 +1,7 @@
 """Actors before other scenes: what is dealt, what is joined, and what stays the same when only the scene changes."""
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,8 +125,9 @@ def test_stills_of_filmed_places(tmp_path):
 def test_a_cast_from_files(tmp_path):
     source = SceneBias("probe", size=4, side=60)
     write_folder(tmp_path, {"train.txt": source})
-    np.savez(tmp_path / "actor_masks.npz", **{f"train/{name}": np.packbits(source.mask(i).numpy(), axis=-1)
-                                              for i, name in enumerate(source.names)})
+    masks: dict[str, Any] = {f"train/{name}": np.packbits(source.mask(i).numpy(), axis=-1)
+                             for i, name in enumerate(source.names)}
+    np.savez(tmp_path / "actor_masks.npz", **masks)
     found = film_cast(tmp_path, "train.txt", (30, 30))
     for i in range(4):
         exact = torch.nn.functional.avg_pool2d(source.mask(i)[:, None].float(), 2)[:, 0]
@@ -141,7 +143,7 @@ def test_real_actors_are_cut_out(footage):
     if not (folder := Path(footage, "jhmdb-21")).is_dir():
         pytest.skip(f"no {folder}")
     whole = read_list(folder / "val.txt")
-    few = replace(whole, paths=whole.paths[:2], labels=whole.labels[:2], where=whole.where[:2])
+    few: Any = replace(whole, paths=whole.paths[:2], labels=whole.labels[:2], where=whole.where[:2])
     found = film_cast(folder, few, (30, 40))
     assert len(found.clips) == 2
     for clip, alpha in zip(found.clips, found.alphas):

@@ -213,11 +213,11 @@ def striped_wall(
     wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles * (np.cos(angle) * x + np.sin(angle) * y) + phase)
     return torch.from_numpy((255 * wave).round().astype(np.uint8)).expand(3, -1, -1).contiguous()
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #b3ec0a36
+# %% ../../nbs/6_judging/07_perturb.ipynb #e3ed9b20
 def field_tests(stage, index, windows, other, other_windows, rng) -> dict:
     "`noise`, `stripes` and `foreign` of a video: uint8 (n, t, 3, h, w) each."
     real, mask = stage.shot(index, windows), stage.mask(index, windows)
-    made, (height, width) = {}, real.shape[-2:]
+    made, height, width = {}, real.shape[-2], real.shape[-1]
     for key, wall in (("noise", noise_wall(height, width, rng)), ("stripes", striped_wall(height, width, rng))):
         made[key] = torch.stack([swap_background(clip, inside, wall) for clip, inside in zip(real, mask)])
     middle = other_windows[:, other_windows.shape[1] // 2, None]

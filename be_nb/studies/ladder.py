@@ -181,7 +181,7 @@ def judge_rung(
         scores["scene"] = linear_probe(x[fit], lists.scenes[fit], x[asked], lists.scenes[asked]).accuracy
     return scores
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #d00a38a9
+# %% ../../nbs/8_studies/03_ladder.ipynb #ddc7f18f
 WAYS: dict[str, dict[str, Any]] = {
     **{arm: ARMS[arm] for arm in ("random", "moco", "be", "distractor", "negative")},
     "triplet": dict(method="triplet"),
@@ -194,8 +194,9 @@ def supervise(
     lists: Lists,
 ) -> float:                    # accuracy in [0, 1]
     "The ceiling: the same network, clips and steps, with labels. Fitted and tested on the fair pair of lists."
+    own = ("split", "data_size", "on_error", "resume")
     same: dict[str, Any] = {key: getattr(settings, key) for key in annotations(FinetuneConfig)
-            if hasattr(settings, key) and key not in ("split", "data_size", "on_error", "resume")}
+                            if hasattr(settings, key) and key not in own}
     names = dict(probe="train.txt", test="val.txt", unbiased="unbiased.txt", swapped="swapped.txt")
     fit, asked = (name if settings.data == "scenebias" else names[name] for name in lists.fair)
     sizes = [len(lists.sources[name]) for name in lists.fair]
