@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #c15f769b
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #c42b79c3
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -27,6 +27,7 @@ METHODS = {
     "opn": "be_nb.methods.sorting:OPN",
     "vcp": "be_nb.methods.vcp:VCP",
     "dpc": "be_nb.methods.dpc:DPC",
+    "tcn": "be_nb.methods.tcn:TCN",
 }
 
 
