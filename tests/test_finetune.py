@@ -1,6 +1,7 @@
 """Fine-tuning: the ten-clip test by hand, frozen means frozen, resumed means equal, wrong lists mean no work."""
 import json
 import os
+import shutil
 import signal
 from fractions import Fraction
 
@@ -326,3 +327,25 @@ def test_the_authors_i3d_classifier_trains_and_resumes(tmp_path):
     assert result.model.head.linear.weight.shape == (6, 1024)  # 16 frames leave two times, and one mean of neighbours
     again = finetune(FinetuneConfig(**how, resume=True), progress=False)
     assert torch.equal(again.model.head.linear.weight, result.model.head.linear.weight)
+
+
+# --- the same videos, or not ----------------------------------------------------------------------------------------
+
+def test_fine_tuning_goes_on_with_a_moved_folder_and_not_with_other_labels(folder, tmp_path):
+    home, moved = tmp_path / "videos", tmp_path / "elsewhere"
+    shutil.copytree(folder, home)
+    how = dict(VIDEOS, steps=4, checkpoint_every=2, validate_every=2)
+    straight = small(tmp_path / "a", data=str(home), **how)
+    small(tmp_path / "b", data=str(home), **how)
+    for last in list_checkpoints(tmp_path / "b/run")[1:]:
+        last.unlink()  # as if it had been killed after step 2
+    shutil.move(home, moved)
+    resumed = small(tmp_path / "b", data=f"{moved}/../elsewhere", resume=True, **how)
+    assert same(straight.model.state_dict(), resumed.model.state_dict())
+
+    lines = (moved / "train.txt").read_text().splitlines()
+    (moved / "train.txt").write_text("\n".join([lines[0][:-1] + "1", *lines[1:]]))
+    kept = {path: path.read_bytes() for path in list_checkpoints(tmp_path / "b/run")}
+    with pytest.raises(ValueError, match="names, labels or lengths .* have changed"):
+        small(tmp_path / "b", data=str(moved), resume=True, **how)
+    assert {path: path.read_bytes() for path in list_checkpoints(tmp_path / "b/run")} == kept

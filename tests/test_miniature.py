@@ -81,3 +81,19 @@ def test_the_table_drops_no_arm():
     rows = [{"arm": arm, "rho": 0.9, **dict.fromkeys(miniature.COLUMNS, 0.5)} for arm in ("simclr-be", "be", "pace")]
     lines = miniature.table(rows).splitlines()[2:]
     assert [line.split(" |")[0] for line in lines] == ["| MoCo + BE", "| SimCLR + BE", "| pace prediction"]
+
+
+def test_runs_of_other_settings_are_neither_taken_nor_drawn(tmp_path, monkeypatch):
+    "`--steps 1`, then two steps: each is trained, each is found again, and pictures show those asked for."
+    small = dict(data_size=16, batch_size=4, queue_size=8, size=16, frames=4, warmup_steps=0, log_every=1, knn_every=0,
+                 amp="fp32", checks=False, progress=False)
+    monkeypatch.setattr(miniature, "judge", lambda *_, **__: dict.fromkeys(miniature.COLUMNS, 0.5))
+    run = lambda steps: miniature.run_arm("be", 0, 0, 0.9, str(tmp_path), {}, steps=steps, **small)
+    short, long = run(1), run(2)
+    assert (short["settings"]["steps"], long["settings"]["steps"]) == (1, 2) and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(miniature, "pretrain", None)  # nothing is trained again
+    assert run(1) == short and run(2) == long
+    folders = miniature.runs_of([long], tmp_path)
+    assert [len((folder / "history.jsonl").read_text().splitlines()) for folder in folders] == [2]
+    (folders[0] / "scores.json").write_text("{")  # a torn record belongs to nobody
+    assert miniature.runs_of([long], tmp_path) == []

@@ -252,6 +252,21 @@ def test_a_killed_export_leaves_what_can_be_loaded_and_is_completed_by_the_next(
     assert json.loads(card_path(path).read_text())["step"] == 8
 
 
+def test_a_full_disk_is_told_and_leaves_the_old_export(tmp_path):
+    "A real limit of the system: no file may grow beyond 100 KB, and the weights are larger."
+    a_run(tmp_path / "old", step=4), a_run(tmp_path / "new", step=8)
+    path = export(tmp_path / "old", tmp_path / "w.safetensors")
+    before = {p.name: p.read_bytes() for p in (path, card_path(path))}
+    code = ("import resource, sys; from be_nb import cli\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "cli.main(['export', '--checkpoint', sys.argv[1], '--out', sys.argv[2]])")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "new"), str(path)], capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and f"The export {path} could not be written: " in done.stderr
+    assert "Traceback" not in done.stderr and "Make room" in done.stderr
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
 def test_export_checks_everything_before_it_writes(tmp_path):
     a_run(tmp_path / "run")
     (tmp_path / "list.json").write_text("[1]")

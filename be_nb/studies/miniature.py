@@ -246,15 +246,23 @@ def table(
             lines.append(f"| {title} | " + " | ".join(f"{c.mean():.1f}{s}" for c, s in zip(cells, spread)) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #e0369d5f
+# %% ../../nbs/8_studies/01_miniature.ipynb #f0411c56
+def runs_of(
+    rows: list,  # what `run_arm` returned
+    out: Path,   # folder of the runs
+) -> list:       # their folders; others may lie beside them
+    "Where the networks of some rows were trained."
+    return [path.parent for path in sorted(out.glob("*/scores.json"))
+            if any(read_scores(path, row["settings"]) == row for row in rows)]
+
+
 def draw(
-    config: StudyConfig,  # where the runs are
-    sets: dict,           # sources by split, for the clips
+    rows: list,  # what `run_arm` returned
+    out: Path,   # folder of the runs
+    sets: dict,  # sources by split, for the clips
 ):
     "Write curves.png (loss and similarities of the trained arms) and clips.png (the same actors, two scenes) to `out`."
-    out = Path(config.out)
-    folders = [folder for folder in sorted(out.iterdir()) if (folder / "scores.json").exists()]
-    runs = {folder.name: read_history(folder / "history.jsonl") for folder in folders}
+    runs = {folder.name: read_history(folder / "history.jsonl") for folder in runs_of(rows, out)}
     runs = {name: rows for name, rows in runs.items() if rows}
     if runs:
         figure = curves(runs, keys=["loss", "accuracy", "positive", "queue"])
@@ -264,7 +272,7 @@ def draw(
     figure = strip(clips, n=10, titles=titles)
     write_atomically(out / "clips.png", lambda temporary: figure.savefig(temporary, format="png"))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #372adbde
+# %% ../../nbs/8_studies/01_miniature.ipynb #594eff38
 def study(
     config: StudyConfig | None = None,  # None: one seed of random, MoCo and MoCo + BE
 ) -> list:                              # rows as `run_arm` returns them
@@ -277,7 +285,7 @@ def study(
             rows.append(run_arm(arm, seed, data_seed, rho, config.out, sets, steps=config.steps))
     text = json.dumps(rows, indent=1)
     write_atomically(Path(config.out) / "rows.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
-    draw(config, sets)
+    draw(rows, Path(config.out), sets)
     return rows
 
 # %% ../../nbs/8_studies/01_miniature.ipynb #b3984f98
