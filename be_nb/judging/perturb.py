@@ -213,7 +213,7 @@ def striped_wall(
     wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles * (np.cos(angle) * x + np.sin(angle) * y) + phase)
     return torch.from_numpy((255 * wave).round().astype(np.uint8)).expand(3, -1, -1).contiguous()
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #a07e7ffb
+# %% ../../nbs/6_judging/07_perturb.ipynb #e3ed9b20
 def field_tests(stage, index, windows, other, other_windows, rng) -> dict:
     "`noise`, `stripes` and `foreign` of a video: uint8 (n, t, 3, h, w) each."
     real, mask = stage.shot(index, windows), stage.mask(index, windows)
