@@ -285,7 +285,7 @@ def rung_table(
             lines.append(f"| {rung_of(rung).title} | {title} | {len(group)} | " + " | ".join(text) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #be4e6d46
+# %% ../../nbs/8_studies/03_ladder.ipynb #531069d2
 def draw_ladder(
     rows: list,          # from `run_cell`
     key: str = "probe",  # of `COLUMNS`
@@ -300,15 +300,18 @@ def draw_ladder(
             values = list(found.get(rung, {}).values())
             above.plot([x] * len(values), values, "o", color=colour, alpha=0.4, markersize=4)
         spots = [(x, np.mean(list(found[rung].values()))) for x, rung in enumerate(rungs) if rung in found]
-        above.plot(*zip(*spots) if spots else ((), ()), "-", color=colour, marker="_", markersize=14, label=TITLES[arm])
+        if spots:
+            above.plot(*zip(*spots), "-", color=colour, marker="_", markersize=14, label=TITLES[arm])
     above.axhline(0, color="k", linewidth=0.8)
     above.set_ylabel(f"gain over MoCo\n{COLUMNS[key]}, points")
-    above.legend(fontsize=7)
+    if above.get_legend_handles_labels()[1]:
+        above.legend(fontsize=7)
     colours = {"random": "0.7", "moco": "tab:orange", "be": "tab:blue", "triplet": "tab:purple", "supervised": "k"}
     for arm, colour in colours.items():
         means = [(x, np.mean(v)) for x, rung in enumerate(rungs)
                  if (v := [100 * r[key] for r in rows if (r["rung"], r["arm"]) == (rung, arm) and key in r])]
-        below.plot(*zip(*means) if means else ((), ()), "o-", color=colour, label=TITLES.get(arm, "supervised"))
+        if means:
+            below.plot(*zip(*means), "o-", color=colour, label=TITLES.get(arm, "supervised"))
     chances = [100 * next(r["chance"] for r in rows if r["rung"] == rung) for rung in rungs]
     below.plot(range(len(rungs)), chances, "k:", label="largest class")
     below.set(ylabel=f"{COLUMNS[key]}, %", ylim=(0, 100))
