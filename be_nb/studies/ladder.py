@@ -285,7 +285,7 @@ def rung_table(
             lines.append(f"| {rung_of(rung).title} | {title} | {len(group)} | " + " | ".join(text) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #531069d2
+# %% ../../nbs/8_studies/03_ladder.ipynb #be2d7be1
 def draw_ladder(
     rows: list,          # from `run_cell`
     key: str = "probe",  # of `COLUMNS`
