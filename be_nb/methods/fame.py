@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['colours', 'movement', 'blur', 'foreground', 'fuse', 'FAME']
 
-# %% ../../nbs/2_methods/15_fame.ipynb #68318ff5
+# %% ../../nbs/2_methods/15_fame.ipynb #08ce9ffa
 from dataclasses import dataclass
 
 import torch
-from torchvision.transforms.functional import gaussian_blur
 
 from ..augment import IMAGENET_MEAN, IMAGENET_STD
 from ..config import Fraction
@@ -17,7 +16,7 @@ from ..machine.device import own_rows
 from .base import Views
 from ..moco import contrast, MoCo, MoCoCard
 
-# %% ../../nbs/2_methods/15_fame.ipynb #bdebae60
+# %% ../../nbs/2_methods/15_fame.ipynb #96d27c9e
 def colours(clips: torch.Tensor) -> torch.Tensor:
     "Normalised (b, 3, t, h, w) → colours from 0 to 1; unlike `denormalize` no GPU has to wait for it."
     return torch.stack([clips[:, i] * s + m for i, (m, s) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD))], 1)
@@ -30,6 +29,8 @@ def movement(clips: torch.Tensor) -> torch.Tensor:
 
 def blur(maps: torch.Tensor) -> torch.Tensor:
     "(b, h, w) → the same, with a Gaussian of a tenth of the side."
+    from torchvision.transforms.functional import gaussian_blur  # not above: recipes look at all methods
+
     size = int(0.1 * maps.shape[-1]) // 2 * 2 + 1
     return gaussian_blur(maps[:, None], [size, size], [size / 3, size / 3])[:, 0]
 
