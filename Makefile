@@ -39,7 +39,7 @@ fast: $(READY)  ## the tests that pytest.ini calls fast, the floors among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fast --timeout 300 tests
 
 test: $(READY)  ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --timeout 900 --durations 12 tests
 
 lab: $(READY)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb

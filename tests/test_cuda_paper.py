@@ -49,7 +49,7 @@ def test_a_step_never_waits(name, gradients_on_paper):
     assert metrics["loss"].device == DEVICE and all(m.device == DEVICE and m.ndim == 0 for m in metrics.values())
 
 
-FULL = sorted({(r.config.backbone, r.config.method, r.config.negative): name for name, r in RECIPES.items()
+FULL = sorted({(r.config.backbone, r.config.method): name for name, r in RECIPES.items()
                if isinstance(r.config, PretrainConfig) and set_of(r.config.data)}.values())
 
 

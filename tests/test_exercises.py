@@ -56,7 +56,7 @@ def test_glossary_leads_to_lessons():
     assert len(terms) == len(set(terms))
 
 
-@pytest.mark.parametrize("name", ["1_core/05_distractor", "2_methods/01_a_method_in_forty_lines"])
+@pytest.mark.parametrize("name", ["1_core/05_distractor"])
 def test_lesson_runs_as_a_script(name, tmp_path):
     "Plain Python, no kernel: a cell's last expression is evaluated and not shown, as in a script."
     nb = notebooks.read(ROOT / f"nbs/{name}.ipynb")
