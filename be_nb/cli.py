@@ -245,11 +245,15 @@ def bias(args: list[str]):
 
     run(config)
 
-# %% ../nbs/8_studies/04_cli.ipynb #e5427884
+# %% ../nbs/8_studies/04_cli.ipynb #42ab1cd5
+def recipe_first(args: list[str]) -> list:
+    "The words with a bare first one as the value of `--recipe`."
+    return ["--recipe", *args] if args and not args[0].startswith("-") else args
+
+
 def bench(args: list[str]):
     "be-nb bench [RECIPE] [--flag value …]    measure the parts of a training step beside what the machine can do"
-    named = bool(args) and not args[0].startswith("-")
-    config = parse("bench [RECIPE]", BenchConfig, ["--recipe", *args] if named else args,
+    config = parse("bench [RECIPE]", BenchConfig, recipe_first(args),
                    "Measure the parts of a training step beside what the machine can do, and name the slowest.")
     from be_nb.studies.bench import bench as run
 
@@ -258,8 +262,7 @@ def bench(args: list[str]):
 
 def plan(args: list[str]):
     "be-nb plan [RECIPE] [--flag value …]    say what a run will need: memory, hours, disk, loader processes"
-    named = bool(args) and not args[0].startswith("-")
-    config = parse("plan [RECIPE]", PlanConfig, ["--recipe", *args] if named else args,
+    config = parse("plan [RECIPE]", PlanConfig, recipe_first(args),
                    "Take a step of a recipe on paper, and say what the run will need.")
     from be_nb.studies.plan import plan as run
 

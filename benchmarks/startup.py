@@ -64,5 +64,7 @@ if __name__ == "__main__":
     for name, row in result.items():
         print(f"{name:45s} {row['seconds']:6.2f} s  {row['ratio']:5.2f} × import torch")
     if options.out:
-        record = {"python": sys.version.split()[0], "repeats": options.repeats, "rows": result}
+        from be_nb.machine.device import machine
+
+        record = {"python": sys.version.split()[0], "machine": machine(), "repeats": options.repeats, "rows": result}
         Path(options.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")

@@ -13,6 +13,15 @@ needs_bf16 = pytest.mark.skipif(not bf16_is_safe(torch.device("cpu")), reason="a
 FOOTAGE = Path(os.environ.get("BE_NB_FOOTAGE", ROOT.parent / "shared" / "data"))
 
 
+class Map(torch.nn.Module):
+    "A backbone whose map is the clip itself."
+
+    feature_dim = 3
+
+    def features(self, clips):
+        return clips
+
+
 def pytest_addoption(parser):
     parser.addini("fast", "files and tests that `make check` runs", type="linelist")
 

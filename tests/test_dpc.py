@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import Map
 from torch import nn
 
 from be_nb.augment import Augment
@@ -12,15 +13,6 @@ from be_nb.distractor import Distractor
 from be_nb.methods.base import Batch, Views, Windows
 from be_nb.methods.dpc import dense_nce, DPC, hits
 from be_nb.settings import PretrainConfig
-
-
-class Map(nn.Module):
-    "A backbone whose map is the clip itself."
-
-    feature_dim = 3
-
-    def features(self, clips):
-        return clips
 
 
 def generator(seed=0):

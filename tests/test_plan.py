@@ -18,7 +18,8 @@ from be_nb.methods import METHODS
 from be_nb.recipes import recipe, RECIPES
 from be_nb.settings import FinetuneConfig, PretrainConfig
 from be_nb.studies import plan as planning
-from be_nb.studies.plan import CARDS, loader_processes, measured_rates, pack_bytes, plan, room, step_seconds, trace
+from be_nb.studies.plan import (CARDS, loader_processes, measured_rates, pack_bytes, plan, PRIME, room, step_seconds,
+                                trace)
 from be_nb.training.run import restore
 from be_nb.training.step import train_step
 
@@ -180,3 +181,11 @@ def test_the_command(capsys, tmp_path):
         with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as err:
             cli.main(line.split())
         assert told in err.getvalue() and err.getvalue().count("\n") == 1
+
+
+def test_the_classifier_of_a_recipe_is_planned():
+    "The authors' head of I3D reads three times of 32 frames; weights and two moments of AdamW are in the book."
+    how = dict(backbone="i3d", frames=32, size=32, frame_size=(40, 40), data="videos", classes=101, amp="fp32")
+    known = {kind: trace(FinetuneConfig(classifier=kind, **how)).before for kind in ("linear", "authors")}
+    fixed = {kind: int(sizes[sizes % PRIME != 0].sum()) for kind, sizes in known.items()}
+    assert fixed["authors"] - fixed["linear"] == 3 * 4 * (3 * 1024 * 101 - (1024 * 101 + 101))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from conftest import Map
 from torch import nn
 
 from be_nb.augment import Augment
@@ -19,15 +20,6 @@ from be_nb.settings import PretrainConfig
 quickly = settings(max_examples=25, deadline=None)
 PLAIN: dict[str, Any] = dict(distractor="none", crop=(1., 1.), size=30, amp="fp32", brightness=0, contrast=0,
                              saturation=0, hue=0)
-
-
-class Map(nn.Module):
-    "A backbone whose map is the clip itself."
-
-    feature_dim = 3
-
-    def features(self, clips):
-        return clips
 
 
 def numbers(frames, batch=2):

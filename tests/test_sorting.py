@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from conftest import Map
 
 from be_nb.augment import Augment
 from be_nb.distractor import Distractor
@@ -13,15 +13,6 @@ from be_nb.settings import PretrainConfig
 
 KINDS = {"shuffle_learn": ShuffleAndLearn, "opn": OPN}
 each = pytest.mark.parametrize("name", KINDS)
-
-
-class Map(nn.Module):
-    "A backbone whose map is the clip itself."
-
-    feature_dim = 3
-
-    def features(self, clips):
-        return clips
 
 
 def generator(seed=0):

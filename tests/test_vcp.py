@@ -3,20 +3,11 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from conftest import Map
 
 from be_nb.methods.base import Batch, Windows
 from be_nb.methods.vcp import mix_space, mix_time, OPTIONS, turn, VCP
 from be_nb.settings import PretrainConfig
-
-
-class Map(nn.Module):
-    "A backbone whose map is the clip itself."
-
-    feature_dim = 3
-
-    def features(self, clips):
-        return clips
 
 
 def random(batch, seed=0):

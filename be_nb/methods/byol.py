@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['regression', 'bn_mlp', 'BYOL']
 
-# %% ../../nbs/2_methods/11_byol.ipynb #bf9810e7
+# %% ../../nbs/2_methods/11_byol.ipynb #1c3744bd
 import copy
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import nn
 from ..config import Config, Count, NonNegative, Share
 from ..losses import unit
 from .base import Method, MethodCard, Views
-from .pretext import consistency
+from .pretext import add_consistency
 from ..moco import momentum_update
 
 # %% ../../nbs/2_methods/11_byol.ipynb #792fb62f
@@ -59,7 +59,7 @@ class BYOLCard(MethodCard):
         "Two views learn; the target looks at both, but for SimSiam's without a distractor; a clean map learns."
         return 6 + 2 * (config.target == "slow" or config.distractor != "none") + 3 * (config.beta > 0)
 
-# %% ../../nbs/2_methods/11_byol.ipynb #a319c02c
+# %% ../../nbs/2_methods/11_byol.ipynb #586bc392
 class BYOL(BYOLCard, Method):
     """BYOL on clips, with target="shared" SimSiam: each view predicts the target's embedding of the other.
 
@@ -109,8 +109,7 @@ class BYOL(BYOLCard, Method):
         metrics = {"positive": 1 - loss.detach() / 2}
         if not self.beta:
             return loss, metrics
-        be, relative = consistency(self.backbone.features(clean[0]), maps[0])
-        return loss + self.beta * be, metrics | {"be": be.detach(), "be_relative": relative}
+        return add_consistency(loss, metrics, self.beta, self.backbone.features(clean[0]), maps[0])
 
     def after_step(self, progress=0.0):
         "Move the slow copy, by a momentum that rises to 1 along half a cosine: once after each optimiser step."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['differences', 'broken', 'cross_views', 'IIC']
 
-# %% ../../nbs/2_methods/13_iic.ipynb #150eae11
+# %% ../../nbs/2_methods/13_iic.ipynb #155699cc
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from ..config import Config, Count, Positive
 from ..losses import unit
 from .base import Method, MethodCard, projection, Views
+from .order import take_frames
 
-# %% ../../nbs/2_methods/13_iic.ipynb #811e624b
+# %% ../../nbs/2_methods/13_iic.ipynb #edeaae2a
 def differences(clips: torch.Tensor) -> torch.Tensor:
     "float (b, c, t, h, w) → the same shape: half of what changed since the last frame; the first one stands twice."
     return torch.cat([clips[:, :, :2].diff(dim=2), clips.diff(dim=2)], 2) / 2
@@ -37,8 +38,7 @@ def broken(
         other, quarters = (one + 1 + (u[:, 1] * 3).long()) % 4, torch.arange(4).repeat(len(u), 1)
         quarters.scatter_(1, one[:, None], other[:, None]).scatter_(1, other[:, None], one[:, None])
         order = (quarters[:, :, None] * (t // 4) + torch.arange(t // 4)).flatten(1)
-    order = order.to(clips.device, non_blocking=True)[:, None, :, None, None]
-    return clips.gather(2, order.expand(-1, clips.shape[1], -1, *clips.shape[3:]))
+    return take_frames(clips, order)
 
 # %% ../../nbs/2_methods/13_iic.ipynb #5acc0ea5
 def cross_views(

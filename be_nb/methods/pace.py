@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pace']
 
-# %% ../../nbs/2_methods/08_pace.ipynb #1068ff56
+# %% ../../nbs/2_methods/08_pace.ipynb #2632b04e
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,9 +13,10 @@ import torch
 
 from ..config import Range
 from .base import Windows
+from .order import take_frames
 from .pretext import Pretext
 
-# %% ../../nbs/2_methods/08_pace.ipynb #054f6a2b
+# %% ../../nbs/2_methods/08_pace.ipynb #72ad933e
 class Pace(Pretext):
     """How fast is the video played? (Wang et al., ECCV 2020.)
 
@@ -47,6 +48,5 @@ class Pace(Pretext):
         frames = (window.shape[2] - 1) // self.classes + 1
         pace = (u[:, 0] * self.classes).long() + 1
         start = (u[:, 1] * (window.shape[2] - (frames - 1) * pace)).long()
-        shown = (start[:, None] + pace[:, None] * torch.arange(frames)).to(window.device, non_blocking=True)
-        clips = window.gather(2, shown[:, None, :, None, None].expand(-1, window.shape[1], -1, *window.shape[3:]))
+        clips = take_frames(window, start[:, None] + pace[:, None] * torch.arange(frames))
         return clips[:, None], (pace - 1).to(window.device, non_blocking=True)

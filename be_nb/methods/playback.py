@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SpeedNet', 'Arrow']
 
-# %% ../../nbs/2_methods/20_playback.ipynb #42a16a12
+# %% ../../nbs/2_methods/20_playback.ipynb #8d89bc8a
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,6 +13,7 @@ import torch
 
 from ..config import Range
 from .base import Windows
+from .order import take_frames
 from .pretext import Pretext
 
 # %% ../../nbs/2_methods/20_playback.ipynb #5a78d121
@@ -24,7 +25,7 @@ def two_forms(
     questions = torch.stack([first, second], 1).flatten(0, 1)[:, None]
     return questions, torch.arange(2, device=first.device).repeat(len(first))
 
-# %% ../../nbs/2_methods/20_playback.ipynb #e20be179
+# %% ../../nbs/2_methods/20_playback.ipynb #53c74220
 class SpeedNet(Pretext):
     """Is the clip sped up? Each window at speed 1 and at `speed` (Benaim et al., CVPR 2020).
 
@@ -55,9 +56,7 @@ class SpeedNet(Pretext):
         fast = window[:, :, ::self.speed]
         u = batch.rows(lambda n, draw: torch.rand(n, generator=draw), len(window))
         start = (u * (window.shape[2] - fast.shape[2] + 1)).long()
-        shown = (start[:, None] + torch.arange(fast.shape[2])).to(window.device, non_blocking=True)
-        normal = window.gather(2, shown[:, None, :, None, None].expand_as(fast))
-        return two_forms(normal, fast)
+        return two_forms(take_frames(window, start[:, None] + torch.arange(fast.shape[2])), fast)
 
     def pool(self, maps):
         "(n, d, t', h', w') → (n, d): the largest value over space, the mean over time."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['play', 'halves', 'ranking', 'RSPNet']
 
-# %% ../../nbs/2_methods/14_rspnet.ipynb #a022861c
+# %% ../../nbs/2_methods/14_rspnet.ipynb #121116ab
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -17,18 +17,17 @@ from ..config import Config, Count, Positive, Range, Share
 from ..losses import unit
 from ..machine.device import own_rows
 from .base import MethodCard, Views, Windows
+from .order import take_frames
 from ..moco import contrast, MomentumEncoders, Queue
 
-# %% ../../nbs/2_methods/14_rspnet.ipynb #dced1b34
+# %% ../../nbs/2_methods/14_rspnet.ipynb #30356d48
 def play(
     windows: torch.Tensor,  # (b, c, 2t − 1, h, w)
-    fast: torch.Tensor,     # bool (b,): every second frame, or the first ones
+    fast: torch.Tensor,     # bool (b,), on the CPU: every second frame, or the first ones
 ) -> torch.Tensor:          # (b, c, t, h, w)
     "Clips at one of two speeds."
     t = (windows.shape[2] + 1) // 2
-    shown = torch.arange(t) * (1 + fast.cpu().long())[:, None]
-    shown = shown.to(windows.device, non_blocking=True)[:, None, :, None, None]
-    return windows.gather(2, shown.expand(-1, windows.shape[1], -1, *windows.shape[3:]))
+    return take_frames(windows, torch.arange(t) * (1 + fast.long())[:, None])
 
 
 def halves(both: torch.Tensor) -> list:

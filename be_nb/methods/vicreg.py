@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['off_diagonal', 'vicreg', 'barlow', 'VICReg']
 
-# %% ../../nbs/2_methods/12_vicreg.ipynb #6ac3d5b1
+# %% ../../nbs/2_methods/12_vicreg.ipynb #876f17e5
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from ..config import Config, Count, NonNegative
 from ..losses import unit
 from .base import Method, MethodCard, Views
 from .byol import bn_mlp
-from .pretext import consistency
+from .pretext import add_consistency
 
 # %% ../../nbs/2_methods/12_vicreg.ipynb #801e1735
 def off_diagonal(square: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class VICRegCard(MethodCard):
         "Two views learn; with beta the clean copy of the first as well."
         return 6 + 3 * (config.beta > 0)
 
-# %% ../../nbs/2_methods/12_vicreg.ipynb #00bd0668
+# %% ../../nbs/2_methods/12_vicreg.ipynb #93ad635b
 class VICReg(VICRegCard, Method):
     """VICReg on clips (Bardes et al., 2022), and with rule="barlow" Barlow Twins (Zbontar et al., 2021).
 
@@ -108,5 +108,4 @@ class VICReg(VICRegCard, Method):
         self.watch(unit(first - first.mean(0)), unit(second - second.mean(0)))
         if not self.beta:
             return loss, metrics
-        be, relative = consistency(self.backbone.features(clean), maps[0])
-        return loss + self.beta * be, metrics | {"be": be.detach(), "be_relative": relative}
+        return add_consistency(loss, metrics, self.beta, self.backbone.features(clean), maps[0])

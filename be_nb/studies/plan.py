@@ -6,7 +6,7 @@
 __all__ = ['PRIME', 'CARDS', 'MATRIX_SHARE', 'COPY_SHARE', 'RESERVED', 'FILLED', 'MEAN_FRAMES', 'DECODED', 'Trace', 'pieces_of',
            'trace', 'Card', 'room', 'step_seconds', 'measured_rates', 'pack_bytes', 'loader_processes', 'Plan', 'plan']
 
-# %% ../../nbs/7_training/11_plan.ipynb #e6edc8bd
+# %% ../../nbs/7_training/11_plan.ipynb #39d6a0f7
 import json
 import math
 import weakref
@@ -30,7 +30,7 @@ from ..machine.files import write_atomically
 from ..methods.base import augmentation
 from ..recipes import recipe
 from ..settings import FinetuneConfig, PlanConfig, PretrainConfig
-from ..training.classifier import Classifier
+from ..training.classifier import build_classifier
 from ..training.finetune import finetune_step
 from ..training.run import restore
 from ..training.step import build_optimizer, train_step
@@ -116,7 +116,7 @@ class Trace:
             low, high = (middle, high) if self.peak(middle * pieces) <= room else (low, middle)
         return low * pieces
 
-# %% ../../nbs/7_training/11_plan.ipynb #2ab14097
+# %% ../../nbs/7_training/11_plan.ipynb #a2d9528a
 @contextmanager
 def as_on_a_gpu():
     "Within, this machine decides like one that is fast in bfloat16. Nothing is computed there, so nothing is wrong."
@@ -146,8 +146,8 @@ def step_of(config, ledger):
     with as_on_a_gpu():
         if isinstance(config, FinetuneConfig):
             torch.manual_seed(config.seed)
-            model: Any = Classifier(create_backbone(config.backbone or "i3d"), config.classes or 101, config.dropout,
-                                    config.freeze).train()
+            network = config.backbone or "i3d"
+            model: Any = build_classifier(network, create_backbone(network), config.classes or 101, config).train()
             shape, augment = (config.batch_size, config.frames), augmentation(config)
         else:
             model = restore(config, Path(), torch.device("cpu"), None).method
