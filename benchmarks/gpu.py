@@ -29,7 +29,9 @@ import tempfile
 import time
 import traceback
 import types
+from concurrent.futures import as_completed, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,15 @@ FULL = dict(cases=["r3d18:64x16x112", "i3d:32x16x112", "i3d:8x16x224", "c3d:16x1
             losses_case="r3d18:32x16x112", memory=["r3d18:32x16x112", "i3d:8x16x224", "c3d:16x16x112"],
             workers=[1, 2, 4, 8, 16], loader=dict(backbone="i3d", batch_size=32), batches=12,
             train=dict(backbone="r3d18", frames=16, size=112, batch_size=64, warmup_steps=100, queue_size=512),
-            seeds=3, least_seconds=45, readers=14, most_steps=6000)
+            seeds=3, least_seconds=45, readers=14, most_steps=6000, later=120,
+            ladder=dict(seeds=[0, 1, 2], arms=["random", "moco", "be", "triplet", "supervised"], at_once=8, steps=1000,
+                        change=["frames=16", "size=48", "frame_size=[56, 75]"]))
 TINY = dict(cases=["tiny:4x4x16"], repeats=1, losses=2, losses_case="tiny:4x4x16", memory=["tiny:4x4x16"],
             workers=[0, 1], loader=dict(backbone="tiny", batch_size=2, frames=2, size=16), batches=2,
             train=dict(backbone="tiny", frames=2, size=16, batch_size=2, warmup_steps=1, queue_size=8),
-            seeds=1, least_seconds=1, readers=0, most_steps=2)
+            seeds=1, least_seconds=1, readers=0, most_steps=2, later=0,
+            ladder=dict(seeds=[0], arms=["random", "be"], at_once=2, steps=1, videos=12,
+                        change=["frames=2", "size=16", "batch_size=2", "queue_size=8", "warmup_steps=0"]))
 FRAME = 112, 149  # of the pack; what comes from it is cut to 112² or less
 ARMS = {"moco": dict(distractor="none", negative="other_video"), "be": {}}
 SLOW = ("with compile",)  # contestants of step.py that take minutes; the part `losses` compiles once
@@ -372,7 +378,7 @@ def pretraining(session):
     yield
     probe = run("be", -1, 20 if not session.rehearse else 1)[1]
     start_up = probe["train_seconds"] / 2
-    budget = session.left() - 20
+    budget = session.left() - 20 - sizes["later"]
     seeds = max(1, min(sizes["seeds"], int(budget / 2 / (sizes["least_seconds"] + judging + start_up))))
     each = budget / (2 * seeds) - judging - start_up
     count = max(1, min(sizes["most_steps"], int(0.9 * each * probe["clips_per_second"] / config.batch_size)))
@@ -390,8 +396,51 @@ def pretraining(session):
             yield
 
 
+def make_small_packs(footage, out):
+    """A pack of each set in a folder of its name, frames of the size that the ladder looks at."""
+    if sys.modules["av"].__version__ == "0":
+        write.encode_video = encode_with_opencv
+    for folder in sorted(Path(footage, "videos").iterdir()):
+        write.pack(str(folder), ("train.txt", "val.txt"), str(Path(out, folder.name)), short_side=56, progress=False)
+
+
+CELLS = "from be_nb.studies.ladder import ladder, LadderConfig; ladder(LadderConfig(**gpu.json.loads(sys.argv[2])))"
+
+
+def ladder(session):
+    """Cells of the ladder, many small runs at once on one GPU: SceneBias, and every set of the footage as it is."""
+    if not session.allows("ladder", 60):
+        return
+    sizes = dict(session.sizes["ladder"])
+    sets, out, rungs = Path(session.scratch.name, "sets"), Path(session.scratch.name, "ladder"), ["scenebias"]
+    if session.footage:
+        packed = elsewhere("gpu.make_small_packs(*sys.argv[2:4])", session.left(), session.footage, str(sets))
+        if packed.returncode:
+            raise RuntimeError(packed.stderr.strip().splitlines()[-1])
+        rungs += sorted(folder.name for folder in sets.iterdir())
+    found = session.record["ladder"] = {"settings": session.sizes["ladder"], "rungs": rungs, "rows": [], "faults": []}
+    seeds, arms, at_once = (sizes.pop(key) for key in ("seeds", "arms", "at_once"))
+    shared = sizes | dict(footage=str(sets) if session.footage else "", rungs=rungs, out=str(out),
+                          device=str(session.device))
+
+    def run(seed, arm):
+        cells = json.dumps(shared | dict(seeds=[seed], arms=[arm]))
+        try:
+            done = elsewhere(CELLS, max(1, session.left() - 5), cells)
+        except subprocess.TimeoutExpired:
+            return f"{arm}, seed {seed}: the time was over"
+        return done.returncode and f"{arm}, seed {seed}: {done.stderr.strip().splitlines()[-1]}"
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for fault in as_completed([pool.submit(run, *job) for job in product(seeds, arms)]):
+            if fault.result():
+                found["faults"].append(fault.result())
+            found["rows"] = [json.loads(file.read_text(encoding="utf8")) for file in sorted(out.glob("*/cell.json"))]
+            yield
+
+
 PARTS = {"about": about, "tests": gpu_tests, "speed": speed, "losses": losses, "memory": memory, "pack": pack,
-         "loader": loader, "pretraining": pretraining}
+         "loader": loader, "pretraining": pretraining, "ladder": ladder}
 
 
 def run_parts(session, names):

@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'find_arm', 'cross_probe', 'judge', 'judge_sets', 'StudyConfig', 'table',
            'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #2260a58c
+# %% ../../nbs/8_studies/01_miniature.ipynb #57581512
 import hashlib
 import json
 import sys
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from ..saving.weights import load
 from ..machine.files import write_atomically
@@ -214,7 +213,7 @@ def run_arm(
     write_atomically(record, lambda temporary: temporary.write_text(json.dumps(row, indent=1), encoding="utf8"))
     return row
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #29113c90
+# %% ../../nbs/8_studies/01_miniature.ipynb #6fd565c6
 @dataclass
 class StudyConfig:
     "Which arms to run. The defaults are `make pretrain`; more seeds make it the study of the results page."
@@ -223,7 +222,7 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0,)        # seeds of training
     data_seeds: tuple[int, ...] = (0,)   # seeds of the set
     rhos: tuple[float, ...] = (0.9,)     # correlations of scene and class
-    steps: int = 1000                    # steps of every trained arm that does not bring its own
+    steps: int = 500                     # steps of every trained arm that does not bring its own; the study: 1000
     out: str = "runs/miniature"          # folder of the runs; finished arms in it are not run again
 
     def __post_init__(self):
@@ -288,15 +287,17 @@ def study(
     draw(rows, Path(config.out), sets)
     return rows
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #b3984f98
+# %% ../../nbs/8_studies/01_miniature.ipynb #59f6ac42
 def main():
     "`python -m be_nb.studies.miniature`: what `make pretrain` runs."
+    import tyro  # not above: the arms are also run where there is no command line
+
     config = tyro.cli(StudyConfig, prog="python -m be_nb.studies.miniature")
     runs = len(config.arms) * len(config.seeds) * len(config.data_seeds) * len(config.rhos)
     print(f"SceneBias: six motions before six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(find_arm(arm)[0] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"The three default ones take about 4 minutes on 2 free CPU cores with AVX-512, about 9 on 2 without. "
+          f"The three default ones take about 2 minutes on 2 free CPU cores with AVX-512, about 5 on 2 without. "
           f"Stop it whenever you like, by Ctrl-C: the same command goes on.\nThe loss of MoCo begins near 0, climbs "
           f"while real clips take the place of the noise in the queue, and then falls.\n"
           f"Machine: {machine(pick_device())}\n")
