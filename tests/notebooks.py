@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import warm
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +78,16 @@ def clean(nb, name):
     return nb
 
 
-def execute(nb, folder, timeout=600):
+class WarmKernel(AsyncKernelManager):
+    """A kernel that starts at once, see `warm.py`; an ordinary one on systems that lack what it needs."""
+
+    def format_kernel_cmd(self, extra_arguments=None):
+        if not hasattr(os, "pidfd_open"):
+            return super().format_kernel_cmd(extra_arguments)
+        return [sys.executable, "-S", warm.__file__, warm.server(), self.connection_file]
+
+
+def execute(nb, folder, timeout=600, kernels=AsyncKernelManager):
     """Run every cell in a fresh kernel, in the folder of the notebook, as JupyterLab does; raise at the first error."""
     skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code"
                and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
@@ -86,7 +97,7 @@ def execute(nb, folder, timeout=600):
         run.cells[i] = nbformat.v4.new_raw_cell("")
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
            "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3",
+    NotebookClient(run, timeout=timeout, kernel_name="python3", kernel_manager_class=kernels,
                    resources={"metadata": {"path": str(folder)}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
