@@ -95,12 +95,15 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "ucf101")]:
 
 # %% ../nbs/7_training/03_recipes.ipynb #337ba8de
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
-                          ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
+                          ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5"),
+                          *((name, "") for name in ("background_patching", "inter_mean", "merged_background"))):
     RECIPES[f"scenebias-{variant}"] = Recipe(
         f"MoCo + BE with the distractor {variant}, built-in set", PretrainConfig(distractor=variant))
     RECIPES[f"i3d-ucf101-{variant}"] = Recipe(
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
-        f"{reported} (Table 4)", f"scenebias-{variant}")
+        f"{reported} (Table 4)" if reported else "–", f"scenebias-{variant}")
+RECIPES["scenebias-3-negatives"] = Recipe("MoCo + BE with three intra-video negatives, built-in set",
+                                          PretrainConfig(negatives=3))
 
 # %% ../nbs/7_training/03_recipes.ipynb #8f8a6e4f
 PRETEXT: dict[str, Any] = dict(

@@ -479,7 +479,7 @@ def test_embeddings_have_length_one_and_full_precision_under_autocast():
     (lambda: make(temperature=0)(Batch(videos())), "temperature"),
     (lambda: make()(Batch(videos(windows=1))), "windows=2"),
     (lambda: make()(Batch(videos()[:, 0])), r"\(b, windows, t, c, h, w\)"),
-    (lambda: make(negative="other_video")(Batch(videos(batch=1))), "two or more"),
+    (lambda: make(negative="other_video")(Batch(videos(batch=1))), "2 or more"),
 ])
 def test_mistakes_are_refused_with_advice(mistake, says):
     with pytest.raises(ValueError, match=says):

@@ -138,14 +138,16 @@ class Views(ViewMaker):
     "What a method sees of a batch: Background Erasing, written once (Wang et al., arXiv 2009.05769, section 3)."
 
     def __init__(self, augment: nn.Module | None = None, distractor: nn.Module | None = None,
-                 negative: str = "intra_video"):  # one of NEGATIVES
+                 negative: str = "intra_video",  # one of NEGATIVES
+                 negatives: int = 1):            # how many for each video
         super().__init__(augment, distractor)
-        self.kind = check_choice("negative", negative, NEGATIVES)
+        self.kind, self.negatives = check_choice("negative", negative, NEGATIVES), negatives
 
     @classmethod
     def from_config(cls, config):
         "The views that a `PretrainConfig` asks for."
-        return cls(augmentation(config), Distractor(config.distractor, config.gamma), config.negative)
+        return cls(augmentation(config), Distractor(config.distractor, config.gamma), config.negative,
+                   getattr(config, "negatives", 1))
 
     def clean(self, batch: Batch, window: int = 0) -> torch.Tensor:
         "A window of each video, augmented: float (b, c, t, h, w)."
@@ -156,14 +158,16 @@ class Views(ViewMaker):
         return self.distract(self.clean(batch, window), batch)
 
     def negative(self, batch: Batch) -> torch.Tensor | None:
-        "The extra negative of each video, augmented: its last window, that of the next video, or None."
+        "The n extra negatives (n·b, …), window by window: a video's last windows, those of the next ones, or None."
+        n = self.negatives
         if self.kind == "none":
             return None
-        if self.kind == "other_video":
-            if len(batch) * world_size() < 2:
-                raise ValueError("negative='other_video' takes the next video of the batch: it needs two or more.")
-            return self.view(own_rows(gather(batch.window()).roll(1, 0)), batch)
-        return self.clean(batch, max(1, batch.clips.shape[1] - 1))
+        if self.kind == "intra_video":
+            return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
+        if len(batch) * world_size() <= n:
+            raise ValueError(f"negative='other_video' takes the next videos of the batch: it needs {n + 1} or more.")
+        near = gather(batch.window())
+        return torch.cat([self.view(own_rows(near.roll(1 + k, 0)), batch) for k in range(n)])
 
 # %% ../../nbs/1_core/08_method.ipynb #ea7b6dba
 class MethodCard:
@@ -190,8 +194,9 @@ class MethodCard:
 
     @classmethod
     def windows(cls, config) -> Windows:
-        "What it wants of each video: a window, and another one where the negative is of the same video."
-        return Windows(2, apart=config.negative_offset) if config.negative == "intra_video" else Windows()
+        "What it wants of each video: a window, and another one for each negative of the same video."
+        count = 1 + getattr(config, "negatives", 1)
+        return Windows(count, apart=config.negative_offset) if config.negative == "intra_video" else Windows()
 
     @classmethod
     def passes(cls, config) -> float:

@@ -76,5 +76,5 @@ def split_method(
     if groups > 1:
         split_batch_norm(method, groups)
     if method.joint:
-        split_batch_norm(method.backbone, groups, roles=2)
+        split_batch_norm(method.backbone, groups, roles=1 + method.views.negatives)
     return method
