@@ -103,7 +103,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
         f"{reported} (Table 4)" if reported else "–", f"scenebias-{variant}")
 RECIPES["scenebias-3-negatives"] = Recipe("MoCo + BE with three intra-video negatives, built-in set",
-                                          PretrainConfig(negatives=3))
+                                          PretrainConfig(**dict[str, Any](negatives=3)))
 
 # %% ../nbs/7_training/03_recipes.ipynb #8f8a6e4f
 PRETEXT: dict[str, Any] = dict(
