@@ -62,7 +62,7 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/1_core/09_moco.ipynb #9911efa2
+# %% ../nbs/1_core/09_moco.ipynb #58f64fc3
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -139,7 +139,7 @@ class MomentumEncoders(EncoderPair):
         self.queue.enqueue(parts.transpose(0, 1).flatten(0, 2))           # in the order of the batch: by rank, by part
         self._keys = []
 
-# %% ../nbs/1_core/09_moco.ipynb #d59f1f6b
+# %% ../nbs/1_core/09_moco.ipynb #72463a2b
 def contrast(
     query: torch.Tensor,         # (b, dim), of length 1
     key: torch.Tensor,           # (b, dim)
@@ -158,7 +158,7 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/1_core/09_moco.ipynb #1fc45574
+# %% ../nbs/1_core/09_moco.ipynb #187579ab
 class MoCoCard(MethodCard):
     "What MoCo says of itself."
 
@@ -188,7 +188,7 @@ class MoCoCard(MethodCard):
         "The query learns, the key does not; the extra negatives learn."
         return 4 if config.negative == "none" else 4 + 3 * config.negatives
 
-# %% ../nbs/1_core/09_moco.ipynb #ba93bb2c
+# %% ../nbs/1_core/09_moco.ipynb #0e5f2f71
 class MoCo(MoCoCard, MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 

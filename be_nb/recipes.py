@@ -93,7 +93,7 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "ucf101")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **other), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #337ba8de
+# %% ../nbs/7_training/03_recipes.ipynb #552e9623
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
                           ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5"),
                           *((name, "") for name in ("background_patching", "inter_mean", "merged_background"))):
@@ -128,10 +128,15 @@ LATER: dict[str, tuple[str, int, dict[str, Any]]] = {
          "c3d-ucf101-vcp": ("vcp", 200, dict(frames=16, gap=8, lr=0.01, short="drop")),
          "r3d18-ucf101-dpc": ("dpc", 300, dict(
              backbone="r3d18", frames=5, stride=3, size=128, frame_size=(150, 200), grid=4, optimizer="adamw",
-             weight_decay=1e-5, batch_size=128, short="drop"))}
+             weight_decay=1e-5, batch_size=128, short="drop")),
+         "r3d18-ucf101-coclr": ("coclr", 500, dict(
+             backbone="r3d18", frames=32, size=128, frame_size=(150, 200), optimizer="adamw", weight_decay=1e-5, flip=0.5,
+             batch_size=32, queue_size=2048, momentum=0.999, dim=128, second="differences", alone=0.6, crop=(0.5, 1.0),
+             brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5))}
 for name, (task, epochs, own) in LATER.items():
     own["steps"] = -(-epochs * DATA["ucf101"].videos // own.get("batch_size", PRETEXT["batch_size"]))
-    for ending, other in (("", dict[str, Any](distractor="none")), ("-be", {})):
+    plain = dict[str, Any](**{key: "none" for key in ("distractor", "negative") if key in find_method(task).uses})
+    for ending, other in (("", plain), ("-be", {})):
         RECIPES[f"{name}{ending}"] = Recipe(
             f"{find_method(task).title}{' + BE' if ending else ''}, {NAMES[name.split('-')[0]]}, UCF101",
             PretrainConfig(method=task, **PRETEXT | UCF101 | own | other), mini=f"scenebias-{task}{ending}")

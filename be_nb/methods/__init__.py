@@ -33,6 +33,7 @@ METHODS = {
     "vcp": "be_nb.methods.vcp:VCP",
     "dpc": "be_nb.methods.dpc:DPC",
     "tcn": "be_nb.methods.tcn:TCN",
+    "coclr": "be_nb.methods.coclr:CoCLR",
 }
 
 

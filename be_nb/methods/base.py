@@ -27,6 +27,7 @@ class Windows(NamedTuple):
     frames: int = 0  # frames in a window
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
+    flow: bool = False  # three more channels: the flow to the next frame, as a picture
 
 # %% ../../nbs/1_core/08_method.ipynb #6478c03b
 class Piece:
@@ -71,6 +72,7 @@ class Batch(Piece):
     progress: float = 0.0                 # how much of the training is done, from 0 to 1
     part: int = 0                         # number of this part of the rank's share
     parts: int = 1                        # how many there are
+    label: torch.Tensor | None = None     # int64 (b,), classes; for upper bounds that are told
 
     def __len__(self):
         return len(self.clips)
@@ -86,10 +88,10 @@ class Batch(Piece):
         "This batch as `parts` batches of equal length, with one generator of the same state each."
         def share(tensor):
             return [None] * parts if tensor is None else tensor.chunk(parts)
-        pieces = zip(*(share(tensor) for tensor in (self.clips, self.index, self.starts)))
-        return [replace(self, clips=clips, index=index, starts=starts, part=k, parts=parts,
+        pieces = zip(*(share(tensor) for tensor in (self.clips, self.index, self.starts, self.label)))
+        return [replace(self, clips=clips, index=index, starts=starts, label=label, part=k, parts=parts,
                         draw=None if self.draw is None else torch.Generator().manual_seed(self.draw.initial_seed()))
-                for k, (clips, index, starts) in enumerate(pieces)]
+                for k, (clips, index, starts, label) in enumerate(pieces)]
 
 # %% ../../nbs/1_core/08_method.ipynb #4986dd31
 def augmentation(
@@ -130,7 +132,7 @@ class ViewMaker(nn.Module):
                 len(clips)))
         return own_rows(distractor(gather(clips), batch.draw))
 
-# %% ../../nbs/1_core/08_method.ipynb #81d175dc
+# %% ../../nbs/1_core/08_method.ipynb #28e9755c
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -169,7 +171,7 @@ class Views(ViewMaker):
         near = gather(batch.window())
         return torch.cat([self.view(own_rows(near.roll(1 + k, 0)), batch) for k in range(n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #ea7b6dba
+# %% ../../nbs/1_core/08_method.ipynb #a7cd542a
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 

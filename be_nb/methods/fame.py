@@ -16,7 +16,7 @@ from ..machine.device import own_rows
 from .base import Views
 from ..moco import contrast, MoCo, MoCoCard
 
-# %% ../../nbs/2_methods/15_fame.ipynb #96d27c9e
+# %% ../../nbs/2_methods/15_fame.ipynb #7fd03ac2
 def colours(clips: torch.Tensor) -> torch.Tensor:
     "Normalised (b, 3, t, h, w) → colours from 0 to 1; unlike `denormalize` no GPU has to wait for it."
     return torch.stack([clips[:, i] * s + m for i, (m, s) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD))], 1)

@@ -64,7 +64,7 @@ def split_batch_norm(
             vars(layer).update(groups=groups, roles=roles)
     return module
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #94042e62
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #8fb65e40
 def split_method(
     method,               # a method; changed in place
     groups: int,          # BatchNorm groups on this device

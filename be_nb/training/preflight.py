@@ -93,7 +93,7 @@ def preflight(
     """
     device = next(method.parameters()).device
     found = sample_clips(dataset, min(8, config.batch_size))
-    batch = Batch(found["clips"].to(device), index=found["index"], starts=found["starts"])
+    batch = Batch(found["clips"].to(device), index=found["index"], starts=found["starts"], label=found["label"])
     loss, gap = precision_gap(method, batch, config.amp)
     lines = [f"{library_versions(device)}; {check_room(folder, checkpoint_bytes(method, optimizer), config)}",
              f"{len(dataset):,} videos, first and last can be read; a first look: loss {loss:.3f} in float32, "

@@ -84,8 +84,8 @@ def as_batch(
     config,        # a `PretrainConfig`
 ) -> Batch:
     "What the loader gives, with the randomness of a step."
-    draw = torch.Generator().manual_seed(seed_of(config.seed, step))
-    return Batch(found["clips"], draw, found.get("index"), found.get("starts"), step / max(1, config.steps))
+    draw, done = torch.Generator().manual_seed(seed_of(config.seed, step)), step / max(1, config.steps)
+    return Batch(found["clips"], draw, found.get("index"), found.get("starts"), done, label=found.get("label"))
 
 
 def train_step(
