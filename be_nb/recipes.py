@@ -130,9 +130,9 @@ LATER: dict[str, tuple[str, int, dict[str, Any]]] = {
              backbone="r3d18", frames=5, stride=3, size=128, frame_size=(150, 200), grid=4, optimizer="adamw",
              weight_decay=1e-5, batch_size=128, short="drop")),
          "r3d18-ucf101-coclr": ("coclr", 500, dict(
-             backbone="r3d18", frames=32, size=128, frame_size=(150, 200), optimizer="adamw", weight_decay=1e-5, flip=0.5,
-             batch_size=32, queue_size=2048, momentum=0.999, dim=128, second="differences", alone=0.6, crop=(0.5, 1.0),
-             brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5))}
+             backbone="r3d18", frames=32, size=128, frame_size=(150, 200), optimizer="adamw", weight_decay=1e-5,
+             flip=0.5, batch_size=32, queue_size=2048, momentum=0.999, dim=128, second="differences",
+             alone=0.6, crop=(0.5, 1.0), brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5))}
 for name, (task, epochs, own) in LATER.items():
     own["steps"] = -(-epochs * DATA["ucf101"].videos // own.get("batch_size", PRETEXT["batch_size"]))
     plain = dict[str, Any](**{key: "none" for key in ("distractor", "negative") if key in find_method(task).uses})

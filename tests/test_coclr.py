@@ -12,7 +12,8 @@ from be_nb.methods.coclr import CoCLR, nearest, several_nce
 from be_nb.settings import PretrainConfig
 from be_nb.training.step import build_optimizer, train_step
 
-SMALL = dict(method="coclr", data_size=12, batch_size=4, frames=4, size=16, dim=8, queue_size=8, steps=8, warmup_steps=0)
+SMALL = dict(method="coclr", data_size=12, batch_size=4, frames=4, size=16, dim=8, queue_size=8, steps=8,
+             warmup_steps=0)
 
 
 def random(*shape, seed=0):
@@ -78,7 +79,8 @@ def test_each_is_told_by_the_other(progress, alone):
 
 def test_labels_are_the_right_answers():
     config = PretrainConfig(**SMALL, positives="labels")
-    method, found = build_method(config).train(), list(build_loader(config, CoCLR.windows(config), build_source(config)))
+    found = list(build_loader(config, CoCLR.windows(config), build_source(config)))
+    method = build_method(config).train()
     optimizer = build_optimizer(config, method)
     for k in range(2):
         train_step(method, found[k], optimizer, k, config)
@@ -107,7 +109,8 @@ def test_flow_pictures_are_the_flow():
 def test_clips_of_a_run_carry_their_flow():
     config = PretrainConfig(**SMALL)
     asked, source = CoCLR.windows(config), build_source(config)
-    assert asked == Windows(2, apart=4, flow=True) and not CoCLR.windows(PretrainConfig(**SMALL, second="differences")).flow
+    assert asked == Windows(2, apart=4, flow=True)
+    assert not CoCLR.windows(PretrainConfig(**SMALL, second="differences")).flow
     found = next(iter(build_loader(config, asked, source)))
     one = FlowFrames(source).read(int(found["index"][1]), torch.arange(4) + found["starts"][1, 1])
     assert torch.equal(found["clips"][1, 1], one)
