@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from be_nb.data.scenebias import SceneBias
-from be_nb.data.sources import build_loader, build_source, FlowFrames
+from be_nb.data.scenebias import FlowFrames, SceneBias
+from be_nb.data.sources import build_loader, build_source
 from be_nb.losses import info_nce, unit
 from be_nb.methods.base import Batch, build_method, Windows
 from be_nb.methods.coclr import CoCLR, nearest, several_nce

@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
-           'SteadyClips', 'FlowFrames', 'build_loader']
+           'SteadyClips', 'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #277389c8
+# %% ../../nbs/5_data/11_sources.ipynb #91382365
 import contextlib
 import os
 import warnings
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from .clips import ClipDataset, EpochSampler
 from .lists import open_split, Split, USUAL
 from .pack.format import is_pack
 from .pack.read import list_in_pack, PackedVideos
-from .scenebias import SceneBias, SPLITS
+from .scenebias import FlowFrames, SceneBias, SPLITS
 from .sets import how_to_get
 from .videos import VideoFolder
 from ..machine.distributed import Loader, RankSampler
@@ -150,35 +149,7 @@ class SteadyClips(ClipDataset):
                     return found
             raise
 
-# %% ../../nbs/5_data/11_sources.ipynb #x
-class FlowFrames:
-    "A source whose frames have three more channels: the flow to the next frame as a picture (x, y, grey)."
-
-    def __init__(self, source):
-        if not hasattr(source, "flow"):
-            raise ValueError("The flow of every pixel is known on the built-in set only: use data='scenebias', or a "
-                             "second modality that is made of the frames (second='differences').")
-        self.source, self._made = source, {}
-        self.labels, self.names, self.classes = source.labels, source.names, source.classes
-
-    def __len__(self):
-        return len(self.source)
-
-    def num_frames(self, index: int) -> int:
-        "Frames of clip `index`."
-        return self.source.num_frames(index)
-
-    def read(self, index: int, frames) -> torch.Tensor:
-        "The frames asked for and their flow: uint8 `(t, 6, h, w)`. The flow of the last frame is that before it."
-        if index not in self._made:
-            flow = self.source.flow(index)
-            grey = (128 + flow * 4 * 127 / flow.shape[-1]).round_().clamp_(1, 255).byte()
-            self._made[index] = torch.cat([grey, torch.full_like(grey[:, :1], 128)], 1)
-        flow = self._made[index]
-        chosen = torch.as_tensor(np.atleast_1d(frames)).clamp(max=len(flow) - 1)
-        return torch.cat([torch.as_tensor(self.source.read(index, frames)), flow[chosen]], 1)
-
-# %% ../../nbs/5_data/11_sources.ipynb #eb061e69
+# %% ../../nbs/5_data/11_sources.ipynb #87e2a52b
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`

@@ -19,7 +19,7 @@ from ..distractor import Distractor, draw_distractors
 from ..machine.device import gather, own_rows, rank, world_size
 from . import find_method
 
-# %% ../../nbs/1_core/08_method.ipynb #12e667cd
+# %% ../../nbs/1_core/08_method.ipynb #c758d17b
 class Windows(NamedTuple):
     "What a method asks of each video. Zeros mean: as the config says."
 
@@ -60,7 +60,7 @@ class Piece:
             return whole[own]
         return whole._replace(**{name: value[own] for name, value in whole._asdict().items() if torch.is_tensor(value)})
 
-# %% ../../nbs/1_core/08_method.ipynb #50290f1a
+# %% ../../nbs/1_core/08_method.ipynb #dc4c7dc1
 @dataclass
 class Batch(Piece):
     "What a method gets in a step: this piece of the step's videos, and the only source of randomness."

@@ -116,7 +116,7 @@ class Trace:
             low, high = (middle, high) if self.peak(middle * pieces) <= room else (low, middle)
         return low * pieces
 
-# %% ../../nbs/7_training/11_plan.ipynb #a2d9528a
+# %% ../../nbs/7_training/11_plan.ipynb #75d9a594
 @contextmanager
 def as_on_a_gpu():
     "Within, this machine decides like one that is fast in bfloat16. Nothing is computed there, so nothing is wrong."

@@ -79,7 +79,7 @@ def check_room(
                          f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or checks=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-# %% ../../nbs/7_training/05_preflight.ipynb #4198ae07
+# %% ../../nbs/7_training/05_preflight.ipynb #85650031
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,

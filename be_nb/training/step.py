@@ -77,7 +77,7 @@ def accumulate_gradient(
         (loss / batch.parts).backward()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../../nbs/1_core/10_train.ipynb #f646be0b
+# %% ../../nbs/1_core/10_train.ipynb #93e2ebba
 def as_batch(
     found: dict,   # of the loader: `clips` uint8 (b, windows, t, c, h, w) on the device, `index`, `starts`
     step: int,     # number of the step
