@@ -157,7 +157,8 @@ def add_badge(nb, path):
 
 WINGS = {  # folder → title, and what it is for
     "1_core": ("Core", "an afternoon: the trap, every part of the method, and the claim"),
-    "2_methods": ("Methods", "add one of your own; SimCLR, triplet and pretext tasks, each with Background Erasing"),
+    "2_methods": ("Methods", "add one of your own; contrastive, joint-embedding and predictive ones and pretext tasks, "
+                             "each with Background Erasing"),
     "3_backbones": ("Backbones", "C3D, I3D, 3D ResNets, R(2+1)D, S3D-G, torchvision's networks, and what they cost"),
     "4_machine": ("Machine", "devices, files, checkpoints, speed, several GPUs"),
     "5_data": ("Data", "the built-in set, folders of videos, packs, official archives, actors"),
