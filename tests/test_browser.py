@@ -3,7 +3,7 @@ import browser
 import pytest
 from conftest import ROOT
 
-DISTRACTOR, VIEWS, LABS = LESSONS = ["1_core/05_distractor", "1_core/04_views", "8_studies/05_labs"]
+DISTRACTOR, VIEWS, LABS = LESSONS = ["1_core/05_distractor", "1_core/04_views", "8_studies/07_labs"]
 
 
 def test_lessons_in_jupyterlab(tmp_path):
