@@ -7,7 +7,7 @@ __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 
            'Asked', 'open_sets', 'conflict', 'versions', 'centred_windows', 'pair_probe', 'time_probes', 'held_out',
            'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr', 'make_cell']
 
-# %% ../../nbs/8_studies/04_cells.ipynb #047d5ec4
+# %% ../../nbs/8_studies/04_cells.ipynb #23e13853
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,13 +33,14 @@ from ..saving.checkpoint import read_checkpoint
 from ..saving.weights import load
 from ..settings import BiasConfig, LeaderboardConfig, NEUTRAL, PretrainConfig, saved_config
 from .ladder import learn_labels
-from .miniature import features_by_set, keep_cell, name_by_settings, score_features, StillFrames, what_counts
+from .miniature import (features_by_set, keep_cell, name_by_settings, score_features, StillFrames,
+                                     what_counts)
 from ..train import pretrain
 from ..training.divergence import Diverged
 from ..training.run import read_history, run_folder
 from ..training.watch import effective_rank, spread
 
-# %% ../../nbs/8_studies/04_cells.ipynb #64afebc8
+# %% ../../nbs/8_studies/04_cells.ipynb #e480b54d
 DAMPING = 3.0  # of the built-in set where time has a direction: each video slows down by e³
 
 
@@ -72,7 +73,7 @@ def find_row(
 
 ALL_ROWS = ("untrained", "supervised", *METHODS, "supervised-damped", "moco-damped", "simclr-damped")
 
-# %% ../../nbs/8_studies/04_cells.ipynb #b551061e
+# %% ../../nbs/8_studies/04_cells.ipynb #b7255e8e
 BE_ARMS = {"plain": "plain", "distractor": "+ distractor", "negative": "+ negative", "both": "+ both"}
 
 
@@ -99,7 +100,7 @@ def arm_settings(
         return {"beta": 1.0} if beta else {}
     return {} if arm == "distractor" and beta else None
 
-# %% ../../nbs/8_studies/04_cells.ipynb #3d63e307
+# %% ../../nbs/8_studies/04_cells.ipynb #8db93a16
 def work_of(
     config: PretrainConfig,
     method: str = "",  # supervised: three passes for each video
@@ -119,7 +120,7 @@ def equal_steps(
     work = steps * yardstick.batch_size * work_of(yardstick)
     return max(1, round(work / (config.batch_size * work_of(config, method))))
 
-# %% ../../nbs/8_studies/04_cells.ipynb #d16a94e4
+# %% ../../nbs/8_studies/04_cells.ipynb #223dcd88
 def cell_settings(
     row: Row,
     arm: str,                   # one that the row has
@@ -138,7 +139,7 @@ def cell_settings(
     made = override(made, steps=0 if row.method == "untrained" else equal_steps(made, config.steps, row.method))
     return name_by_settings(made, f"{row.name.replace(':', '.')}-{arm}-seed{seed}", videos=config.videos)
 
-# %% ../../nbs/8_studies/04_cells.ipynb #d2dec8cc
+# %% ../../nbs/8_studies/04_cells.ipynb #bccd5cdb
 class Asked(NamedTuple):
     "The clips that all cells are judged on, filmed once."
 
@@ -156,7 +157,7 @@ def open_sets(
     return Asked(sets, SceneBias("test", 0.9, 0, size=min(config.videos or 256, 256)),
                  SceneBias("unbiased", size=min(config.videos or 512, 512), damping=DAMPING))
 
-# %% ../../nbs/8_studies/04_cells.ipynb #9f6a2ef5
+# %% ../../nbs/8_studies/04_cells.ipynb #32515999
 def conflict(
     backbone: torch.nn.Module,
     train,             # Features of the biased list that fits the probe
@@ -192,7 +193,7 @@ def versions(backbone, exam: Exam, size: int, device) -> dict:
         found = mean_features(backbone, clip_batches(shots(), 256), 3 * len(kept), [CenterCrop(size)], where, "auto")
     return dict(zip(("real", "swapped", "action"), found.unflatten(0, (-1, 3)).unbind(1)))
 
-# %% ../../nbs/8_studies/04_cells.ipynb #f5a212cc
+# %% ../../nbs/8_studies/04_cells.ipynb #39e2fcb0
 def centred_windows(
     num_frames: int,  # length of the video
     frames: int,      # frames per clip
@@ -226,7 +227,7 @@ def time_probes(backbone, source, frames: int = 8, size: int = 24, device=None) 
                                 windows=partial(centred_windows, frames=frames, speed=speed), batch_size=256).features
     return {"speed_probe": pair_probe(seen(1), seen(2)), "arrow_probe": pair_probe(seen(3), seen(-3))}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #9be8fb9f
+# %% ../../nbs/8_studies/04_cells.ipynb #12d16962
 @torch.no_grad()
 def held_out(
     method,                 # as it was trained
@@ -275,7 +276,7 @@ def own_task(
         found |= {"own": said["answered"], "own_still": said["answered_still"], "own_chance": 1 / method.classes}
     return found | {"own_reference": method.reference_loss(config.batch_size)}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #dd008239
+# %% ../../nbs/8_studies/04_cells.ipynb #65591b72
 def judge_cell(
     backbone: torch.nn.Module,
     asked: Asked,
@@ -292,7 +293,7 @@ def judge_cell(
     labels = np.asarray(asked.sets["test"].labels)
     return scores | {"largest_class": float(np.bincount(labels).max() / len(labels))}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #f3ecced1
+# %% ../../nbs/8_studies/04_cells.ipynb #1af15531
 def trained(settings: PretrainConfig, row: Row) -> tuple:
     "Train, or go on. The checkpoint, and what is known of the own task without reading it."
     if row.method != "supervised":
@@ -309,7 +310,7 @@ def train_minutes(folder, batch_size: int, seconds: float) -> float:
     steps = np.diff([0, *(row["step"] for row in rows)])
     return float(sum(n * batch_size / row["clips_per_second"] for n, row in zip(steps, rows)) / 60)
 
-# %% ../../nbs/8_studies/04_cells.ipynb #24153f48
+# %% ../../nbs/8_studies/04_cells.ipynb #23b4cd7a
 def lr_scores(
     row: Row,
     config: LeaderboardConfig,
@@ -337,7 +338,7 @@ def biased_knn(settings: PretrainConfig, row: Row, asked: Asked) -> dict:
     k = min(20, len(x[0]))
     return {"knn": round(knn(x[0].features, x[0].labels, x[1].features, x[1].labels, k=k).accuracy, 4)}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #9396981d
+# %% ../../nbs/8_studies/04_cells.ipynb #24962f62
 def run_cell(
     row: Row,
     arm: str,                   # one that the row has
