@@ -3,7 +3,7 @@ import browser
 import pytest
 from conftest import ROOT
 
-DISTRACTOR, VIEWS, LABS = LESSONS = ["1_core/05_distractor", "1_core/04_views", "8_studies/05_labs"]
+DISTRACTOR, VIEWS, LABS = LESSONS = ["1_core/05_distractor", "1_core/04_views", "8_studies/07_labs"]
 
 
 def test_lessons_in_jupyterlab(tmp_path):
@@ -12,7 +12,7 @@ def test_lessons_in_jupyterlab(tmp_path):
     if browser.chromium() is None:
         pytest.skip("no Chromium: apt-get install chromium, or name one by CHROMIUM=/path/to/chromium")
     names = [f"{name}.ipynb" for name in LESSONS] + ["results"]
-    with browser.Lab(tmp_path, ROOT / "nbs", names) as lab, lab.browser() as page:
+    with browser.Lab(tmp_path, ROOT / "nbs", names) as lab, browser.open_page() as page:
         complaints = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         for name in LESSONS:

@@ -8,6 +8,7 @@ __all__ = ['POLICY', 'Markup', 'tag', 'picture', 'percent', 'bar', 'plain', 'htm
 
 # %% ../../../nbs/6_judging/11_page.ipynb #a1f634c6
 import base64
+import hashlib
 import html
 import re
 
@@ -19,11 +20,11 @@ class Markup(str):
 def tag(
     name: str,       # of the element
     *parts,          # Markup is taken as it is, anything else as text
-    **attributes,    # `class_` stands for class
+    **attributes,    # `class_` stands for class, `data_x` for data-x
 ) -> Markup:
     "One HTML element with everything in it escaped that is not `Markup`."
     inside = "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts)
-    given = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
     return Markup(f"<{name}{given}>{inside}</{name}>")
 
 
@@ -136,12 +137,17 @@ def page(
     title: str,
     subtitle: str,
     *sections: Markup,
+    script: str = "",  # the one script of the page; none: the page does nothing
+    style: str = "",   # CSS, after the usual one
 ) -> str:
-    "A complete HTML document that needs nothing but itself."
-    head = Markup(f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">'
+    "A complete HTML document that needs nothing but itself. The policy in its head lets no other script run."
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = POLICY + f"; script-src 'sha256-{digest}'" * bool(script)
+    head = Markup(f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">'
                   '<meta name="viewport" content="width=device-width, initial-scale=1">')
-    document = tag("html", tag("head", head, tag("title", title), tag("style", Markup(STYLE))),
-                   tag("body", tag("header", tag("h1", title), tag("p", subtitle)), *sections), lang="en")
+    last = [tag("script", Markup(script))] if script else []
+    document = tag("html", tag("head", head, tag("title", title), tag("style", Markup(STYLE + style))),
+                   tag("body", tag("header", tag("h1", title), tag("p", subtitle)), *sections, *last), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
 
 # %% ../../../nbs/6_judging/11_page.ipynb #8804f6c4
