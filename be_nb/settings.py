@@ -415,7 +415,7 @@ class LeaderboardConfig(Config):
     device: str = "auto"          # where to compute: auto, cpu, cuda or cuda:N
     out: str = "runs/leaderboard"  # folder of runs, cells, page and record
 
-# %% ../nbs/7_training/02_settings.ipynb #8f320fe5
+# %% ../nbs/7_training/02_settings.ipynb #37c2032b
 @dataclass(frozen=True)
 class BiasConfig(Config):
     "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."
@@ -425,7 +425,7 @@ class BiasConfig(Config):
     data: str = "scenebias"     # "scenebias" (built in) or a folder of videos
     train_split: str = ""       # list that fits the probe; empty: train.txt, of SceneBias probe
     test_split: str = ""        # list that is tested; empty: val.txt, of SceneBias test
-    masks: str = ""             # .npz of actor masks; empty: actor_masks.npz in the folder, if it is there
+    masks: str = ""             # .npz; motion: guess them; empty: actor_masks.npz in the folder, if any
     data_seed: Amount = 0       # SceneBias: seed of the set
     rho: Share = 0.9            # SceneBias: how often the scene agrees with the class
     data_size: Amount = 0       # SceneBias: clips of each list; 0: all
