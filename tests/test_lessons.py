@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from functools import cache
 
+import nbformat
 import notebooks
 import pytest
 from conftest import ROOT
@@ -92,6 +93,33 @@ def test_lesson_opens_in_colab(path):
         pytest.skip("README is made from it")
     again = notebooks.add_badge(notebooks.read(path), path)
     assert [c.source for c in again.cells] == [c.source for c in nb.cells], "run: python tests/notebooks.py badge"
+
+
+@pytest.mark.parametrize("code, kind", [
+    ("#| default_exp losses", "set-up"), ("#| hide\ntorch.manual_seed(0)", "set-up"),
+    ("#| hide\nimport sys\nif 'google.colab' in sys.modules:\n    %pip install be_nb", "set-up"),
+    ("#| export\nimport torch\n\nfrom be_nb.losses import info_nce", "imports"), ("%matplotlib inline\nimport torch", "imports"),
+    ("#| alt: dots\nfigure = Picture()\nfigure.add_subplot().plot(x)\nfigure", "drawing"),
+    ("figure = Picture()\nassert figure", ""), ("#| export\ndef draw():\n    return Picture()", ""), ("strip(clip)", ""),
+    ("#| exporti\nimport torch\nx = 1", ""), ("# nothing", "")])
+def test_what_is_folded(code, kind):
+    "In JupyterLab by a mark that cleaning sets, so that `test_stored_clean` finds every lesson where it is missing."
+    assert notebooks.boilerplate(code) == kind
+    cell = notebooks.clean(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), "x").cells[0]
+    assert cell.metadata == ({"jupyter": {"source_hidden": True}} if kind else {})
+
+
+@each_lesson
+def test_lesson_opens_on_words_and_a_picture(path):
+    "What is not folded: words first, and a picture before the 25th line of code in the core."
+    lines = 0
+    for k, cell in enumerate(notebooks.read(path).cells):
+        if any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
+            break
+        if cell.cell_type == "code" and not notebooks.boilerplate(cell.source):
+            lines += len(code_lines(cell.source))
+            assert k > 1, "code before words"
+    assert lines < 25 or "1_core" not in path.parts, f"{lines} lines of code before the first picture"
 
 
 def test_index_lists_the_lessons():
