@@ -25,7 +25,7 @@ def test_lessons_in_jupyterlab(tmp_path):
             if name == DISTRACTOR:
                 move_the_slider(page, "lam")
             if name == LABS:
-                assert page.locator("img.widget-image").count() == 5, "a laboratory does not show"
+                assert page.locator("img.widget-image").count() == 7, "a laboratory does not show"
                 move_the_slider(page, "frame", -1)
             lab.close(page)
         assert complaints == []

@@ -98,9 +98,11 @@ def test_lesson_opens_in_colab(path):
 @pytest.mark.parametrize("code, kind", [
     ("#| default_exp losses", "set-up"), ("#| hide\ntorch.manual_seed(0)", "set-up"),
     ("#| hide\nimport sys\nif 'google.colab' in sys.modules:\n    %pip install be_nb", "set-up"),
-    ("#| export\nimport torch\n\nfrom be_nb.losses import info_nce", "imports"), ("%matplotlib inline\nimport torch", "imports"),
+    ("#| export\nimport torch\n\nfrom be_nb.losses import info_nce", "imports"),
+    ("%matplotlib inline\nimport torch", "imports"),
     ("#| alt: dots\nfigure = Picture()\nfigure.add_subplot().plot(x)\nfigure", "drawing"),
-    ("figure = Picture()\nassert figure", ""), ("#| export\ndef draw():\n    return Picture()", ""), ("strip(clip)", ""),
+    ("figure = Picture()\nassert figure", ""), ("#| export\ndef draw():\n    return Picture()", ""),
+    ("strip(clip)", ""),
     ("#| exporti\nimport torch\nx = 1", ""), ("# nothing", "")])
 def test_what_is_folded(code, kind):
     "In JupyterLab by a mark that cleaning sets, so that `test_stored_clean` finds every lesson where it is missing."
