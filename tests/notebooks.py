@@ -197,8 +197,8 @@ def promise(path):
 
 
 def course():
-    "The list of lessons as Markdown: the core as a table, of each other wing a line."
-    parts = []
+    "The list of lessons as Markdown: the core as a table, of each other wing a line, folded."
+    parts, folded = [], ["<details><summary>The other eight wings, lesson by lesson</summary>", ""]
     for folder, (wing, about) in WINGS.items():
         lessons = [(f"[{promise(path)[0]}]({folder}/{path.name})", promise(path)[1])
                    for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))]
@@ -206,8 +206,8 @@ def course():
             parts += ["| lesson | what you build |", "|---|---|",
                       *(f"| {k} {link} | {text} |" for k, (link, text) in enumerate(lessons, 1)), ""]
         else:
-            parts.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
-    return "\n".join(["<!-- lessons -->", *parts, "<!-- end of lessons -->"])
+            folded.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
+    return "\n".join(["<!-- lessons -->", *parts, *folded, "", "</details>", "<!-- end of lessons -->"])
 
 
 def list_lessons(index):

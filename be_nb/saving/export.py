@@ -36,7 +36,7 @@ def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; 
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/4_machine/07_export.ipynb #23457021
+# %% ../../nbs/4_machine/07_export.ipynb #b9e3e45e
 def made_by(
     config: dict,   # settings of the training
     out: Path,      # where the export goes
@@ -51,7 +51,7 @@ def made_by(
             flag, several = key.replace("_", "-"), value if isinstance(value, (list, tuple)) else [value]
             yes_no = [f"--{'' if value else 'no-'}{flag}"]
             words += yes_no if isinstance(value, bool) else [f"--{flag}", *map(str, several)]
-    return [shlex.join(words), f"be-nb export --checkpoint runs/{name} --out {out.name}"]
+    return [shlex.join(words), shlex.join(["be-nb", "export", "--checkpoint", f"runs/{name}", "--out", out.name])]
 
 # %% ../../nbs/4_machine/07_export.ipynb #a1531a93
 def essential_card(

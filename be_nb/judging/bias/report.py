@@ -105,7 +105,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #5c58460a
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #99bb4354
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -127,7 +127,7 @@ def overview(report: dict) -> str:
     columns = {"real": "real clip", "swapped": "background swapped", "background": "empty scene",
                "still": "time stopped", "shuffled": "frames shuffled"}
     keys, masks = [key for key in columns if key in report["conditions"]], report["networks"][0]["conflict"]
-    rows = [(network["name"], network["pretraining"] if network["checkpoint"] else "random weights",
+    rows = [(network["name"], "" if network["checkpoint"] else "random weights",
              [bar(network["scores"]["probe"][key], report["chance"]) for key in keys]
              + ([bar(network["preference"], 0.5)] if masks else [])) for network in report["networks"]]
     names = [columns[key] for key in keys] + (["features keep the action"] if masks else [])
