@@ -36,7 +36,7 @@ def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; 
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/4_machine/07_export.ipynb #b9e597cd
+# %% ../../nbs/4_machine/07_export.ipynb #f0dea9d9
 def made_by(
     config: dict,   # settings of the training
     out: Path,      # where the export goes
@@ -47,7 +47,8 @@ def made_by(
         return []
     words, name = ["be-nb", "pretrain"], config["name"] or "RUN"
     for key, value in config.items():
-        if key not in {"out", "workers", "device", "resume"} and json.dumps(value) != json.dumps(usual.get(key, "no such")):
+        same = json.dumps(value) == json.dumps(usual.get(key, "no such"))  # a list and a tuple are the same here
+        if not same and key not in {"out", "workers", "device", "resume"}:
             flag, several = key.replace("_", "-"), value if isinstance(value, (list, tuple)) else [value]
             yes_no = [f"--{'' if value else 'no-'}{flag}"]
             words += yes_no if isinstance(value, bool) else [f"--{flag}", *map(str, several)]
