@@ -10,7 +10,7 @@ SITE_READY := $(VENV)/.site
 KATEX := 0.19.1
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain check lint types fast test lab export notebooks site clean
+.PHONY: help pretrain check lint types fast test course lab export notebooks site clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -42,6 +42,9 @@ fast: $(READY)  ## the tests that pytest.ini calls fast, the floors among them
 
 test: $(READY)  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 900 --durations 12 tests
+
+course: $(READY)  ## all core lessons and the laboratories, run in JupyterLab in a real browser
+	OMP_NUM_THREADS=1 COURSE=1 $(BIN)/python -m pytest -q --timeout 3600 tests/test_browser.py
 
 lab: $(READY)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb

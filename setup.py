@@ -19,7 +19,9 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     python_requires=f">={cfg['min_python']}",
-    packages=find_packages(include=["be_nb", "be_nb.*"]),
+    packages=[*find_packages(include=["be_nb", "be_nb.*"]), "be_nb.weights"],
+    package_dir={"be_nb.weights": "nbs/results/weights"},  # trained networks: be_nb.load("scenebias-be")
+    package_data={"be_nb.weights": ["*.safetensors", "*.json"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "site": cfg["site_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -84,7 +84,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/8_studies/06_cli.ipynb #73ce3118
+# %% ../nbs/8_studies/06_cli.ipynb #41e44926
 def look_first(
     config,                    # with `data` or `checkpoint`, or both
     lists: tuple[str, ...] = (),  # that must be in the folder of the videos
@@ -94,7 +94,7 @@ def look_first(
 
     paths = getattr(config, "checkpoint", ())
     for path in (paths,) if isinstance(paths, str) else paths:
-        if path and not path.startswith("torchvision/") and not os.path.exists(path):
+        if path and not path.startswith(("torchvision/", "scenebias-")) and not os.path.exists(path):
             raise FileNotFoundError(f"There is no checkpoint at {path}. Give a step-….pt file or the folder of a run.")
     data = getattr(config, "data", "scenebias")
     if data == "scenebias":

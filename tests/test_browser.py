@@ -1,9 +1,14 @@
 """The course where people use it: lessons opened and run in JupyterLab, in a real browser, a slider moved by hand."""
+import os
+
 import browser
+import notebooks
 import pytest
 from conftest import ROOT
 
-DISTRACTOR, VIEWS, LABS = LESSONS = ["1_core/05_distractor", "1_core/04_views", "8_studies/07_labs"]
+DISTRACTOR, CLAIM, LABS = LESSONS = ["1_core/05_distractor", "1_core/12_the_claim", "8_studies/07_labs"]
+if os.environ.get("COURSE"):  # `make course`: the whole afternoon, in its order
+    LESSONS = [*(f"1_core/{path.stem}" for path in sorted((ROOT / "nbs/1_core").glob("*.ipynb"))), LABS]
 
 
 def test_lessons_in_jupyterlab(tmp_path):
@@ -17,7 +22,10 @@ def test_lessons_in_jupyterlab(tmp_path):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         for name in LESSONS:
             lab.open(page, f"{name}.ipynb")
-            assert not any(lab.state(page)["ran"]), f"{name} is stored with execution counts"
+            before = lab.state(page)
+            assert not any(before["ran"]), f"{name} is stored with execution counts"
+            assert before["folded"] and all(map(notebooks.boilerplate, before["folded"])), name
+            assert not any(map(notebooks.boilerplate, before["open"])), f"boilerplate of {name} is not folded"
             lab.run_all(page)
             state = lab.state(page)
             assert state["errors"] == [], name
@@ -25,7 +33,7 @@ def test_lessons_in_jupyterlab(tmp_path):
             if name == DISTRACTOR:
                 move_the_slider(page, "lam")
             if name == LABS:
-                assert page.locator("img.widget-image").count() == 5, "a laboratory does not show"
+                assert page.locator("img.widget-image").count() == 7, "a laboratory does not show"
                 move_the_slider(page, "frame", -1)
             lab.close(page)
         assert complaints == []

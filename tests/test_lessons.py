@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from functools import cache
 
+import nbformat
 import notebooks
 import pytest
 from conftest import ROOT
@@ -94,6 +95,35 @@ def test_lesson_opens_in_colab(path):
     assert [c.source for c in again.cells] == [c.source for c in nb.cells], "run: python tests/notebooks.py badge"
 
 
+@pytest.mark.parametrize("code, kind", [
+    ("#| default_exp losses", "set-up"), ("#| hide\ntorch.manual_seed(0)", "set-up"),
+    ("#| hide\nimport sys\nif 'google.colab' in sys.modules:\n    %pip install be_nb", "set-up"),
+    ("#| export\nimport torch\n\nfrom be_nb.losses import info_nce", "imports"),
+    ("%matplotlib inline\nimport torch", "imports"),
+    ("#| alt: dots\nfigure = Picture()\nfigure.add_subplot().plot(x)\nfigure", "drawing"),
+    ("figure = Picture()\nassert figure", ""), ("#| export\ndef draw():\n    return Picture()", ""),
+    ("strip(clip)", ""),
+    ("#| exporti\nimport torch\nx = 1", ""), ("# nothing", "")])
+def test_what_is_folded(code, kind):
+    "In JupyterLab by a mark that cleaning sets, so that `test_stored_clean` finds every lesson where it is missing."
+    assert notebooks.boilerplate(code) == kind
+    cell = notebooks.clean(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), "x").cells[0]
+    assert cell.metadata == ({"jupyter": {"source_hidden": True}} if kind else {})
+
+
+@each_lesson
+def test_lesson_opens_on_words_and_a_picture(path):
+    "What is not folded: words first, and a picture before the 25th line of code in the core."
+    lines = 0
+    for k, cell in enumerate(notebooks.read(path).cells):
+        if any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
+            break
+        if cell.cell_type == "code" and not notebooks.boilerplate(cell.source):
+            lines += len(code_lines(cell.source))
+            assert k > 1, "code before words"
+    assert lines < 25 or "1_core" not in path.parts, f"{lines} lines of code before the first picture"
+
+
 def test_index_lists_the_lessons():
     index = notebooks.read(ROOT / "nbs/index.ipynb")
     before = [c.source for c in index.cells]
@@ -116,7 +146,23 @@ def test_readme_table_is_the_record():
     from be_nb.studies.miniature import table
 
     rows = json.loads((ROOT / "nbs/results/scenebias.json").read_text())["rows"]
-    assert table([row for row in rows if row["rho"] == 0.9]) in (ROOT / "README.md").read_text(encoding="utf8")
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    for line in table([row for row in rows if row["rho"] == 0.9]).splitlines()[2:]:
+        cells = line.strip("| ").split(" | ")  # of its eight columns the README shows four
+        assert "| " + " | ".join(cells[k] for k in (0, 1, 2, 5, 6)) + " |" in readme
+
+
+def test_readme_says_which_half_helps_as_the_records_do():
+    records = {name: json.loads((ROOT / f"nbs/results/{name}.json").read_text())["rows"]
+               for name in ("scenebias", "capstone")}
+    arms = {"MoCo": ("scenebias", "moco", "distractor", "negative", "be"),
+            "[SimCLR]": ("capstone", "simclr", "simclr-be", "simclr-negative", "simclr-negative-be")}
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    for method, (name, *four) in arms.items():
+        found = [[100 * r["motion_probe"] for r in records[name] if (r["arm"], r["rho"]) == (arm, 0.9)]
+                 for arm in four]
+        line = next(line for line in readme.splitlines() if line.startswith(f"> | {method}"))
+        assert re.findall(r"\d\d\.\d", line) == [f"{sum(y) / len(y):.1f}" for y in found] and min(map(len, found)) > 2
 
 
 # Order: a lesson uses what came before it. All may use the ground; two lessons frame the story and may use anything.

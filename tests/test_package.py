@@ -154,8 +154,9 @@ def test_what_github_reads_is_yaml_and_says_the_version():
 def test_wheel_works_outside_the_tree(tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
-    for part in ("be_nb", "settings.ini", "setup.py", "README.md", "LICENSE"):
+    for part in ("be_nb", "nbs/results/weights", "settings.ini", "setup.py", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        (tree / part).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / part, tree / part)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "wheel"), str(tree))
@@ -167,6 +168,10 @@ def test_wheel_works_outside_the_tree(tmp_path):
     where = run(sys.executable, "-c", IMPORT_ALONE, json.dumps(MODULES), cwd=elsewhere, env=env)
     assert where.strip().endswith(str(tmp_path / "site" / "be_nb"))
     assert "pretrain" in run(str(tmp_path / "site" / "bin" / "be-nb"), "--help", cwd=elsewhere, env=env)
+    brought = {p.name for p in (tmp_path / "site/be_nb/weights").iterdir()}
+    assert brought == {p.name for p in (ROOT / "nbs/results/weights").iterdir()}, "the networks that come along"
+    where = "from be_nb.saving.weights import find_weights; print(find_weights('scenebias-be').path)"
+    assert str(tmp_path / "site/be_nb/weights") in run(sys.executable, "-c", where, cwd=elsewhere, env=env)
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini", encoding="utf8")
     version = settings["DEFAULT"]["version"]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -441,3 +442,41 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
         cli.main(["export", "--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path / "w.safetensors")])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith("be-nb: There is no checkpoint") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", weights.TRAINED)
+def test_networks_that_come_along(name):
+    "Three seeds of each, small, different, with a card that says how they were made; a bare name means the first."
+    found = [find_weights(f"{name}-{seed}") for seed in range(3)]
+    assert len({weights_digest(one.tensors) for one in found}) == 3
+    for seed, one in enumerate(found):
+        card = json.loads(card_path(one.path).read_text(encoding="utf8"))
+        assert one.path.stat().st_size <= 1e6 and one.step == one.config["steps"] >= 400 and card["commit"]
+        assert one.config["seed"] == seed and one.config["data"] == "scenebias" and "/" not in one.config["out"]
+        train, save = card["made_by"]
+        assert train.startswith("be-nb pretrain") and ("--seed" in train) == (seed > 0) and one.path.name in save
+        same_run = cli.parse_recipe("pretrain", type(PretrainConfig()), shlex.split(train)[2:], "")
+        assert all(getattr(same_run, key) == one.config[key] for key in ("method", "distractor", "negative", "steps"))
+    assert find_weights(name).path == found[0].path
+    clip = CenterCrop(24)(SceneBias("test", size=6).read(0, range(8))[None])
+    with torch.no_grad():
+        assert load(name)(clip).shape == (1, 64)
+
+
+def test_a_network_that_should_have_come_along_and_did_not(tmp_path, monkeypatch):
+    "The error names the file; a folder of that name is meant by ./name, and other names are paths as before."
+    with pytest.raises(CheckpointError, match=r"scenebias-be-7.safetensors is neither in .*or write \./scenebias-be-7"):
+        load("scenebias-be-7")
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "scenebias-be")
+    assert find_weights("./scenebias-be").path.parent.name == "scenebias-be"
+    with pytest.raises(CheckpointError, match="no checkpoint at scenebias-bee"):
+        load("scenebias-bee")
+
+
+def test_made_by_is_what_differs_from_the_defaults(tmp_path):
+    config = dataclasses.asdict(PretrainConfig(seed=2, flip=0.5, crop=(0.5, 1.0), name="x y", compile=True))
+    train, save = exporter.made_by(config, tmp_path / "a.safetensors")
+    assert train == "be-nb pretrain --name 'x y' --seed 2 --crop 0.5 1.0 --flip 0.5 --compile"
+    assert save == "be-nb export --checkpoint 'runs/x y' --out a.safetensors"
+    assert exporter.made_by({"weights": "torchvision/r3d_18"}, tmp_path / "a.safetensors") == []

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['export']
 
-# %% ../../nbs/4_machine/07_export.ipynb #b0bd1ecc
+# %% ../../nbs/4_machine/07_export.ipynb #426b73ce
+import dataclasses
 import json
+import shlex
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +20,7 @@ import be_nb
 from ..machine.files import explain_failed_write, write_atomically
 from .weights import (assemble, CARD, card_path, find_weights, publishable, read_report, Weights,
                                   weights_digest)
+from ..settings import PretrainConfig
 
 # %% ../../nbs/4_machine/07_export.ipynb #33dcf0e7
 def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; None without git or outside a checkout
@@ -33,7 +36,25 @@ def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; 
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/4_machine/07_export.ipynb #786fa229
+# %% ../../nbs/4_machine/07_export.ipynb #f0dea9d9
+def made_by(
+    config: dict,   # settings of the training
+    out: Path,      # where the export goes
+) -> list:          # two command lines, or none
+    "The commands that make an export anew: pretraining with all that is not the default, and the export."
+    usual = dataclasses.asdict(PretrainConfig())
+    if not {field.name for field in dataclasses.fields(PretrainConfig)} <= config.keys():  # not of `pretrain`
+        return []
+    words, name = ["be-nb", "pretrain"], config["name"] or "RUN"
+    for key, value in config.items():
+        same = json.dumps(value) == json.dumps(usual.get(key, "no such"))  # a list and a tuple are the same here
+        if not same and key not in {"out", "workers", "device", "resume"}:
+            flag, several = key.replace("_", "-"), value if isinstance(value, (list, tuple)) else [value]
+            yes_no = [f"--{'' if value else 'no-'}{flag}"]
+            words += yes_no if isinstance(value, bool) else [f"--{flag}", *map(str, several)]
+    return [shlex.join(words), shlex.join(["be-nb", "export", "--checkpoint", f"runs/{name}", "--out", out.name])]
+
+# %% ../../nbs/4_machine/07_export.ipynb #a1531a93
 def essential_card(
     weights: Weights,              # what is exported
     backbone: torch.nn.Module,     # the same, built
@@ -47,15 +68,16 @@ def essential_card(
 def full_card(
     essential: dict,   # from `essential_card`
     reports: list,     # from `read_report`
+    out: Path,         # where the export goes
 ) -> dict:
     "The card that stands beside the file: the essentials, and what a reader wants to know."
     config = essential["config"]
     data = {"name": config.get("data"), "split": config.get("split"), "steps": essential["step"],
             "batch_size": config.get("batch_size")}
-    return essential | {"data": data, "scores": reports, "commit": git_commit(),
+    return essential | {"data": data, "scores": reports, "made_by": made_by(config, out), "commit": git_commit(),
                         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../../nbs/4_machine/07_export.ipynb #c5e190e1
+# %% ../../nbs/4_machine/07_export.ipynb #fd687694
 def export(
     checkpoint,    # whatever `be_nb.load` reads
     out,           # file to write, ….safetensors
@@ -74,7 +96,7 @@ def export(
     backbone = assemble(weights)
     card = essential_card(weights, backbone)
     tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in backbone.state_dict().items()}
-    text = json.dumps(full_card(card, reports), indent=1) + "\n"
+    text = json.dumps(full_card(card, reports, out), indent=1) + "\n"
 
     def write(path):
         save_file(tensors, path, {"be_nb": json.dumps(card)})

@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'find_arm', 'cross_probe', 'judge', 'features_by_set', 'score_features',
            'judge_sets', 'StudyConfig', 'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #m000003
+# %% ../../nbs/8_studies/01_miniature.ipynb #bc4380cf
 import hashlib
 import json
 import sys

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #8720b194
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #f71fb239
 import dataclasses
 import hashlib
 import json
@@ -19,9 +19,9 @@ from ...augment import CenterCrop
 from ...data.sources import on_error_of
 from .exam import (clip_versions, Exam, exam_sources, find_masks, list_names, make_exam,
                                      open_networks, run_names)
-from .page import bar, figure, html_table, page, plain, section, tag
+from .page import bar, figure, folded, html_table, page, plain, section, tag
 from .score import compare_networks, score_network
-from .words import compare_sentences, sentences
+from .words import compare_sentences, MASKS, sentences, short_names, UNTRAINED
 from ..cam import class_maps, feature_maps, heat
 from ..features import evaluating, extract_features
 from ..lists import compare_lists
@@ -105,7 +105,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #cd11d8b5
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #99bb4354
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -115,11 +115,38 @@ with each other and with an untrained one."""
 
 
 def verdict_box(report: dict) -> str:
-    "The sentences on each network and each pair."
-    parts = []
-    for name, told in report["verdict"].items():
-        parts += [tag("h3", name), tag("ul", *(tag("li", sentence) for sentence in told))]
+    "The sentences on each network and each pair, folded where there are several networks."
+    few = len(report["networks"]) < 3
+    parts = [folded(name, tag("ul", *(tag("li", sentence) for sentence in told)), unfold=few)
+             for name, told in report["verdict"].items()]
     return tag("div", *parts, class_="verdict")
+
+
+def overview(report: dict) -> str:
+    "The table that the page opens on: one line per network, the five numbers that matter most."
+    columns = {"real": "real clip", "swapped": "background swapped", "background": "empty scene",
+               "still": "time stopped", "shuffled": "frames shuffled"}
+    keys, masks = [key for key in columns if key in report["conditions"]], report["networks"][0]["conflict"]
+    rows = [(network["name"], "" if network["checkpoint"] else "random weights",
+             [bar(network["scores"]["probe"][key], report["chance"]) for key in keys]
+             + ([bar(network["preference"], 0.5)] if masks else [])) for network in report["networks"]]
+    names = [columns[key] for key in keys] + (["features keep the action"] if masks else [])
+    caption = "Linear probe: right, in percent"
+    caption += "; last column: videos whose features stay nearer to the action than to the scene" if masks else ""
+    return tag("div", html_table("network", names, rows, caption), class_="scroll")
+
+
+def with_short_names(report: dict) -> dict:
+    "The report as its page shows it: what all names share is left out, but for the small print."
+    short = short_names([network["name"] for network in report["networks"]])
+    long_first = sorted(short, key=len, reverse=True)
+
+    def shorten(text):
+        for name in long_first:
+            text = text.replace(name, short[name])
+        return text
+    return report | {"networks": [network | {"name": short[network["name"]]} for network in report["networks"]],
+                     "verdict": {shorten(name): [*map(shorten, told)] for name, told in report["verdict"].items()}}
 
 
 def score_table(report: dict, judge: str) -> str:
@@ -174,23 +201,27 @@ def how_made(report: dict) -> str:
                  f"{report['settings']['seed']}; {report['machine']}.")
     return tag("ul", *(tag("li", line) for line in lines), class_="note")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #9fa148e9
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #ffce6e9b
 def report_page(
     report: dict,           # from `bias`
     pictures: Sequence = (),    # (title, caption, Picture)
 ) -> str:                   # HTML
     "The page of a report."
+    full, report = report, with_short_names(report)
+    untrained = [network for network in report["networks"] if not network["checkpoint"] and network["conflict"]]
+    once = [UNTRAINED] * bool(untrained) + [MASKS] * bool(report["left_out"])
     clip = [section(title, figure(drawn.png(), caption)) for title, caption, drawn in pictures]
     tested = f"{report['test']['videos']} videos of {report['data']}, {len(report['networks'])} networks"
     about = "Linear probe on clips with one of their own frames added; bands are 95 % intervals."
     curve = [section("More and more distraction", figure(draw_distraction(report, dpi=110).png(), about))]
     curve = curve if report["settings"]["lams"] else []
     return page("Background-bias report", tested,
+                section("At a glance", overview(report), *(tag("p", text, class_="note") for text in once)),
                 section("In words", verdict_box(report)), section("How to read the numbers", tag("p", READING)),
                 section("What is left when one thing is taken away", score_table(report, "probe")),
                 section("Whom it follows, and where it looks", feature_table(report)), *curve, *clip,
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
-                section("How this was made", how_made(report)))
+                section("How this was made", how_made(full)))
 
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #dcbfe63c
 def judged_digest(net, source, exam, settings, config) -> str:
