@@ -6,13 +6,13 @@
 __all__ = ['POLICY', 'Markup', 'tag', 'picture', 'percent', 'bar', 'plain', 'html_table', 'section', 'figure', 'page',
            'reaches_out']
 
-# %% ../../../nbs/6_judging/11_page.ipynb #a1f634c6
+# %% ../../../nbs/6_judging/11_page.ipynb #4046ae83
 import base64
 import hashlib
 import html
 import re
 
-# %% ../../../nbs/6_judging/11_page.ipynb #5716b522
+# %% ../../../nbs/6_judging/11_page.ipynb #3fcbdf8a
 class Markup(str):
     "Text that is already HTML. Everything else is escaped by `tag`."
 
@@ -24,7 +24,8 @@ def tag(
 ) -> Markup:
     "One HTML element with everything in it escaped that is not `Markup`."
     inside = "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts)
-    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+                    for key, value in attributes.items())
     return Markup(f"<{name}{given}>{inside}</{name}>")
 
 
@@ -113,7 +114,7 @@ code{overflow-wrap:anywhere;font-size:.85em}
 .scroll{overflow:visible}@page{margin:16mm}}
 """
 
-# %% ../../../nbs/6_judging/11_page.ipynb #c0bd64b5
+# %% ../../../nbs/6_judging/11_page.ipynb #b54cef56
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
