@@ -9,6 +9,7 @@ import ast
 import base64
 import configparser
 import hashlib
+import json
 import os
 import re
 import sys
@@ -200,6 +201,7 @@ WINGS = {  # folder → title, and what it is for
 }
 # the part of the index that is made from the lessons
 COURSE = re.compile(r"<!-- lessons -->\n.*<!-- end of lessons -->", re.S)
+BOARD = re.compile(r"<!-- leaderboard -->\n.*<!-- end of leaderboard -->", re.S)  # from nbs/results/leaderboard.json
 
 
 def promise(path):
@@ -222,11 +224,19 @@ def course():
     return "\n".join(["<!-- lessons -->", *parts, *folded, "", "</details>", "<!-- end of lessons -->"])
 
 
+def board():
+    "The paired differences of the leaderboard as Markdown, from its record."
+    from be_nb.studies.leaderboard import headline_table
+    record = json.loads((ROOT / "nbs/results/leaderboard.json").read_text(encoding="utf8"))
+    return f"<!-- leaderboard -->\n{headline_table(record)}\n<!-- end of leaderboard -->"
+
+
 def list_lessons(index):
-    "The index with its list of lessons made anew."
+    "The index with its list of lessons and its table of methods made anew."
     for cell in index.cells:
         if cell.cell_type == "markdown":
             cell.source = COURSE.sub(lambda _: course(), cell.source)
+            cell.source = BOARD.sub(lambda _: board(), cell.source)
     return index
 
 

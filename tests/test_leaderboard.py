@@ -172,7 +172,8 @@ def test_a_real_cell(tmp_path, capsys):
     [cell] = record["cells"]  # clip order has no negative
     assert set(B.COLUMNS) - set(cell["scores"]) == {"motion_gain", "bias_gap", "work", "minutes"}
     assert all(0 <= cell["scores"][key] <= 1 for key in cell["scores"] if key.endswith(("probe", "_share", "own")))
-    assert cell["work"] == cell["steps"] * 24 * 9 and cell["settings"]["damping"] == 3 and "seed" not in cell["settings"]
+    assert cell["work"] == cell["steps"] * 24 * 9 and cell["settings"]["damping"] == 3
+    assert "gamma" not in cell["settings"]  # it is the default
     before = (tmp_path / cell["run"] / "cell.json").stat().st_mtime_ns
     assert B.leaderboard(config, progress=False) == record == json.loads((tmp_path / "leaderboard.json").read_text())
     assert (tmp_path / cell["run"] / "cell.json").stat().st_mtime_ns == before
@@ -188,8 +189,9 @@ def test_a_real_cell(tmp_path, capsys):
 def made(row, arm="plain", seed=0, **scores):
     "A cell by hand."
     scores = dict(motion_probe=0.4, still_probe=0.2, probe_test=0.9, probe_swapped=0.3, actor_share=0.5, preference=0.4,
-                  scene_probe=0.9, speed_probe=0.6, arrow_probe=0.5, spread=0.3, effective_rank=20.0, largest_class=0.17,
-                  own=0.6, own_still=0.5, own_loss=1.0, own_loss_still=1.5, own_reference=4.0) | scores
+                  scene_probe=0.9, speed_probe=0.6, arrow_probe=0.5, spread=0.3, effective_rank=20.0,
+                  largest_class=0.17, own=0.6, own_still=0.5, own_loss=1.0, own_loss_still=1.5,
+                  own_reference=4.0) | scores
     return {"row": row, "arm": arm, "seed": seed, "run": f"{row}-{arm}", "title": row.upper(), "damped": False,
             "steps": 9, "batch_size": 2, "lr": 0.1, "lrs": {}, "work": 1234, "scores": scores, "failed": "",
             "train_minutes": 1.5, "judge_minutes": 0.5, "machine": "a <machine>", "settings": {"steps": 9},
@@ -197,7 +199,7 @@ def made(row, arm="plain", seed=0, **scores):
 
 
 def record_of(cells):
-    return {"asked": {"steps": 400, "lrs": []}, "wanted": 9, "expected": B.EXPECTATION, "machines": ["a <machine>"],
+    return {"asked": {"steps": 400, "lrs": []}, "wanted": 9, "expected": B.EXPECTATION, "machine": "a <machine>",
             "cells": cells}
 
 

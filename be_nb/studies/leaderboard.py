@@ -93,7 +93,7 @@ def fill(
         keep(config)
     return passed_over
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #2a555be5
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #a583687b
 def changes_of(
     settings: dict,  # of a cell
 ) -> dict:           # setting → value
@@ -124,8 +124,10 @@ def make_record(
     cells = [cell for seed, row, arm in wanted(config) if (cell := find_cell(seed, row, arm, config))]
     asked = {"rows": list(config.rows or ALL_ROWS), "arms": list(config.arms), "seeds": list(config.seeds),
              "steps": config.steps, "lrs": list(config.lrs), "videos": config.videos, "damping": DAMPING}
-    return {"format": 1, "asked": asked, "wanted": len(wanted(config)), "expected": EXPECTATION,
-            "machines": sorted({cell["machine"] for cell in cells}), "cells": cells}
+    minutes = round(sum(cell["train_minutes"] + cell["judge_minutes"] for cell in cells))
+    return {"format": 1, "commands": [f"be-nb leaderboard --steps {config.steps}"], "asked": asked,
+            "wanted": len(wanted(config)), "expected": EXPECTATION, "seeds": sorted({cell["seed"] for cell in cells}),
+            "machine": "; ".join(sorted({cell["machine"] for cell in cells})), "minutes": minutes, "cells": cells}
 
 
 def record_text(record: dict) -> str:
@@ -203,7 +205,7 @@ def marks(
                     f"{100 * scores['largest_class']:.1f} %")
     return told
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #ee726651
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #793f6453
 def differences(
     cells: list,
     key: str = "motion_probe",  # of `COLUMNS`
@@ -230,7 +232,7 @@ def signs(found: dict) -> str:
     "How many differences are above 0."
     return f"{sum(d > 0 for d in found.values())} of {len(found)} up"
 
-
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #0dd293ec
 class Line(NamedTuple):
     "A line of the table: one row, one arm, all seeds."
 
@@ -391,7 +393,7 @@ def record_of(line: Line) -> Markup:
     return tag("details", tag("summary", f"{line.title}, {BE_ARMS[line.arm]}"), tag("div", table, class_="scroll"),
                id=line.anchor)
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #648bc2bd
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #0614071a
 def board_page(
     record: dict,  # from `make_record`
 ) -> str:          # HTML
@@ -403,7 +405,7 @@ def board_page(
             f"Every row does the work of {asked['steps']} steps of MoCo + BE with 64 videos.",
             f"Learning rates: {rates if asked['lrs'] else 'those of the small recipes, not chosen'}.",
             "Damped: learned from clips whose motion slows down by e³, without which time has no direction. All are "
-            "judged on the same clips.", *(f"Machine: {name}." for name in record["machines"])]
+            "judged on the same clips.", f"Machine: {record['machine']}."]
     ways = len({line.row for line in lines})
     about_it = f"{ways} ways of learning from video, plain and with Background Erasing, on the built-in set"
     return page("Who looks at the motion?", about_it,

@@ -12,7 +12,7 @@ import hashlib
 import html
 import re
 
-# %% ../../../nbs/6_judging/11_page.ipynb #9526573e
+# %% ../../../nbs/6_judging/11_page.ipynb #3fcbdf8a
 class Markup(str):
     "Text that is already HTML. Everything else is escaped by `tag`."
 
@@ -24,7 +24,8 @@ def tag(
 ) -> Markup:
     "One HTML element with everything in it escaped that is not `Markup`."
     inside = "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts)
-    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+                    for key, value in attributes.items())
     return Markup(f"<{name}{given}>{inside}</{name}>")
 
 
