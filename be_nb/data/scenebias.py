@@ -372,7 +372,7 @@ class SceneBias(ClipTruth):
             filmed[block] = film(self, slice(block * BLOCK, (block + 1) * BLOCK), roll).numpy()
         return torch.from_numpy(filmed[block][row][frames])
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #x1
+# %% ../../nbs/5_data/01_scenebias.ipynb #54156c2d
 class FlowFrames:
     "A source whose frames have three more channels: the flow to the next frame as a picture (x, y, grey)."
 

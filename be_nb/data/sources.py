@@ -6,7 +6,7 @@
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
            'SteadyClips', 'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #91382365
+# %% ../../nbs/5_data/11_sources.ipynb #23b0f721
 import contextlib
 import os
 import warnings
