@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE', 'inflate']
 
-# %% ../../nbs/3_backbones/10_inflate.ipynb #56c57e78
-import torch
-
+# %% ../../nbs/3_backbones/10_inflate.ipynb #a99ec181
 from .layers import adopt_weights, Backbone
 
 # %% ../../nbs/3_backbones/10_inflate.ipynb #741d474c
