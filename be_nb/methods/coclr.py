@@ -49,7 +49,7 @@ def whose_rows(batch, labelled: bool) -> torch.Tensor:
         raise ValueError("CoCLR needs the numbers of the videos, and positives='labels' a label for each of them.")
     return torch.stack([batch.index, label.to(batch.index.device)], 1).float().to(batch.clips.device)
 
-# %% ../../nbs/2_methods/25_coclr.ipynb #01c8dfe2
+# %% ../../nbs/2_methods/25_coclr.ipynb #351172de
 class CoCLRCard(MethodCard):
     "What CoCLR says of itself."
 
@@ -71,8 +71,10 @@ class CoCLRCard(MethodCard):
         nearest: Count = 5           # keys that are mined for each clip
         alone: Share = 0.5           # share of the training before anything is mined
 
-    windows = classmethod(lambda cls, config: MethodCard.windows(config)._replace(flow=config.second == "flow"))
-    passes = classmethod(lambda cls, config: 8 + 3 * (config.negative != "none"))
+    windows = classmethod(  # pyright: ignore[reportAssignmentType]
+        lambda cls, config: MethodCard.windows(config)._replace(flow=config.second == "flow"))
+    passes = classmethod(  # pyright: ignore[reportAssignmentType]
+        lambda cls, config: 8 + 3 * (config.negative != "none"))
 
 # %% ../../nbs/2_methods/25_coclr.ipynb #f6fd4053
 class CoCLR(CoCLRCard, MomentumEncoders):
