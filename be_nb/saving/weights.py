@@ -6,7 +6,7 @@
 __all__ = ['PATHS', 'CARD', 'TORCHVISION', 'TRAINED', 'Weights', 'assemble', 'weights_digest', 'publishable', 'read_report',
            'card_path', 'trained_file', 'find_weights', 'load']
 
-# %% ../../nbs/4_machine/06_weights.ipynb #937c38bd
+# %% ../../nbs/4_machine/06_weights.ipynb #23eb011c
 import functools
 import hashlib
 import json
@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 
 from ..backbones import create_backbone
+from ..backbones.inflate import IMAGE, inflate
 from ..backbones.layers import adopt_weights
 from ..backbones.torchvision import prepend_input, Renormalize, renormalize
 from ..config import check_choice
@@ -218,7 +219,12 @@ def torchvision_shapes(
         network = get_model(name, weights=None)
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))}
 
-# %% ../../nbs/4_machine/06_weights.ipynb #bdf8206d
+# %% ../../nbs/4_machine/06_weights.ipynb #b8013f76
+def fits(state: dict, shapes: dict) -> bool:
+    "Are these, but for a classifier, the tensors of that network?"
+    return {k: tuple(v.shape) for k, v in state.items() if not str(k).startswith("fc.")} == shapes
+
+
 def identify_torchvision(
     path,          # where it was read, for the message
     state: dict,   # name → tensor
@@ -239,15 +245,21 @@ def identify_torchvision(
                           f"{', '.join(TORCHVISION)}. {problem} If they are of one of our networks, fill them in by "
                           "hand: be_nb.backbones.create_backbone(name).load_state_dict(…).")
 
-# %% ../../nbs/4_machine/06_weights.ipynb #6f47008f
+# %% ../../nbs/4_machine/06_weights.ipynb #a84eeb14
 def torchvision_weights(
     path: Path,    # where it was read
-    state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18 or s3d, with or without its classifier
+    state: dict,   # a state dict of r3d_18, mc3_18, r2plus1d_18, s3d or a 2D ResNet, with or without its classifier
 ) -> Weights:
     """Weights of torchvision for our networks. They are taken to expect torchvision's normalisation.
 
     The config says Kinetics-400 only if the file is the official one.
     """
+    flat = next((k for k in IMAGE if "conv1.weight" in state and fits(state, torchvision_shapes(k))), None)
+    if flat:  # a network of pictures; its colours are ours
+        config = {"backbone": IMAGE[flat], "weights": f"torchvision/{flat}, inflated", "method": "supervised",
+                  "data": "not known", "frames": 16, "stride": 2, "size": 224, "frame_size": (256, 342),
+                  "rho": PretrainConfig.rho, "data_seed": PretrainConfig.data_seed}
+        return Weights(path, IMAGE[flat], inflate(create_backbone(IMAGE[flat]), state).state_dict(), config, None)
     name = identify_torchvision(path, state)
     preset = _official(name).transforms()
     backbone = create_backbone(TORCHVISION[name])
