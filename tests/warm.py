@@ -46,6 +46,7 @@ def become_kernel(order):
     os.chdir(order["folder"])
     os.environ.update(order["env"])  # beside what imports have set
     sys.argv[:] = ["ipykernel_launcher", "-f", order["file"]]
+    sys.modules["torch"].seed()  # which an import draws by chance
     del sys.path[0]  # the folder of this file; `-m ipykernel_launcher` takes its own away as well
     importlib.import_module("ipykernel.kernelapp").launch_new_instance()
 
