@@ -196,7 +196,7 @@ WINGS = {  # folder → title, and what it is for
     "5_data": ("Data", "the built-in set, folders of videos, packs, official archives, actors"),
     "6_judging": ("Judging", "features, protocols, retrieval, flow, activation maps, the background-bias report"),
     "7_training": ("Training", "settings, recipes, runs that can be killed, fine-tuning, the command line"),
-    "8_studies": ("Studies", "the miniature, the speed of a step, laboratories"),
+    "8_studies": ("Studies", "the miniature, the speed of a step, the ladder, the leaderboard, laboratories"),
     "9_reference": ("Reference", "pictures, results, glossary"),
 }
 # the part of the index that is made from the lessons
