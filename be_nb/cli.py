@@ -268,7 +268,7 @@ def plan(args: list[str]):
 
     print(run(config))
 
-# %% ../nbs/8_studies/06_cli.ipynb #338a4134
+# %% ../nbs/8_studies/06_cli.ipynb #aa7c3979
 def ladder(args: list[str]):
     "be-nb ladder --footage DIR [--rungs …]    ask one question on rungs from synthetic to real video"
     config = parse("ladder", LadderConfig, args, "Fill the cells that are missing, and draw what is there.")
@@ -282,7 +282,7 @@ def ladder(args: list[str]):
 
 
 def leaderboard(args: list[str]):
-    "be-nb leaderboard [--rows … --arms … --seeds …]    ask all methods, plain and with Background Erasing, on one set"
+    "be-nb leaderboard [--rows … --arms …]    ask all methods, plain and with Background Erasing, on one set"
     config = parse("leaderboard", LeaderboardConfig, args, "Fill the cells that are missing, and make a page of what "
                    "is there. Several processes may work on one folder.")
     from be_nb.studies.leaderboard import leaderboard as run

@@ -83,7 +83,7 @@ LIKE = """
 import os, sys
 print(os.getcwd(), sys.path[0], __name__, [m for m in sys.modules if m.startswith("be_nb")])
 import matplotlib.pyplot as plt, sklearn.linear_model, torch, torchvision
-print(sorted(set(os.environ) - {"_"}))
+print(sorted(set(os.environ) - {"_", "COLUMNS", "LINES"}))
 print(torch.get_num_threads(), torch.is_grad_enabled(), plt.rcParams["figure.dpi"])
 print(torch.ones(2, requires_grad=True).sum().backward(), plt.get_backend())
 """
