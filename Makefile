@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# processes that test at once: one more than there are cores, so that none idles; each takes about 1.5 GB
+JOBS = $(shell $(BIN)/python -c 'import os; print(1 + min(15, os.cpu_count() or 1))')
 SITE_READY := $(VENV)/.site
 
 KATEX := 0.19.1
@@ -39,7 +41,7 @@ fast: $(READY)  ## the tests that pytest.ini calls fast, the floors among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fast --timeout 300 tests
 
 test: $(READY)  ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --timeout 900 --durations 12 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 900 --durations 12 tests
 
 course: $(READY)  ## all core lessons and the laboratories, run in JupyterLab in a real browser
 	OMP_NUM_THREADS=1 COURSE=1 $(BIN)/python -m pytest -q --timeout 3600 tests/test_browser.py

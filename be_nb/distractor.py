@@ -6,7 +6,8 @@
 __all__ = ['VARIANTS', 'mix_static_frame', 'Draw', 'draw_distractors', 'intra_frame', 'inter_frame', 'gaussian_noise',
            'video_mixup', 'video_cutmix', 'Distractor']
 
-# %% ../nbs/1_core/05_distractor.ipynb #ec0fd337
+# %% ../nbs/1_core/05_distractor.ipynb #7d60ecb2
+import importlib
 from typing import NamedTuple
 
 import torch
@@ -181,3 +182,12 @@ class Distractor(nn.Module):
     def forward(self, clips, generator=None):
         """float `(b, c, t, h, w)` → the same, distracted; `generator` is on the CPU."""
         return self.mix(clips, self.sample(clips, generator))
+
+# %% ../nbs/1_core/05_distractor.ipynb #9717313b
+def _elsewhere(name):
+    def variant(clips, draw):
+        return getattr(importlib.import_module("be_nb.methods.distractors"), name)(clips, draw)
+    return variant
+
+
+VARIANTS |= {name: _elsewhere(name) for name in ("background_patching", "inter_mean", "merged_background")}

@@ -62,7 +62,7 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/1_core/09_moco.ipynb #9911efa2
+# %% ../nbs/1_core/09_moco.ipynb #58f64fc3
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -91,12 +91,12 @@ class EncoderPair(Method):
         return unit(self.head(self.backbone(clips)))
 
     def embed_two(self, clips: torch.Tensor, others: torch.Tensor | None) -> tuple:
-        "Two batches of b clips → embeddings (b, dim) and (b, 1, dim); without `others` the second is None."
+        "b clips, n·b others → embeddings (b, dim) and (b, n, dim); without `others` the second is None."
         if others is None:
             return self.embed(clips), None
-        both = self.embed(torch.cat([clips, others])).chunk(2) if self.joint else map(self.embed, (clips, others))
-        first, second = both
-        return first, second[:, None]
+        one, b = self.embed, len(clips)
+        first, second = one(torch.cat([clips, others])).tensor_split([b]) if self.joint else (one(clips), one(others))
+        return first, second.unflatten(0, (-1, b)).transpose(0, 1)
 
 # %% ../nbs/1_core/09_moco.ipynb #a0ca2b39
 def shuffled(
@@ -139,12 +139,12 @@ class MomentumEncoders(EncoderPair):
         self.queue.enqueue(parts.transpose(0, 1).flatten(0, 2))           # in the order of the batch: by rank, by part
         self._keys = []
 
-# %% ../nbs/1_core/09_moco.ipynb #d59f1f6b
+# %% ../nbs/1_core/09_moco.ipynb #72463a2b
 def contrast(
     query: torch.Tensor,         # (b, dim), of length 1
     key: torch.Tensor,           # (b, dim)
     queue: torch.Tensor,         # (K, dim)
-    extra: torch.Tensor | None,  # (b, 1, dim)
+    extra: torch.Tensor | None,  # (b, n, dim)
     temperature: float,          # T
 ) -> tuple:                      # loss, and a dict of metrics: scalar tensors without gradient
     "InfoNCE; the mean cosines of the query with positive, queue and extra negative; how often the positive is on top."
@@ -158,7 +158,7 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/1_core/09_moco.ipynb #1fc45574
+# %% ../nbs/1_core/09_moco.ipynb #187579ab
 class MoCoCard(MethodCard):
     "What MoCo says of itself."
 
@@ -175,19 +175,20 @@ class MoCoCard(MethodCard):
         momentum: Share = 0.99       # m of the key encoder
         temperature: Positive = 0.07  # T (tau) of InfoNCE
         joint: bool = False          # query and extra negative in one forward pass
+        negatives: Count = 1         # extra negatives of each video, where there are any
 
     @classmethod
     def from_config(cls: Any, config, backbone):
-        "A method as a `PretrainConfig` describes it; `joint` is up to `be_nb.methods.splitbn`."
-        own = {field.name: getattr(config, field.name) for field in fields(cls.Settings) if field.name != "joint"}
+        "A method as a `PretrainConfig` describes it; `joint` is up to `be_nb.methods.splitbn`, `negatives` to views."
+        own = {f.name: getattr(config, f.name) for f in fields(cls.Settings) if f.name not in ("joint", "negatives")}
         return cls(backbone, views=Views.from_config(config), **own)
 
     @classmethod
     def passes(cls, config):
-        "The query learns, the key does not; the extra negative learns."
-        return 4 if config.negative == "none" else 7
+        "The query learns, the key does not; the extra negatives learn."
+        return 4 if config.negative == "none" else 4 + 3 * config.negatives
 
-# %% ../nbs/1_core/09_moco.ipynb #ba93bb2c
+# %% ../nbs/1_core/09_moco.ipynb #0e5f2f71
 class MoCo(MoCoCard, MomentumEncoders):
     """MoCo, and with a distractor and an intra-video negative MoCo + BE (Wang et al., 2021, section 3), as one method.
 
@@ -210,7 +211,7 @@ class MoCo(MoCoCard, MomentumEncoders):
 
     def reference_loss(self, batch_size):
         "All candidates are equally likely."
-        return math.log(1 + len(self.queue.keys) + (self.views.kind != "none"))
+        return math.log(1 + len(self.queue.keys) + (self.views.kind != "none") * self.views.negatives)
 
     def forward(self, batch):
         "Batch → loss, metrics. After the optimiser's step call `after_step()`."
@@ -218,6 +219,5 @@ class MoCo(MoCoCard, MomentumEncoders):
         keys = self.embed_keys(key, batch)
         self.remember(keys, batch.part)
         query, extra = self.embed_two(query, self.views.negative(batch))
-        key = own_rows(keys)
-        self.watch(query, key)
-        return contrast(query, key, self.queue.keys, extra, self.temperature)
+        self.watch(query, own_rows(keys))
+        return contrast(query, own_rows(keys), self.queue.keys, extra, self.temperature)

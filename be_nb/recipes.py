@@ -93,16 +93,19 @@ for net, data in PAIRS + [("i3d", "diving48"), ("r3d18", "ucf101")]:
             f"{'MoCo + BE' if method == 'be' else 'MoCo'}, {NAMES[net]}, {DATA[data].title}",
             full_size(net, data, **other), REPORTED.get((net, data, method), "–"), f"video-{method}-mini")
 
-# %% ../nbs/7_training/03_recipes.ipynb #337ba8de
+# %% ../nbs/7_training/03_recipes.ipynb #552e9623
 for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42.4"), ("video_mixup", "68.3 / 38.1"),
-                          ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5")):
+                          ("video_cutmix", "71.2 / 40.5"), ("inter_frame", "77.4 / 46.5"),
+                          *((name, "") for name in ("background_patching", "inter_mean", "merged_background"))):
     RECIPES[f"scenebias-{variant}"] = Recipe(
         f"MoCo + BE with the distractor {variant}, built-in set", PretrainConfig(distractor=variant))
     RECIPES[f"i3d-ucf101-{variant}"] = Recipe(
         f"MoCo + BE with the distractor {variant}, I3D, UCF101", full_size("i3d", "ucf101", distractor=variant),
-        f"{reported} (Table 4)", f"scenebias-{variant}")
+        f"{reported} (Table 4)" if reported else "–", f"scenebias-{variant}")
+RECIPES["scenebias-3-negatives"] = Recipe("MoCo + BE with three intra-video negatives, built-in set",
+                                          PretrainConfig(**dict[str, Any](negatives=3)))
 
-# %% ../nbs/7_training/03_recipes.ipynb #8f8a6e4f
+# %% ../nbs/7_training/03_recipes.ipynb #bc66ec8b
 PRETEXT: dict[str, Any] = dict(
                backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.0,
                brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, optimizer="sgd", lr=1e-3, weight_decay=5e-4,
@@ -125,10 +128,15 @@ LATER: dict[str, tuple[str, int, dict[str, Any]]] = {
          "c3d-ucf101-vcp": ("vcp", 200, dict(frames=16, gap=8, lr=0.01, short="drop")),
          "r3d18-ucf101-dpc": ("dpc", 300, dict(
              backbone="r3d18", frames=5, stride=3, size=128, frame_size=(150, 200), grid=4, optimizer="adamw",
-             weight_decay=1e-5, batch_size=128, short="drop"))}
+             weight_decay=1e-5, batch_size=128, short="drop")),
+         "r3d18-ucf101-coclr": ("coclr", 500, dict(
+             backbone="r3d18", frames=32, size=128, frame_size=(150, 200), optimizer="adamw", weight_decay=1e-5,
+             flip=0.5, batch_size=32, queue_size=2048, momentum=0.999, dim=128, second="differences",
+             alone=0.6, crop=(0.5, 1.0), brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5))}
 for name, (task, epochs, own) in LATER.items():
     own["steps"] = -(-epochs * DATA["ucf101"].videos // own.get("batch_size", PRETEXT["batch_size"]))
-    for ending, other in (("", dict[str, Any](distractor="none")), ("-be", {})):
+    plain = dict[str, Any](**{key: "none" for key in ("distractor", "negative") if key in find_method(task).uses})
+    for ending, other in (("", plain), ("-be", {})):
         RECIPES[f"{name}{ending}"] = Recipe(
             f"{find_method(task).title}{' + BE' if ending else ''}, {NAMES[name.split('-')[0]]}, UCF101",
             PretrainConfig(method=task, **PRETEXT | UCF101 | own | other), mini=f"scenebias-{task}{ending}")

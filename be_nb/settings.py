@@ -7,7 +7,7 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'NEUTRAL', 'LADDER_RUNGS
            'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'SpeedSettings', 'WatchSettings',
            'RecordSettings', 'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings', 'FinetuneConfig',
            'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig', 'DoctorConfig',
-           'BenchConfig', 'PlanConfig', 'LadderConfig', 'BiasConfig']
+           'BenchConfig', 'PlanConfig', 'LadderConfig', 'LeaderboardConfig', 'BiasConfig']
 
 # %% ../nbs/7_training/02_settings.ipynb #d0752006
 import dataclasses
@@ -369,7 +369,7 @@ class PlanConfig(Config):
     record: str = ""           # JSON of `be-nb bench --out`: hours at the rates measured there
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #cf91baba
+# %% ../nbs/7_training/02_settings.ipynb #3db9312a
 LADDER_RUNGS = ("scenebias", "scenes", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")
 LADDER_ARMS = ("random", "moco", "be", "distractor", "negative", "triplet", "supervised")
 
@@ -400,7 +400,22 @@ class LadderConfig(Config):
             raise ValueError(f"rung {real[0]} needs footage: name the folder that holds {self.actors} and the others, "
                              "or choose rungs=scenebias.")
 
-# %% ../nbs/7_training/02_settings.ipynb #8f320fe5
+
+@dataclass(frozen=True)
+class LeaderboardConfig(Config):
+    "What `be_nb.studies.leaderboard.leaderboard` needs."
+
+    rows: tuple[str, ...] = ()    # methods, untrained, supervised; NAME-damped learns from damped clips; none: all
+    arms: tuple[str, ...] = ("plain", "distractor", "negative", "both")  # halves of Background Erasing
+    seeds: tuple[Amount, ...] = (0, 1, 2)  # seeds of training
+    steps: Count = 400            # every row works as much as MoCo + BE in so many steps of 64 clips
+    lrs: tuple[Positive, ...] = ()  # learning rates from which kNN chooses one for each row; none: its own
+    videos: Amount = 0            # clips of each list; 0: as many as SceneBias has
+    page_only: bool = False       # train nothing: make page and record of the cells that are there
+    device: str = "auto"          # where to compute: auto, cpu, cuda or cuda:N
+    out: str = "runs/leaderboard"  # folder of runs, cells, page and record
+
+# %% ../nbs/7_training/02_settings.ipynb #37c2032b
 @dataclass(frozen=True)
 class BiasConfig(Config):
     "What `bias` needs: checkpoints, labelled videos to fit on, labelled videos to test, and a folder for the report."
@@ -410,7 +425,7 @@ class BiasConfig(Config):
     data: str = "scenebias"     # "scenebias" (built in) or a folder of videos
     train_split: str = ""       # list that fits the probe; empty: train.txt, of SceneBias probe
     test_split: str = ""        # list that is tested; empty: val.txt, of SceneBias test
-    masks: str = ""             # .npz of actor masks; empty: actor_masks.npz in the folder, if it is there
+    masks: str = ""             # .npz; motion: guess them; empty: actor_masks.npz in the folder, if any
     data_seed: Amount = 0       # SceneBias: seed of the set
     rho: Share = 0.9            # SceneBias: how often the scene agrees with the class
     data_size: Amount = 0       # SceneBias: clips of each list; 0: all

@@ -29,7 +29,9 @@ import tempfile
 import time
 import traceback
 import types
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,17 @@ FULL = dict(cases=["r3d18:64x16x112", "i3d:32x16x112", "i3d:8x16x224", "c3d:16x1
             losses_case="r3d18:32x16x112", memory=["r3d18:32x16x112", "i3d:8x16x224", "c3d:16x16x112"],
             workers=[1, 2, 4, 8, 16], loader=dict(backbone="i3d", batch_size=32), batches=12,
             train=dict(backbone="r3d18", frames=16, size=112, batch_size=64, warmup_steps=100, queue_size=512),
-            seeds=3, least_seconds=45, readers=14, most_steps=6000)
+            seeds=3, least_seconds=45, readers=14, most_steps=6000, later=120,
+            ladder=dict(seeds=[0, 1, 2], arms=["random", "moco", "be", "triplet", "supervised"], at_once=8, steps=1000,
+                        videos=0, change=["frames=16", "size=48", "frame_size=[56, 75]"]),
+            leaderboard=dict(seeds=[0, 1, 2], arms=["plain", "both"], steps=400, at_once=8))
 TINY = dict(cases=["tiny:4x4x16"], repeats=1, losses=2, losses_case="tiny:4x4x16", memory=["tiny:4x4x16"],
             workers=[0, 1], loader=dict(backbone="tiny", batch_size=2, frames=2, size=16), batches=2,
             train=dict(backbone="tiny", frames=2, size=16, batch_size=2, warmup_steps=1, queue_size=8),
-            seeds=1, least_seconds=1, readers=0, most_steps=2)
+            seeds=1, least_seconds=1, readers=0, most_steps=2, later=0,
+            ladder=dict(seeds=[0], arms=["random", "be"], at_once=2, steps=1, videos=12,
+                        change=["frames=2", "size=16", "batch_size=2", "queue_size=8", "warmup_steps=0"]),
+            leaderboard=dict(rows=["untrained", "moco"], seeds=[0], arms=["plain"], steps=1, videos=24, at_once=1))
 FRAME = 112, 149  # of the pack; what comes from it is cut to 112² or less
 ARMS = {"moco": dict(distractor="none", negative="other_video"), "be": {}}
 SLOW = ("with compile",)  # contestants of step.py that take minutes; the part `losses` compiles once
@@ -372,7 +380,7 @@ def pretraining(session):
     yield
     probe = run("be", -1, 20 if not session.rehearse else 1)[1]
     start_up = probe["train_seconds"] / 2
-    budget = session.left() - 20
+    budget = session.left() - 20 - sizes["later"]
     seeds = max(1, min(sizes["seeds"], int(budget / 2 / (sizes["least_seconds"] + judging + start_up))))
     each = budget / (2 * seeds) - judging - start_up
     count = max(1, min(sizes["most_steps"], int(0.9 * each * probe["clips_per_second"] / config.batch_size)))
@@ -390,8 +398,78 @@ def pretraining(session):
             yield
 
 
+def make_small_packs(footage, out):
+    """A pack of each set in a folder of its name, frames of the size that the ladder looks at."""
+    if sys.modules["av"].__version__ == "0":
+        write.encode_video = encode_with_opencv
+    for folder in sorted(Path(footage, "videos").iterdir()):
+        write.pack(str(folder), ("train.txt", "val.txt"), str(Path(out, folder.name)), short_side=56, progress=False)
+
+
+CALLS = {"ladder": "from be_nb.studies.ladder import ladder as fill, LadderConfig as Config",
+         "leaderboard": "from be_nb.studies.leaderboard import leaderboard as fill, LeaderboardConfig as Config"}
+
+
+def fill_cells(session, study, jobs, read):
+    """Cells of a study, many small runs at once on one GPU; `read` gives those that are done, every few seconds.
+
+    A job is the settings of one process. What a process did not finish is said in `faults`.
+    """
+    sizes = session.sizes[study]
+    found = session.record[study] = {"settings": sizes, "faults": []}
+
+    def run(job):
+        job |= dict(device=str(session.device), out=str(Path(session.scratch.name, study)))
+        try:
+            done = elsewhere(f"{CALLS[study]}; fill(Config(**gpu.json.loads(sys.argv[2])))",
+                             max(1, session.left() - 5), json.dumps(job))
+        except subprocess.TimeoutExpired:
+            return "the time was over"
+        return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+    with ThreadPoolExecutor(sizes["at_once"]) as pool:
+        waiting = {pool.submit(run, job) for job in jobs}
+        while waiting:
+            done, waiting = wait(waiting, timeout=15)
+            found["faults"] += sorted({one.result() for one in done} - {"", *found["faults"]})
+            found |= read(Path(session.scratch.name, study))
+            yield
+
+
+def ladder(session):
+    """Cells of the ladder: SceneBias, and every set of the footage as it is."""
+    if not session.allows("ladder", 60):
+        return
+    sizes, sets, rungs = session.sizes["ladder"], Path(session.scratch.name, "sets"), ["scenebias"]
+    if session.footage:
+        packed = elsewhere("gpu.make_small_packs(*sys.argv[2:4])", session.left(), session.footage, str(sets))
+        if packed.returncode:
+            raise RuntimeError(packed.stderr.strip().splitlines()[-1])
+        rungs += sorted(folder.name for folder in sets.iterdir())
+    shared = {key: sizes[key] for key in ("steps", "videos", "change")}
+    shared |= dict(footage=str(sets) if session.footage else "", rungs=rungs)
+    jobs = [shared | dict(seeds=[seed], arms=[arm]) for seed, arm in product(sizes["seeds"], sizes["arms"])]
+    yield from fill_cells(session, "ladder", jobs, lambda out: {
+        "rows": [json.loads(file.read_text(encoding="utf8")) for file in sorted(out.glob("*/cell.json"))]})
+
+
+def leaderboard(session):
+    """Cells of the leaderboard; its record, as `be-nb leaderboard` leaves it, is what `gpu_read.py` draws."""
+    if not session.allows("leaderboard", 60):
+        return
+    sizes = dict(session.sizes["leaderboard"])
+    at_once = sizes.pop("at_once")
+
+    def read(out):
+        file = out / "leaderboard.json"
+        return {"board": json.loads(file.read_text(encoding="utf8"))} if file.is_file() else {}
+
+    yield from fill_cells(session, "leaderboard", [dict(sizes) for _ in range(at_once)], read)
+
+
 PARTS = {"about": about, "tests": gpu_tests, "speed": speed, "losses": losses, "memory": memory, "pack": pack,
-         "loader": loader, "pretraining": pretraining}
+         "loader": loader, "pretraining": pretraining, "ladder": ladder,
+         "leaderboard": leaderboard}
 
 
 def run_parts(session, names):

@@ -3,10 +3,11 @@
     python benchmarks/gpu_footage.py --sets VIDEOS/ucf101-6 VIDEOS/mlr511 VIDEOS/jhmdb-21 --learn 2 --out .gpu/footage
 
 Each set has `train.txt` and `val.txt`. The folder gets a copy of every video of these lists, with how many frames each
-must give (`frames.json`), and the lists `SET-train.txt` and `SET-val.txt` of each set and `pretrain.txt`, the training
-lists of the first --learn sets together. It must be small: `gpu.py` packs it there, in half a minute. (A JPEG pack of
-24 frames of each video was 125 MB even at quality 50, where the videos themselves are 47 MB.) Footage is not part of
-the repository, and neither is that folder.
+must give (`frames.json`), the lists `SET-train.txt` and `SET-val.txt` of each set, and `pretrain.txt`, the training
+lists of the first --learn sets together. Each set also stands alone, with its own two lists, in `videos/SET`.
+The folder must be small: `gpu.py` packs it there, in half a minute. (A JPEG pack of 24 frames of each video was 125 MB
+even at quality 50, where the videos themselves are 47 MB.) Footage is not part of the repository, and neither is that
+folder.
 """
 import argparse
 import json
@@ -25,7 +26,7 @@ def gather(folders, learn, out):
     for number, folder in enumerate(map(Path, folders)):
         name = folder.resolve().name
         for part in ("train", "val"):
-            split = open_split(folder, f"{part}.txt")
+            split, alone = open_split(folder, f"{part}.txt"), []
             rows = lists[f"{name}-{part}.txt"] = []
             for path, label, where in zip(split.paths, split.labels.tolist(), split.where):
                 source, target = locate_video(str(folder), path, where), out / "videos" / name / path
@@ -35,8 +36,10 @@ def gather(folders, learn, out):
                 shutil.copyfile(source, target)
                 frames[f"{name}/{path}"], size = count_frames(source), size + target.stat().st_size
                 rows.append(f"{name}/{path} {label}")
+                alone.append(f"{path} {label}")
                 if part == "train" and number < learn:
                     lists["pretrain.txt"].append(f"{name}/{path} 0")
+            (out / "videos" / name / f"{part}.txt").write_text("\n".join(alone) + "\n", encoding="utf8")
     for name, rows in lists.items():
         (out / name).write_text("\n".join(rows) + "\n", encoding="utf8")
     (out / "frames.json").write_text(json.dumps(frames), encoding="utf8")

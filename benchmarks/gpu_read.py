@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from be_nb.studies.ladder import rung_table
+from be_nb.studies.leaderboard import headline_table
+
 SHARES = {"c3d": 0.25, "r3d18": 0.15, "i3d": 0.15}  # of the measured bf16 matrix rate that a step should reach
 
 
@@ -114,6 +117,19 @@ def read_pretraining(record):
     return [table((f"after {about}", "seeds", "linear probe", "kNN", "R@1", "chance R@1"), rows)]
 
 
+def read_ladder(record):
+    one = record["ladder"]
+    settings = ", ".join(f"{key} {value}" for key, value in one["settings"].items())
+    return [f"settings: {settings}", rung_table(one["rows"]), *(f"- not done: {fault}" for fault in one["faults"])]
+
+
+def read_leaderboard(record):
+    one = record["leaderboard"]
+    settings = ", ".join(f"{key} {value}" for key, value in one["settings"].items())
+    tables = [headline_table(one["board"])] if "board" in one else []
+    return [f"settings: {settings}", *tables, *(f"- not done: {fault}" for fault in one["faults"])]
+
+
 def spread(values):
     """Mean in percent, and the standard deviation over the seeds where there are several."""
     text = f"{100 * mean(values):.1f}"
@@ -121,7 +137,8 @@ def spread(values):
 
 
 READERS = {"about": read_about, "tests": read_tests, "speed": read_speed, "bench": read_bench, "losses": read_losses,
-           "memory": read_memory, "pack": read_pack, "loader": read_loader, "pretraining": read_pretraining}
+           "memory": read_memory, "pack": read_pack, "loader": read_loader, "pretraining": read_pretraining,
+           "ladder": read_ladder, "leaderboard": read_leaderboard}
 
 
 def page(record):

@@ -1,6 +1,6 @@
 """JupyterLab in headless Chromium: what a reader of the course does, done by a program.
 
-    with Lab(folder, ROOT / "nbs", ["1_core/05_distractor.ipynb"]) as lab, lab.browser() as page:
+    with Lab(folder, ROOT / "nbs", ["1_core/05_distractor.ipynb"]) as lab, open_page() as page:
         lab.open(page, "1_core/05_distractor.ipynb")
         lab.run_all(page)
         print(lab.state(page))
@@ -52,6 +52,20 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def open_page():
+    "A page of headless Chromium, closed in any case."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as driver:
+        chrome = driver.chromium.launch(executable_path=chromium(), args=FLAGS, timeout=60_000)
+        try:
+            page = chrome.new_page(viewport={"width": 1400, "height": 1000})
+            page.set_default_timeout(120_000)
+            yield page
+        finally:
+            chrome.close()
 
 
 class Lab:
@@ -110,19 +124,6 @@ class Lab:
                 return
             time.sleep(0.3)
         raise RuntimeError("JupyterLab did not start:\n" + (self.folder / "server.log").read_text()[-2000:])
-
-    @contextlib.contextmanager
-    def browser(self):
-        "A page of headless Chromium, closed in any case."
-        from playwright.sync_api import sync_playwright
-        with sync_playwright() as driver:
-            chrome = driver.chromium.launch(executable_path=chromium(), args=FLAGS, timeout=60_000)
-            try:
-                page = chrome.new_page(viewport={"width": 1400, "height": 1000})
-                page.set_default_timeout(120_000)
-                yield page
-            finally:
-                chrome.close()
 
     def within(self, page, seconds, promise):
         "Wait for a promise of the page, but not for ever: Playwright's `evaluate` has no limit of its own."

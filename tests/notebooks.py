@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import warm
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +109,16 @@ def clean(nb, name):
     return nb
 
 
-def execute(nb, folder, timeout=600):
+class WarmKernel(AsyncKernelManager):
+    """A kernel that starts at once, see `warm.py`; an ordinary one on systems that lack what it needs."""
+
+    def format_kernel_cmd(self, extra_arguments=None):
+        if not hasattr(os, "pidfd_open"):
+            return super().format_kernel_cmd(extra_arguments)
+        return [sys.executable, "-S", warm.__file__, warm.server(), self.connection_file]
+
+
+def execute(nb, folder, timeout=600, kernels=AsyncKernelManager):
     """Run every cell in a fresh kernel, in the folder of the notebook, as JupyterLab does; raise at the first error."""
     skipped = {i for i, c in enumerate(nb.cells) if c.cell_type == "code"
                and re.search(r"^#\| *(eval: *false|cuda)", c.source, re.M)}
@@ -117,7 +128,7 @@ def execute(nb, folder, timeout=600):
         run.cells[i] = nbformat.v4.new_raw_cell("")
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
            "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3",
+    NotebookClient(run, timeout=timeout, kernel_name="python3", kernel_manager_class=kernels,
                    resources={"metadata": {"path": str(folder)}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
@@ -177,7 +188,8 @@ def add_badge(nb, path):
 
 WINGS = {  # folder → title, and what it is for
     "1_core": ("Core", "an afternoon: the trap, every part of the method, and the claim"),
-    "2_methods": ("Methods", "add one of your own; SimCLR, triplet and pretext tasks, each with Background Erasing"),
+    "2_methods": ("Methods", "add one of your own; contrastive, joint-embedding and predictive ones and pretext tasks, "
+                             "each with Background Erasing"),
     "3_backbones": ("Backbones", "C3D, I3D, 3D ResNets, R(2+1)D, S3D-G, torchvision's networks, and what they cost"),
     "4_machine": ("Machine", "devices, files, checkpoints, speed, several GPUs"),
     "5_data": ("Data", "the built-in set, folders of videos, packs, official archives, actors"),

@@ -314,6 +314,9 @@ def test_a_pack_gives_the_report_of_its_folder(tmp_path):
     assert ask("videos-packed")["networks"] == packed["networks"]  # lying about, they are not taken
     with pytest.raises(ValueError, match="a pack does not keep. Give the folder of the videos"):
         ask("videos-packed", masks=str(tmp_path / "videos-packed/actor_masks.npz"))
+    guessed = ask("videos-packed", masks="motion")  # nobody has drawn masks, and every row is there
+    assert "guessed from motion" in guessed["masks"] and not guessed["left_out"] and guessed["networks"][0]["conflict"]
+    assert "guessed from motion" in (tmp_path / "r-videos-packed/report.html").read_text(encoding="utf8")
 
 
 def test_titles_follow_the_settings():

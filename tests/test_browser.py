@@ -6,7 +6,7 @@ import notebooks
 import pytest
 from conftest import ROOT
 
-DISTRACTOR, CLAIM, LABS = LESSONS = ["1_core/05_distractor", "1_core/12_the_claim", "8_studies/05_labs"]
+DISTRACTOR, CLAIM, LABS = LESSONS = ["1_core/05_distractor", "1_core/12_the_claim", "8_studies/07_labs"]
 if os.environ.get("COURSE"):  # `make course`: the whole afternoon, in its order
     LESSONS = [*(f"1_core/{path.stem}" for path in sorted((ROOT / "nbs/1_core").glob("*.ipynb"))), LABS]
 
@@ -17,7 +17,7 @@ def test_lessons_in_jupyterlab(tmp_path):
     if browser.chromium() is None:
         pytest.skip("no Chromium: apt-get install chromium, or name one by CHROMIUM=/path/to/chromium")
     names = [f"{name}.ipynb" for name in LESSONS] + ["results"]
-    with browser.Lab(tmp_path, ROOT / "nbs", names) as lab, lab.browser() as page:
+    with browser.Lab(tmp_path, ROOT / "nbs", names) as lab, browser.open_page() as page:
         complaints = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         for name in LESSONS:

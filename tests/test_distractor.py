@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from be_nb.distractor import cutmix_box, Distractor, Draw, draw_distractors, mix_static_frame, VARIANTS
+from be_nb.methods.distractors import partners
+from be_nb.methods.fame import colours, likelihood
 
-STILL = ("gaussian_noise", "inter_frame", "intra_frame")
-BORROWING = ("video_mixup", "video_cutmix", "inter_frame")
+STILL = ("gaussian_noise", "inter_frame", "intra_frame", "background_patching", "inter_mean")
+BORROWING = ("video_mixup", "video_cutmix", "inter_frame", "background_patching", "inter_mean", "merged_background")
 
 
 def seeded(seed=0):
@@ -35,16 +37,43 @@ class CountOps(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def patches(clips, i, draw):
+    """The still picture of background_patching for clip i, pixel by pixel: the partner and the next three but i."""
+    b, c, t, h, w = clips.shape
+    others = [j % b for j in range(i + 1, i + b)]                            # all others, from the next one on
+    first, picture = others.index(int(draw.other[i])), torch.empty(c, h, w)
+    high, wide = (h + 1) // 2, (w + 1) // 2
+    top, left = int(draw.corner[i, 0] * (h - high + 1)), int(draw.corner[i, 1] * (w - wide + 1))
+    for y in range(h):
+        for x in range(w):
+            source = others[(first + 2 * (y >= high) + (x >= wide)) % (b - 1)]
+            picture[:, y, x] = clips[source, :, draw.frame[i], top + y % high, left + x % wide]
+    return picture
+
+
+def merged(clips, i, draw):
+    """Clip i of merged_background: its least likely pixels, one after the other, become those of a still frame."""
+    clip, (h, w) = clips[i].clone(), clips.shape[-2:]
+    likely = likelihood(colours(clips))[i].flatten().tolist()
+    for place in sorted(range(h * w), key=likely.__getitem__)[:int(draw.lam[i] * h * w)]:
+        clip[..., place // w, place % w] = clips[draw.other[i], :, draw.frame[i], place // w, place % w, None]
+    return clip
+
+
 def slowly(variant, clips, draw):
     """What each variant means, one number at a time."""
     mixed = clips.clone()
     b, c, t, h, w = clips.shape
+    if variant == "merged_background":
+        return torch.stack([merged(clips, i, draw) for i in range(b)])
     for i in range(b):
         lam, k, other = draw.lam[i].item(), draw.frame[i].item(), clips[draw.other[i].item()]
+        patched = patches(clips, i, draw) if variant == "background_patching" else None
         noise = torch.randn((b, c, h, w), generator=torch.Generator().manual_seed(draw.seed))[i]
         for j in range(t):
             added = {"intra_frame": clips[i, :, k], "inter_frame": other[:, k], "gaussian_noise": noise,
-                     "video_mixup": other[:, j], "none": clips[i, :, j]}
+                     "video_mixup": other[:, j], "none": clips[i, :, j], "inter_mean": other.mean(1),
+                     "background_patching": patched}
             if variant != "video_cutmix":
                 mixed[i, :, j] = (1 - lam) * clips[i, :, j] + lam * added[variant]
                 continue
@@ -75,13 +104,38 @@ def test_still_variants_keep_motion(variant, seed):
     assert torch.allclose(distract.mix(clips, draw).diff(dim=2), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", ["video_mixup", "video_cutmix"])
-def test_moving_variants_do_not_keep_motion(variant):
+@pytest.mark.parametrize("variant", ["video_mixup", "video_cutmix", "merged_background"])
+def test_other_variants_do_not_keep_motion(variant):
     clips = random_clips()
     distract = Distractor(variant, gamma=1.)
     draw = distract.sample(clips, seeded())
     expected = (1 - per_clip(draw.lam)) * clips.diff(dim=2)
     assert (distract.mix(clips, draw).diff(dim=2) - expected).abs().max() > .1
+
+
+def test_merged_background_keeps_what_moves():
+    """A square that moves over a still wall: it stays to the last bit, and the wall far from it becomes another's."""
+    clips = random_clips(b=4, t=1, h=24, w=24).repeat(1, 1, 6, 1, 1) * .3 - 1.
+    for k in range(6):
+        clips[:, :, k, 6:14, 3 + k:11 + k] = torch.tensor([1.8, 1.5, -1.3])[:, None, None]
+    distract = Distractor("merged_background", gamma=1.)
+    draw = distract.sample(clips, seeded())._replace(lam=torch.tensor([.25, .5, .75, 0.]))
+    after = distract.mix(clips, draw)
+    kept = (after == clips).all(2).all(1)
+    assert (kept.flatten(1).sum(1) == torch.tensor([432, 288, 144, 576])).all()
+    assert kept[:2, 7:13, 6:11].float().mean() > .9      # where the square is in all frames
+    assert torch.equal(after, torch.where(kept[:, None, None], clips, clips[draw.other, :, draw.frame][:, :, None]))
+    with pytest.raises(ValueError, match="colours"):
+        distract(clips[:, :2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(b=st.integers(2, 12), seed=st.integers(0, 2**62))
+def test_four_partners_are_others_and_different(b, seed):
+    draw = draw_distractors(b, 4, generator=seeded(seed))
+    four = partners(torch.empty(b, 0), draw, "", 4)
+    assert torch.equal(four[:, 0], draw.other) and (four != torch.arange(b)[:, None]).all()
+    assert all(len(set(row)) == min(4, b - 1) for row in four.tolist())
 
 
 def test_the_still_frame_is_one_of_the_clips_own():
@@ -239,5 +293,5 @@ def test_same_on_the_gpu(variant):
     clips, distract = random_clips(), Distractor(variant, gamma=1.)
     there = distract(clips.cuda(), seeded())
     assert there.is_cuda and torch.equal(there, distract(clips.cuda(), seeded()))
-    if variant != "gaussian_noise":  # the noise image is drawn on the device
+    if variant not in ("gaussian_noise", "merged_background"):  # noise is drawn there; close calls may fall otherwise
         assert torch.allclose(there.cpu(), distract(clips, seeded()), atol=1e-6)

@@ -1,11 +1,18 @@
 """The tools that run folded answers, open lessons in Colab and link the glossary; answers are run in test_lessons."""
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import nbformat
 import notebooks
 import pytest
+import warm
 from conftest import ROOT
 
 SOME_LESSON = ROOT / "nbs/1_core/some_lesson.ipynb"
@@ -66,3 +73,45 @@ def test_lesson_runs_as_a_script(name, tmp_path):
     script.write_text("\n\n".join(s for s in cells if "google.colab" not in s), encoding="utf8")
     done = subprocess.run([sys.executable, script], cwd=(ROOT / "nbs" / name).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def code(source):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+
+
+LIKE = """
+import os, sys
+print(os.getcwd(), sys.path[0], __name__, [m for m in sys.modules if m.startswith("be_nb")])
+import matplotlib.pyplot as plt, sklearn.linear_model, torch
+print(sorted(set(os.environ) - {"_"}))
+print(torch.get_num_threads(), torch.initial_seed(), torch.is_grad_enabled(), plt.rcParams["figure.dpi"])
+print(torch.ones(2, requires_grad=True).sum().backward(), plt.get_backend())
+"""
+needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kernels are ordinary ones on this system")
+
+
+@needs_pidfd
+def test_a_warm_kernel_is_like_a_fresh_one(tmp_path):
+    fresh, warmed = (notebooks.execute(code(LIKE), tmp_path, kernels=kernels).cells[0].outputs[0].text
+                     for kernels in (notebooks.AsyncKernelManager, notebooks.WarmKernel))
+    assert warmed == fresh
+
+
+@needs_pidfd
+def test_a_warm_kernel_ends_with_its_launcher(tmp_path):
+    sleeps = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(9999)"
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(notebooks.execute, code(sleeps), tmp_path, kernels=notebooks.WarmKernel)
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.05)
+        kernel = Path("/proc", (tmp_path / "pid").read_text())
+        assert kernel.exists()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+                if [warm.__file__, warm.server()] == words[2:4]:
+                    os.kill(int(process.name), signal.SIGKILL)
+        with pytest.raises(Exception, match="[Kk]ernel"):
+            run.result()
+    while kernel.exists():  # as long as it takes: what is tested is that it ends
+        time.sleep(0.05)

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from conftest import ROOT
@@ -64,7 +65,13 @@ def test_rehearsal(footage, gpu, tmp_path, monkeypatch):
     assert min(measured_rates(out, "tiny").values()) > 0  # the record is one that `be-nb plan` takes
     text = script("gpu_read").page(record)
     headings = [line[4:].lower() for line in text.splitlines() if line.startswith("### ")]
-    assert headings == ["about", "speed", "bench", "losses", "memory", "pack", "loader", "pretraining"]
+    assert headings == ["about", "speed", "bench", "losses", "memory", "pack", "loader", "pretraining", "ladder",
+                        "leaderboard"]
+    rungs, arms = ("scenebias", "one", "two"), ("random", "be")
+    assert not record["ladder"]["faults"] and sorted((row["rung"], row["arm"]) for row in record["ladder"]["rows"]) \
+        == sorted(product(rungs, arms))
+    assert not record["leaderboard"]["faults"]
+    assert [cell["row"] for cell in record["leaderboard"]["board"]["cells"]] == ["untrained", "moco"]
     assert "a rehearsal" in text and "| two, be | 1 |" in text
 
 

@@ -74,7 +74,7 @@ def test_lesson_teaches(path):
 @each_lesson
 def test_lesson_runs(path):
     "From top to bottom, and then the code of its folded answers."
-    notebooks.execute(notebooks.with_answers(notebooks.read(path)), path.parent)
+    notebooks.execute(notebooks.with_answers(notebooks.read(path)), path.parent, kernels=notebooks.WarmKernel)
 
 
 @each_lesson

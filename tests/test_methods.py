@@ -196,7 +196,7 @@ def test_one_rank_with_two_parts_is_two_ranks(tmp_path):
 def watched(config):
     "One forward pass; the clips that reached a backbone, and whether they were to learn."
     method, seen = build_method(config).train(), []
-    for key, network in method.named_children():
+    for key, network in method.named_modules():  # a method may hold another one
         if key.endswith("backbone"):
             network.stages.register_forward_hook(
                 lambda _, inputs, out: seen.append((inputs[0].shape, out.requires_grad)))

@@ -459,6 +459,39 @@ def test_windows_by_role():
         {"intra_video": Windows(2, apart=6), "other_video": Windows(), "none": Windows()}
 
 
+@pytest.mark.parametrize("kind", ["intra_video", "other_video"])
+@pytest.mark.parametrize("joint", [False, True])
+def test_several_negatives_are_several_columns(kind, joint):
+    """Against one candidate at a time; the windows, or other videos, in their order."""
+    views = Views(AsTheyAre(), None, kind, negatives=3)
+    clips = videos(5, windows=4)
+    others = views.negative(Batch(clips)).unflatten(0, (3, 5))
+    expected = clips[:, 1:].transpose(0, 1) if kind == "intra_video" else [clips[:, 0].roll(k, 0) for k in (1, 2, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(others, expected, strict=True))
+    method = split_method(make(negative=kind), 1, joint).eval()
+    method.views.negatives = 3
+    query, extra = method.embed_two(*(torch.randn(n, 3, 4, 9, 9).double() for n in (2, 6)))
+    assert extra.shape == (2, 3, 5) and method.reference_loss(2) == math.log(1 + 7 + 3)
+    loss, found = contrast(query, query, method.queue.keys, extra, .5)
+    scores = [[1, *(method.queue.keys @ q), *(n @ q for n in ns)] for q, ns in zip(query, extra)]
+    losses = [math.log(sum(math.exp(s / .5) for s in row)) - 2 for row in scores]
+    assert math.isclose(loss, sum(losses) / 2, rel_tol=1e-6)
+    assert math.isclose(found["extra_negative"], sum(sum(row[8:]) for row in scores) / 6, rel_tol=1e-6)
+
+
+def test_several_negatives_join_in_their_roles():
+    """In one pass with its negatives or alone: BatchNorm normalises the queries by themselves."""
+    config = PretrainConfig(negatives=2, queue_size=8, frames=4, size=16, dim=8)
+    assert MoCo.windows(config) == Windows(3, apart=4) and MoCo.passes(config) == 10
+    together = split_method(build_method(config).train(), 1, joint=True)
+    apart = build_method(config).train()
+    clips = [torch.randn(n, 3, 4, 16, 16, generator=generator(n)) for n in (3, 6)]
+    found = [method.embed_two(*clips)[0] for method in (together, apart)]
+    assert torch.allclose(*found, atol=1e-5)
+    with pytest.raises(ValueError, match="needs 3 or more"):
+        Views(AsTheyAre(), None, "other_video", negatives=2).negative(Batch(videos(2)))
+
+
 def test_embeddings_have_length_one_and_full_precision_under_autocast():
     method = make().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -479,7 +512,7 @@ def test_embeddings_have_length_one_and_full_precision_under_autocast():
     (lambda: make(temperature=0)(Batch(videos())), "temperature"),
     (lambda: make()(Batch(videos(windows=1))), "windows=2"),
     (lambda: make()(Batch(videos()[:, 0])), r"\(b, windows, t, c, h, w\)"),
-    (lambda: make(negative="other_video")(Batch(videos(batch=1))), "two or more"),
+    (lambda: make(negative="other_video")(Batch(videos(batch=1))), "2 or more"),
 ])
 def test_mistakes_are_refused_with_advice(mistake, says):
     with pytest.raises(ValueError, match=says):

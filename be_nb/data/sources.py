@@ -6,7 +6,7 @@
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
            'SteadyClips', 'build_loader']
 
-# %% ../../nbs/5_data/11_sources.ipynb #277389c8
+# %% ../../nbs/5_data/11_sources.ipynb #23b0f721
 import contextlib
 import os
 import warnings
@@ -18,7 +18,7 @@ from .clips import ClipDataset, EpochSampler
 from .lists import open_split, Split, USUAL
 from .pack.format import is_pack
 from .pack.read import list_in_pack, PackedVideos
-from .scenebias import SceneBias, SPLITS
+from .scenebias import FlowFrames, SceneBias, SPLITS
 from .sets import how_to_get
 from .videos import VideoFolder
 from ..machine.distributed import Loader, RankSampler
@@ -149,7 +149,7 @@ class SteadyClips(ClipDataset):
                     return found
             raise
 
-# %% ../../nbs/5_data/11_sources.ipynb #eb061e69
+# %% ../../nbs/5_data/11_sources.ipynb #87e2a52b
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`
@@ -158,6 +158,7 @@ def build_loader(
     pin: bool = False,        # page-locked memory, for a GPU
 ) -> DataLoader:
     "This rank's clips (b, windows, t, c, h, w), uint8, from `start_step` on, the same for any number of workers."
+    source = FlowFrames(source) if windows.flow else source
     dataset = SteadyClips(source, windows.frames or config.frames, windows.stride or config.stride, windows.count,
                           windows.apart, config.short, config.seed)
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'stop_time', 'shuffle_time', 'reverse_time', 'distract', 'PlainStage', 'MaskedStage', 'MaskedVideos',
-           'open_stage', 'noise_wall', 'striped_wall', 'lam_key', 'condition_titles', 'shots', 'draw_partners']
+           'MovingParts', 'open_stage', 'noise_wall', 'striped_wall', 'lam_key', 'condition_titles', 'shots',
+           'draw_partners']
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #6d893536
+# %% ../../nbs/6_judging/07_perturb.ipynb #53eaa15b
 import copy
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..data.decode import video_size
 from ..data.pack.read import PackedVideos
 from ..data.scenebias import film, SceneBias
 from ..distractor import mix_static_frame
+from ..methods.fame import foreground
 
 # %% ../../nbs/6_judging/07_perturb.ipynb #49863c6b
 def stop_time(
@@ -62,7 +64,7 @@ def distract(
 # %% ../../nbs/6_judging/07_perturb.ipynb #4dbe6fcd
 GREY = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #7f573951
+# %% ../../nbs/6_judging/07_perturb.ipynb #637cb8ab
 class PlainStage:
     """Videos of which nothing is known but the pictures. `scene_labels[i]` is the class that scene i suggests.
 
@@ -70,6 +72,7 @@ class PlainStage:
     """
 
     has_masks = False
+    about_masks = "there are none"
 
     def __init__(
         self,
@@ -81,11 +84,12 @@ class PlainStage:
         "The clips as they are."
         return self.source.read(index, windows.reshape(-1)).unflatten(0, windows.shape)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #21bd140b
+# %% ../../nbs/6_judging/07_perturb.ipynb #2c263037
 class MaskedStage(PlainStage):
     "Videos with a mask per frame. Subclasses say where the actor is; the rest follows."
 
     has_masks = True
+    about_masks = "as they come with the videos"
 
     def mask(self, index: int, windows: np.ndarray) -> torch.Tensor:
         "bool (n, t, h, w): where the actor is."
@@ -149,6 +153,24 @@ class MaskedVideos(MaskedStage):
             raise ValueError(f"{self.source.names[index]}: {len(mask)} masks, but frame {windows.max()} is asked for.")
         return fit_mask(mask[windows.reshape(-1)], self.source.frame_size).unflatten(0, windows.shape)
 
+# %% ../../nbs/6_judging/07_perturb.ipynb #a7304762
+class MovingParts(MaskedStage):
+    "Videos without masks: what moves, and what has the colours of what moves, is taken for the actor."
+
+    about_masks = "guessed from motion, one for each clip (FAME's)"
+
+    def __init__(
+        self,
+        source,               # SceneBias, VideoFolder, a pack
+        share: float = 0.3,   # of the pixels of a frame that are taken for the actor
+    ):
+        super().__init__(source)
+        self.share = share
+
+    def mask(self, index, windows):
+        clips = self.shot(index, windows).transpose(1, 2).float() / 255
+        return foreground(clips, self.share)[:, None].expand(-1, windows.shape[1], -1, -1)
+
 # %% ../../nbs/6_judging/07_perturb.ipynb #4c84e5aa
 WALL = ("cycles", "stripe_phase", "coarse", "fine")  # the numbers of a SceneBias clip that belong to its scene
 
@@ -182,12 +204,14 @@ class SceneBiasStage(MaskedStage):
     def compose(self, actor, actor_windows, scene, scene_windows):
         return self.film(actor, actor_windows, scene)
 
-# %% ../../nbs/6_judging/07_perturb.ipynb #da548375
+# %% ../../nbs/6_judging/07_perturb.ipynb #0fdb062a
 def open_stage(
     source,      # SceneBias, VideoFolder, …
-    masks="",    # .npz of actor masks for a folder of videos; empty: none
+    masks="",    # .npz of actor masks for a folder of videos; motion: guess them; empty: none
 ) -> PlainStage:
     "The stage that knows most about a source."
+    if masks == "motion":
+        return MovingParts(source)
     if isinstance(source, SceneBias):
         return SceneBiasStage(source)
     return MaskedVideos(source, masks) if masks else PlainStage(source)

@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #4decb755
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #a572e983
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -33,6 +33,7 @@ METHODS = {
     "vcp": "be_nb.methods.vcp:VCP",
     "dpc": "be_nb.methods.dpc:DPC",
     "tcn": "be_nb.methods.tcn:TCN",
+    "coclr": "be_nb.methods.coclr:CoCLR",
 }
 
 

@@ -19,7 +19,7 @@ from ..distractor import Distractor, draw_distractors
 from ..machine.device import gather, own_rows, rank, world_size
 from . import find_method
 
-# %% ../../nbs/1_core/08_method.ipynb #12e667cd
+# %% ../../nbs/1_core/08_method.ipynb #c758d17b
 class Windows(NamedTuple):
     "What a method asks of each video. Zeros mean: as the config says."
 
@@ -27,6 +27,7 @@ class Windows(NamedTuple):
     frames: int = 0  # frames in a window
     stride: int = 0  # every stride-th frame of the video
     apart: int = 0   # frames between the starts of two windows, at least
+    flow: bool = False  # three more channels: the flow to the next frame, as a picture
 
 # %% ../../nbs/1_core/08_method.ipynb #6478c03b
 class Piece:
@@ -59,7 +60,7 @@ class Piece:
             return whole[own]
         return whole._replace(**{name: value[own] for name, value in whole._asdict().items() if torch.is_tensor(value)})
 
-# %% ../../nbs/1_core/08_method.ipynb #50290f1a
+# %% ../../nbs/1_core/08_method.ipynb #dc4c7dc1
 @dataclass
 class Batch(Piece):
     "What a method gets in a step: this piece of the step's videos, and the only source of randomness."
@@ -71,6 +72,7 @@ class Batch(Piece):
     progress: float = 0.0                 # how much of the training is done, from 0 to 1
     part: int = 0                         # number of this part of the rank's share
     parts: int = 1                        # how many there are
+    label: torch.Tensor | None = None     # int64 (b,), classes; for upper bounds that are told
 
     def __len__(self):
         return len(self.clips)
@@ -86,10 +88,10 @@ class Batch(Piece):
         "This batch as `parts` batches of equal length, with one generator of the same state each."
         def share(tensor):
             return [None] * parts if tensor is None else tensor.chunk(parts)
-        pieces = zip(*(share(tensor) for tensor in (self.clips, self.index, self.starts)))
-        return [replace(self, clips=clips, index=index, starts=starts, part=k, parts=parts,
+        pieces = zip(*(share(tensor) for tensor in (self.clips, self.index, self.starts, self.label)))
+        return [replace(self, clips=clips, index=index, starts=starts, label=label, part=k, parts=parts,
                         draw=None if self.draw is None else torch.Generator().manual_seed(self.draw.initial_seed()))
-                for k, (clips, index, starts) in enumerate(pieces)]
+                for k, (clips, index, starts, label) in enumerate(pieces)]
 
 # %% ../../nbs/1_core/08_method.ipynb #4986dd31
 def augmentation(
@@ -130,7 +132,7 @@ class ViewMaker(nn.Module):
                 len(clips)))
         return own_rows(distractor(gather(clips), batch.draw))
 
-# %% ../../nbs/1_core/08_method.ipynb #81d175dc
+# %% ../../nbs/1_core/08_method.ipynb #28e9755c
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -138,14 +140,16 @@ class Views(ViewMaker):
     "What a method sees of a batch: Background Erasing, written once (Wang et al., arXiv 2009.05769, section 3)."
 
     def __init__(self, augment: nn.Module | None = None, distractor: nn.Module | None = None,
-                 negative: str = "intra_video"):  # one of NEGATIVES
+                 negative: str = "intra_video",  # one of NEGATIVES
+                 negatives: int = 1):            # how many for each video
         super().__init__(augment, distractor)
-        self.kind = check_choice("negative", negative, NEGATIVES)
+        self.kind, self.negatives = check_choice("negative", negative, NEGATIVES), negatives
 
     @classmethod
     def from_config(cls, config):
         "The views that a `PretrainConfig` asks for."
-        return cls(augmentation(config), Distractor(config.distractor, config.gamma), config.negative)
+        return cls(augmentation(config), Distractor(config.distractor, config.gamma), config.negative,
+                   getattr(config, "negatives", 1))
 
     def clean(self, batch: Batch, window: int = 0) -> torch.Tensor:
         "A window of each video, augmented: float (b, c, t, h, w)."
@@ -156,16 +160,18 @@ class Views(ViewMaker):
         return self.distract(self.clean(batch, window), batch)
 
     def negative(self, batch: Batch) -> torch.Tensor | None:
-        "The extra negative of each video, augmented: its last window, that of the next video, or None."
+        "The n extra negatives (n·b, …), window by window: a video's last windows, those of the next ones, or None."
+        n = self.negatives
         if self.kind == "none":
             return None
-        if self.kind == "other_video":
-            if len(batch) * world_size() < 2:
-                raise ValueError("negative='other_video' takes the next video of the batch: it needs two or more.")
-            return self.view(own_rows(gather(batch.window()).roll(1, 0)), batch)
-        return self.clean(batch, max(1, batch.clips.shape[1] - 1))
+        if self.kind == "intra_video":
+            return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
+        if len(batch) * world_size() <= n:
+            raise ValueError(f"negative='other_video' takes the next videos of the batch: it needs {n + 1} or more.")
+        near = gather(batch.window())
+        return torch.cat([self.view(own_rows(near.roll(1 + k, 0)), batch) for k in range(n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #ea7b6dba
+# %% ../../nbs/1_core/08_method.ipynb #a7cd542a
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
@@ -190,8 +196,9 @@ class MethodCard:
 
     @classmethod
     def windows(cls, config) -> Windows:
-        "What it wants of each video: a window, and another one where the negative is of the same video."
-        return Windows(2, apart=config.negative_offset) if config.negative == "intra_video" else Windows()
+        "What it wants of each video: a window, and another one for each negative of the same video."
+        count = 1 + getattr(config, "negatives", 1)
+        return Windows(count, apart=config.negative_offset) if config.negative == "intra_video" else Windows()
 
     @classmethod
     def passes(cls, config) -> float:

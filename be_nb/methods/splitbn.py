@@ -64,7 +64,7 @@ def split_batch_norm(
             vars(layer).update(groups=groups, roles=roles)
     return module
 
-# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #94042e62
+# %% ../../nbs/2_methods/02_batchnorm_leak.ipynb #8fb65e40
 def split_method(
     method,               # a method; changed in place
     groups: int,          # BatchNorm groups on this device
@@ -76,5 +76,5 @@ def split_method(
     if groups > 1:
         split_batch_norm(method, groups)
     if method.joint:
-        split_batch_norm(method.backbone, groups, roles=2)
+        split_batch_norm(method.backbone, groups, roles=1 + method.views.negatives)
     return method

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'Rung', 'rung_of', 'Lists', 'data_settings', 'open_lists', 'judge_rung',
-           'supervise', 'run_cell', 'chance', 'gains', 'rung_table', 'draw_ladder', 'changed_share']
+           'learn_labels', 'supervise', 'run_cell', 'make_cell', 'chance', 'gains', 'rung_table', 'draw_ladder',
+           'changed_share']
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #8a4cd704
-import hashlib
+# %% ../../nbs/8_studies/03_ladder.ipynb #25c36c14
 import json
 import time
 from itertools import product
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..config import annotations, override
+from ..config import annotations
 from ..data.scenebias import SceneBias, SPLITS
 from ..data.sources import open_source
 from ..data.staged import BeforeStills, film_cast, film_stills, paint_stills, Staged
@@ -28,9 +28,10 @@ from ..machine.device import machine, pick_device
 from ..machine.files import write_atomically
 from ..saving.weights import load
 from ..settings import FinetuneConfig, LadderConfig, PretrainConfig
-from .miniature import ARMS, StillFrames, TITLES, what_counts
+from .miniature import ARMS, keep_cell, name_by_settings, StillFrames, TITLES
 from ..train import finetune, pretrain
-from ..training.run import PLACES, run_folder
+from ..training.finetune import FinetuneResult
+from ..training.run import run_folder
 from ..visualize import Picture
 
 # %% ../../nbs/8_studies/03_ladder.ipynb #edf0eee4
@@ -181,7 +182,7 @@ def judge_rung(
         scores["scene"] = linear_probe(x[fit], lists.scenes[fit], x[asked], lists.scenes[asked]).accuracy
     return scores
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #ddc7f18f
+# %% ../../nbs/8_studies/03_ladder.ipynb #68c2bfd5
 WAYS: dict[str, dict[str, Any]] = {
     **{arm: ARMS[arm] for arm in ("random", "moco", "be", "distractor", "negative")},
     "triplet": dict(method="triplet"),
@@ -189,22 +190,31 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def learn_labels(
+    settings: PretrainConfig,  # of a cell
+    fit: str,                  # list to learn from
+    asked: str,                # list to test on
+    sizes: tuple,              # how many of each
+) -> FinetuneResult:
+    "The same network, clips and steps, with labels."
+    own = ("split", "data_size", "on_error", "resume")
+    same: dict[str, Any] = {key: getattr(settings, key) for key in annotations(FinetuneConfig)
+                            if hasattr(settings, key) and key not in own}
+    return finetune(FinetuneConfig(**same), split=fit, test_splits=(asked,), data_size=sizes[0], test_size=sizes[1],
+                    validation=0.0, clips=CLIPS, resume=True, progress=False)
+
+
 def supervise(
     settings: PretrainConfig,  # of a cell
     lists: Lists,
 ) -> float:                    # accuracy in [0, 1]
-    "The ceiling: the same network, clips and steps, with labels. Fitted and tested on the fair pair of lists."
-    own = ("split", "data_size", "on_error", "resume")
-    same: dict[str, Any] = {key: getattr(settings, key) for key in annotations(FinetuneConfig)
-                            if hasattr(settings, key) and key not in own}
+    "The ceiling: learned with labels, and fitted and tested on the fair pair of lists."
     names = dict(probe="train.txt", test="val.txt", unbiased="unbiased.txt", swapped="swapped.txt")
     fit, asked = (name if settings.data == "scenebias" else names[name] for name in lists.fair)
-    sizes = [len(lists.sources[name]) for name in lists.fair]
-    done = finetune(FinetuneConfig(**same), split=fit, test_splits=(asked,), data_size=sizes[0], test_size=sizes[1],
-                    validation=0.0, clips=CLIPS, resume=True, progress=False)
-    return done.tests[asked].top1
+    sizes = tuple(len(lists.sources[name]) for name in lists.fair)
+    return learn_labels(settings, fit, asked, sizes).tests[asked].top1
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #515a1538
+# %% ../../nbs/8_studies/03_ladder.ipynb #40f88d8d
 def cell_config(
     name: str,   # of the rung
     arm: str,    # a key of `WAYS`
@@ -216,24 +226,23 @@ def cell_config(
                                     checkpoint_every=50)
     settings |= data_settings(name, config) | parse_changes(config.change) | WAYS[arm]
     made = PretrainConfig(**settings)
-    counts = {key: value for key, value in what_counts(made).items() if key not in PLACES}
-    counts |= {"videos": config.videos, "rho": config.rho, "clips": CLIPS}
-    digest = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
-    return override(made, name=f"{name}-{arm}-seed{seed}-{digest}")
+    return name_by_settings(made, f"{name}-{arm}-seed{seed}", videos=config.videos, rho=config.rho, clips=CLIPS)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #642d9aba
+# %% ../../nbs/8_studies/03_ladder.ipynb #afc00ef8
 def run_cell(
     name: str,             # of the rung
     arm: str,              # a key of `WAYS`
     seed: int,             # of weights, order and views
     config: LadderConfig,
     lists: Lists,          # from `open_lists`
-) -> dict:                 # a row: what was run, scores, minutes, machine
+) -> dict | None:          # a row: what was run, scores, minutes, machine; None: another process is at it
     "Pretrain (or go on) and judge one cell of the ladder; what stands in its `cell.json` is not done again."
     settings = cell_config(name, arm, seed, config)
-    file = run_folder(settings) / "cell.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf8"))
+    return keep_cell(run_folder(settings) / "cell.json", lambda: make_cell(name, arm, seed, config, settings, lists))
+
+
+def make_cell(name, arm, seed, config, settings, lists) -> dict:
+    "The row of a cell that is not done yet."
     started = time.perf_counter()
     if arm == "supervised":
         scores = {"probe": supervise(settings, lists)}
@@ -241,11 +250,9 @@ def run_cell(
         backbone = load(pretrain(settings, resume=True, progress=False).checkpoint)
         scores = judge_rung(backbone, lists, device=config.device, frames=settings.frames, stride=settings.stride,
                             size=settings.size, short=settings.short)
-    row = {"rung": name, "arm": arm, "seed": seed, "steps": config.steps, "change": sorted(config.change),
-           **{key: round(value, 4) for key, value in scores.items()}, "chance": chance(lists),
-           "minutes": round((time.perf_counter() - started) / 60, 2), "machine": machine(pick_device(config.device))}
-    write_atomically(file, lambda path: path.write_text(json.dumps(row, indent=1), encoding="utf8"))
-    return row
+    return {"rung": name, "arm": arm, "seed": seed, "steps": config.steps, "change": sorted(config.change),
+            **{key: round(value, 4) for key, value in scores.items()}, "chance": chance(lists),
+            "minutes": round((time.perf_counter() - started) / 60, 2), "machine": machine(pick_device(config.device))}
 
 
 def chance(lists: Lists) -> float:

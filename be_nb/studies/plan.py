@@ -116,7 +116,7 @@ class Trace:
             low, high = (middle, high) if self.peak(middle * pieces) <= room else (low, middle)
         return low * pieces
 
-# %% ../../nbs/7_training/11_plan.ipynb #a2d9528a
+# %% ../../nbs/7_training/11_plan.ipynb #75d9a594
 @contextmanager
 def as_on_a_gpu():
     "Within, this machine decides like one that is fast in bfloat16. Nothing is computed there, so nothing is wrong."
@@ -148,18 +148,19 @@ def step_of(config, ledger):
             torch.manual_seed(config.seed)
             network = config.backbone or "i3d"
             model: Any = build_classifier(network, create_backbone(network), config.classes or 101, config).train()
-            shape, augment = (config.batch_size, config.frames), augmentation(config)
+            shape, channels, augment = (config.batch_size, config.frames), 3, augmentation(config)
         else:
             model = restore(config, Path(), torch.device("cpu"), None).method
             asked = model.windows(config)
-            shape = config.batch_size, asked.count, asked.frames or config.frames
+            shape, channels = (config.batch_size, asked.count, asked.frames or config.frames), 3 + 3 * asked.flow
     optimizer = build_optimizer(config, on_paper(ledger, model))
     with ledger.paper:
-        clips = ledger.enter(torch.empty(*shape, 3, *frame_of(config), dtype=torch.uint8))
+        clips = ledger.enter(torch.empty(*shape, channels, *frame_of(config), dtype=torch.uint8))
         labels = torch.zeros(shape[0], dtype=torch.long)
     if isinstance(config, FinetuneConfig):
         return model, optimizer, lambda: finetune_step(model, augment, clips, labels, optimizer, 0, config)
-    found = {"clips": clips, "index": torch.arange(shape[0]), "starts": torch.zeros(shape[:2], dtype=torch.long)}
+    found = {"clips": clips, "index": torch.arange(shape[0]), "starts": torch.zeros(shape[:2], dtype=torch.long),
+             "label": labels}
     return model, optimizer, lambda: train_step(model, found, optimizer, 0, config)
 
 # %% ../../nbs/7_training/11_plan.ipynb #d1ad4155

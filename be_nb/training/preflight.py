@@ -79,7 +79,7 @@ def check_room(
                          f"{free / 1e9:.2f} GB. Free some, choose another out, a smaller keep, or checks=False.")
     return f"checkpoints of {size / 1e6:,.1f} MB, {free / 1e9:,.1f} GB free"
 
-# %% ../../nbs/7_training/05_preflight.ipynb #4198ae07
+# %% ../../nbs/7_training/05_preflight.ipynb #85650031
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -93,7 +93,7 @@ def preflight(
     """
     device = next(method.parameters()).device
     found = sample_clips(dataset, min(8, config.batch_size))
-    batch = Batch(found["clips"].to(device), index=found["index"], starts=found["starts"])
+    batch = Batch(found["clips"].to(device), index=found["index"], starts=found["starts"], label=found["label"])
     loss, gap = precision_gap(method, batch, config.amp)
     lines = [f"{library_versions(device)}; {check_room(folder, checkpoint_bytes(method, optimizer), config)}",
              f"{len(dataset):,} videos, first and last can be read; a first look: loss {loss:.3f} in float32, "

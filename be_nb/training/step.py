@@ -77,15 +77,15 @@ def accumulate_gradient(
         (loss / batch.parts).backward()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../../nbs/1_core/10_train.ipynb #f646be0b
+# %% ../../nbs/1_core/10_train.ipynb #93e2ebba
 def as_batch(
     found: dict,   # of the loader: `clips` uint8 (b, windows, t, c, h, w) on the device, `index`, `starts`
     step: int,     # number of the step
     config,        # a `PretrainConfig`
 ) -> Batch:
     "What the loader gives, with the randomness of a step."
-    draw = torch.Generator().manual_seed(seed_of(config.seed, step))
-    return Batch(found["clips"], draw, found.get("index"), found.get("starts"), step / max(1, config.steps))
+    draw, done = torch.Generator().manual_seed(seed_of(config.seed, step)), step / max(1, config.steps)
+    return Batch(found["clips"], draw, found.get("index"), found.get("starts"), done, label=found.get("label"))
 
 
 def train_step(

@@ -6,12 +6,13 @@
 __all__ = ['POLICY', 'Markup', 'tag', 'picture', 'percent', 'bar', 'plain', 'html_table', 'section', 'folded', 'figure', 'page',
            'reaches_out']
 
-# %% ../../../nbs/6_judging/11_page.ipynb #a1f634c6
+# %% ../../../nbs/6_judging/11_page.ipynb #4046ae83
 import base64
+import hashlib
 import html
 import re
 
-# %% ../../../nbs/6_judging/11_page.ipynb #5716b522
+# %% ../../../nbs/6_judging/11_page.ipynb #9526573e
 class Markup(str):
     "Text that is already HTML. Everything else is escaped by `tag`."
 
@@ -19,11 +20,11 @@ class Markup(str):
 def tag(
     name: str,       # of the element
     *parts,          # Markup is taken as it is, anything else as text
-    **attributes,    # `class_` stands for class
+    **attributes,    # `class_` stands for class, `data_x` for data-x
 ) -> Markup:
     "One HTML element with everything in it escaped that is not `Markup`."
     inside = "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts)
-    given = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
     return Markup(f"<{name}{given}>{inside}</{name}>")
 
 
@@ -112,7 +113,7 @@ code{overflow-wrap:anywhere;font-size:.85em}summary{cursor:pointer}details>summa
 .scroll{overflow:visible}details::details-content{content-visibility:visible;block-size:auto}@page{margin:16mm}}
 """
 
-# %% ../../../nbs/6_judging/11_page.ipynb #9c61cfb7
+# %% ../../../nbs/6_judging/11_page.ipynb #f8abec76
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -145,12 +146,17 @@ def page(
     title: str,
     subtitle: str,
     *sections: Markup,
+    script: str = "",  # the one script of the page; none: the page does nothing
+    style: str = "",   # CSS, after the usual one
 ) -> str:
-    "A complete HTML document that needs nothing but itself."
-    head = Markup(f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">'
+    "A complete HTML document that needs nothing but itself. The policy in its head lets no other script run."
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = POLICY + f"; script-src 'sha256-{digest}'" * bool(script)
+    head = Markup(f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">'
                   '<meta name="viewport" content="width=device-width, initial-scale=1">')
-    document = tag("html", tag("head", head, tag("title", title), tag("style", Markup(STYLE))),
-                   tag("body", tag("header", tag("h1", title), tag("p", subtitle)), *sections), lang="en")
+    last = [tag("script", Markup(script))] if script else []
+    document = tag("html", tag("head", head, tag("title", title), tag("style", Markup(STYLE + style))),
+                   tag("body", tag("header", tag("h1", title), tag("p", subtitle)), *sections, *last), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
 
 # %% ../../../nbs/6_judging/11_page.ipynb #8804f6c4

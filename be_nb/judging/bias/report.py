@@ -183,7 +183,7 @@ def feature_table(report: dict) -> str:
     caption = "Dotted lines: no preference; area of the actor"
     return tag("div", html_table("features and maps", names, rows, caption), class_="scroll")
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #38a7e436
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #8abe89a2
 def how_made(report: dict) -> str:
     "How the numbers were made."
     test, train = report["test"], report["train"]
@@ -191,6 +191,7 @@ def how_made(report: dict) -> str:
              f"{test['videos']} of {test['list']}; too short and not tested: {test['too_short']}; unreadable: "
              f"{test['unreadable']}.",
              f"{report['classes']} classes; the largest holds {100 * report['chance']:.1f} % of the tested videos.",
+             f"Masks of the actors: {report.get('masks', 'see the data')}.",
              *(f"Left out: {line}" for line in report["left_out"]),
              *(f"{count} {what}." for what, count in report.get("notes", {}).items())]
     lines += [f"{n['name']}: {n['checkpoint'] or 'random weights'}, {n['backbone']}, trained with "
@@ -222,7 +223,7 @@ def report_page(
                 section("The other two judges", score_table(report, "knn"), score_table(report, "r1")),
                 section("How this was made", how_made(full)))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #a21fa44f
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #dcbfe63c
 def judged_digest(net, source, exam, settings, config) -> str:
     "A digest of what `score_network` depends on, but for the pixels of the videos."
     elsewhere = ("checkpoint", "out", "pictures", "untrained")
@@ -230,7 +231,7 @@ def judged_digest(net, source, exam, settings, config) -> str:
     lists = [(list(map(str, s.names)), np.asarray(s.labels).tolist()) for s in (source, exam.stage.source)]
     digest = hashlib.sha256(json.dumps([asked, settings, lists]).encode())
     masks = find_masks(config)
-    digest.update(Path(masks).read_bytes() if masks else b"")
+    digest.update(Path(masks).read_bytes() if masks not in ("", "motion") else b"")
     for tensor in net.state_dict().values():
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -289,7 +290,7 @@ def network_facts(
     return {"name": name, "checkpoint": checkpoint, "backbone": past["backbone"],
             "pretraining": training_of(past) if checkpoint else "nothing", **settings, "map_size": map_size}
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #c952509c
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #12b59166
 def report_head(config, fitted, exam) -> dict:
     "The head of a report: which data, how many, what was left out."
     labels, source = exam.labels, exam.stage.source
@@ -306,7 +307,7 @@ def report_head(config, fitted, exam) -> dict:
             "classes": len(labels.unique()), "chance": round(labels.bincount().max().item() / len(labels), 4),
             "settings": {key: getattr(config, key) for key in
                          ("clips", "lams", "resamples", "seed", "rho", "data_seed", "short")},
-            "conditions": conditions, "left_out": left_out, "machine": machine()}
+            "conditions": conditions, "left_out": left_out, "masks": exam.stage.about_masks, "machine": machine()}
 
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #cbbef2f0
 def page_pictures(networks, exams, weights, settings, config) -> list:
