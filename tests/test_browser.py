@@ -6,7 +6,7 @@ import notebooks
 import pytest
 from conftest import ROOT
 
-DISTRACTOR, CLAIM, LABS = LESSONS = ["1_core/05_distractor", "1_core/12_the_claim", "8_studies/07_labs"]
+DISTRACTOR, LABS = LESSONS = ["1_core/05_distractor", "8_studies/07_labs"]
 if os.environ.get("COURSE"):  # `make course`: the whole afternoon, in its order
     LESSONS = [*(f"1_core/{path.stem}" for path in sorted((ROOT / "nbs/1_core").glob("*.ipynb"))), LABS]
 
@@ -34,7 +34,7 @@ def test_lessons_in_jupyterlab(tmp_path):
                 move_the_slider(page, "lam")
             if name == LABS:
                 assert page.locator("img.widget-image").count() == 7, "a laboratory does not show"
-                move_the_slider(page, "frame", -1)
+                move_the_slider(page, "clip", -1)
             lab.close(page)
         assert complaints == []
 

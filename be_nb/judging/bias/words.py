@@ -111,14 +111,14 @@ def short_names(
     told = all(short.values()) and len(set(short.values())) == len(short) and "untrained" not in short.values()
     return {name: short.get(name, name) if told else name for name in names}
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #e2a865e2
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #4d53a38a
 UNTRAINED = """Why may random weights look less biased than a trained network? They have learned to overlook nothing.
 Their features measure how much two clips differ as pictures, and which swap changes the picture more, that of the
 scene or that of the actor, is a matter of the set: of how large and how bright its actors are. So their row is no
 mark to be proud of. It is the zero of the scale. A network below it has learned to care for the scene, one above it
 for the action."""
 MASKS = """There are no masks of the actors for these videos, so this page cannot tell an actor from a wall: it sees
-what stopping and shuffling time cost, no more. With masks (actor_masks.npz in the folder of the videos, or --masks)
-it would also show the score before a swapped background and of the empty scene, whom the network follows when actor
-and scene disagree, whether its features keep the action or the scene, and how much of its evidence lies on the
-actor."""
+what stopping and shuffling time cost, no more. With masks (actor_masks.npz in the folder of the videos, or --masks
+FILE; --masks motion guesses them from what moves) it would also show the score before a swapped background and of
+the empty scene, whom the network follows when actor and scene disagree, whether its features keep the action or the
+scene, and how much of its evidence lies on the actor."""
