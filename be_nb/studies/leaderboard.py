@@ -268,18 +268,18 @@ def row_title(cell: dict) -> str:
     "What a row is called on the page."
     return cell["title"] + ", damped" * cell["damped"]
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #8d7d1fb3
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #b05d1210
 def headline_table(
-    record: dict,  # from `make_record`
+    record: dict,              # from `make_record`
+    rows: list | None = None,  # names of the rows that are shown, in this order; None: all
 ) -> str:
     "The paired difference on the motion probe for each method, as Markdown: what stands on the first page."
     by_row, swapped = differences(record["cells"]), differences(record["cells"], "probe_swapped")
     lines = ["| method | plain | + both | difference, by seed | signs | swapped | expected |",
              "|---|" + "---:|" * 5 + "---|"]
     table = {(line.row, line.arm): line for line in lines_of(record["cells"])}
-    for (row, arm), line in table.items():
-        if arm != "plain":
-            continue
+    for row in rows or [row for row, arm in table if arm == "plain"]:
+        line = table[row, "plain"]
         found, both = by_row.get(row, {}), table.get((row, "both"))
         cells = [f"{100 * each.mean('motion_probe')[0]:.1f}" if each and each.mean("motion_probe")[0] is not None
                  else "–" for each in (line, both)]
