@@ -35,7 +35,8 @@ def step_on_paper(config, backward, frame_size=(30, 30)):
         backward.learning = [p for p in method.parameters() if p.requires_grad]
         optimizer = build_optimizer(config, method)
         asked = method.windows(config)
-        shape = (config.batch_size, asked.count, asked.frames or config.frames, 3, *frame_size)
+        channels = 3 + 3 * asked.flow
+        shape = (config.batch_size, asked.count, asked.frames or config.frames, channels, *frame_size)
         found = {"clips": torch.zeros(shape, dtype=torch.uint8).to(DEVICE, non_blocking=True),
                  "index": torch.arange(config.batch_size), "starts": torch.zeros(shape[:2], dtype=torch.long)}
         paper.strict = True

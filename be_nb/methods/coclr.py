@@ -22,7 +22,7 @@ from .base import MethodCard, Views
 from .iic import differences
 from ..moco import MomentumEncoders, Queue
 
-# %% ../../nbs/2_methods/25_coclr.ipynb #24a858cb
+# %% ../../nbs/2_methods/25_coclr.ipynb #c64b6eeb
 def several_nce(query, key, queue, also, extra, temperature: float) -> tuple:
     """InfoNCE with several positives in one sum (Han et al., 2020) → loss, how often a right answer is on top.
 
@@ -47,7 +47,8 @@ def whose_rows(batch, labelled: bool) -> torch.Tensor:
     label = torch.full((len(batch),), -1) if batch.label is None else batch.label
     if batch.index is None or (labelled and (label < 0).any()):
         raise ValueError("CoCLR needs the numbers of the videos, and positives='labels' a label for each of them.")
-    return torch.stack([batch.index, label.to(batch.index.device)], 1).float().to(batch.clips.device)
+    device = batch.clips.device
+    return torch.stack([x.to(device, non_blocking=True) for x in (batch.index, label)], 1).float()
 
 # %% ../../nbs/2_methods/25_coclr.ipynb #351172de
 class CoCLRCard(MethodCard):
