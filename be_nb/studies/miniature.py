@@ -321,7 +321,7 @@ def study(
     draw(rows, Path(config.out), sets)
     return rows
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #59f6ac42
+# %% ../../nbs/8_studies/01_miniature.ipynb #4300553c
 def main():
     "`python -m be_nb.studies.miniature`: what `make pretrain` runs."
     import tyro  # not above: the arms are also run where there is no command line
@@ -331,7 +331,7 @@ def main():
     print(f"SceneBias: six motions before six families of scenes that agree with the motion in most of the clips.\n"
           f"{runs} networks ({', '.join(find_arm(arm)[0] for arm in config.arms)}) are pretrained without labels for "
           f"{config.steps} steps and judged by linear probes and retrieval.\n"
-          f"The three default ones take about 2 minutes on 2 free CPU cores with AVX-512, about 5 on 2 without. "
+          f"The three default ones take 2 to 3 minutes on 2 free CPU cores with AVX-512, about 6 on 2 without. "
           f"Stop it whenever you like, by Ctrl-C: the same command goes on.\nThe loss of MoCo begins near 0, climbs "
           f"while real clips take the place of the noise in the queue, and then falls.\n"
           f"Machine: {machine(pick_device())}\n")
