@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Amount', 'Share', 'Fraction', 'Positive', 'NonNegative', 'PLAIN', 'Kind', 'nearest', 'check_choice', 'Range',
-           'conform', 'annotations', 'Config', 'Setting', 'settings', 'override']
+           'conform', 'annotations', 'Config', 'Setting', 'settings', 'override', 'flag_words']
 
 # %% ../nbs/7_training/01_config.ipynb #7ff7aab3
 import dataclasses
@@ -182,3 +182,17 @@ def override(
     was = {f.name: f.default for f in dataclasses.fields(config)}  # another class has defaults of its own
     chosen = {key: value for key, value in dataclasses.asdict(config).items() if key in known and value != was[key]}
     return kind(**chosen | changes)
+
+# %% ../nbs/7_training/01_config.ipynb #4a2e4e2d
+def flag_words(
+    changes: dict,  # setting → value, plain or a sequence
+) -> list[str]:
+    "Settings as the words in which a command takes them."
+    words = []
+    for key, value in changes.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return words

@@ -1,6 +1,8 @@
 """The leaderboard: equal work, cells done once, judges that give a known answer, and a page that can be read."""
 import json
+import math
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,17 +14,17 @@ from conftest import ROOT
 
 from be_nb import cli
 from be_nb.backbones import create_backbone
-from be_nb.data.scenebias import SceneBias
+from be_nb.data.scenebias import FlowFrames, SceneBias
 from be_nb.judging.bias.exam import make_exam
 from be_nb.judging.bias.page import reaches_out
 from be_nb.judging.bias.score import score_network
 from be_nb.judging.features import extract_features
 from be_nb.methods import find_method, METHODS
-from be_nb.methods.base import Windows
+from be_nb.methods.base import build_method, Windows
 from be_nb.settings import BiasConfig, LeaderboardConfig, PretrainConfig
 from be_nb.studies import cells as C
 from be_nb.studies import leaderboard as B
-from be_nb.studies.miniature import keep_cell
+from be_nb.studies.miniature import keep_cell, StillFrames
 from be_nb.training.run import run_folder
 from be_nb.training.watch import effective_rank
 
@@ -166,6 +168,22 @@ def test_own_task_is_asked_moving_and_stopped():
     assert torch.equal(stopped[:, :, 0], moving[:, :, 3]) and not any(training for *_, training in spy.asked)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_asked_for_its_own_task(name):
+    "Whatever it sees of a video, flow or labels; with time stopped flow is none."
+    config = PretrainConfig(method=name, **{**find_method(name).mini, "batch_size": 4})
+    method = build_method(config)
+    for stopped in (False, True):
+        told = C.held_out(method, SceneBias("unbiased", size=4, damping=config.damping), config, stopped)
+        assert math.isfinite(told["loss"])
+
+
+def test_stopped_flow_is_none():
+    source = SceneBias("unbiased", size=2)
+    moving, still = (FlowFrames(each).read(0, np.arange(8))[:, 3:] for each in (source, StillFrames(source, 8)))
+    assert (still == 128).all() and not (moving == 128).all()
+
+
 def test_a_real_cell(tmp_path, capsys):
     config = LeaderboardConfig(rows=("order",), arms=("plain", "negative"), out=str(tmp_path), **SMALL)
     record = B.leaderboard(config)
@@ -179,6 +197,9 @@ def test_a_real_cell(tmp_path, capsys):
     assert (tmp_path / cell["run"] / "cell.json").stat().st_mtime_ns == before
     with_others = [*SMALL.items(), ("steps", 2), ("rows", ("order",)), ("page_only", True), ("out", str(tmp_path))]
     assert B.leaderboard(LeaderboardConfig(**dict(with_others)))["cells"] == []  # other work is another cell
+    [command] = record["commands"]  # gives the record again
+    words = [*shlex.split(command)[2:], "--out", str(tmp_path)]
+    assert cli.parse("leaderboard", LeaderboardConfig, words, "") == config
     cli.main(["leaderboard", "--rows", "order", "--seeds", "0", "--steps", "1", "--videos", "24", "--page-only",
               "--out", str(tmp_path)])
     assert "page and record" in capsys.readouterr().out and "order" in (tmp_path / "leaderboard.html").read_text()

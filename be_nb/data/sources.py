@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_source', 'usual_lists', 'build_source', 'on_error_of', 'labelled_source', 'open_list', 'knn_sources',
-           'SteadyClips', 'build_loader']
+           'SteadyClips', 'method_windows', 'build_loader']
 
 # %% ../../nbs/5_data/11_sources.ipynb #23b0f721
 import contextlib
@@ -149,7 +149,20 @@ class SteadyClips(ClipDataset):
                     return found
             raise
 
-# %% ../../nbs/5_data/11_sources.ipynb #87e2a52b
+# %% ../../nbs/5_data/11_sources.ipynb #60d3661b
+def method_windows(
+    source,                   # the videos
+    windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`
+    config: PretrainConfig,   # the run: where the method asks nothing, its frames and stride
+    short: str,               # videos that are shorter: loop, clamp or drop
+    seed: int,                # of the starts
+    kind=ClipDataset,         # or a subclass of it
+) -> ClipDataset:
+    "What a method sees of each video, in training and when it is asked about new ones: windows, with flow if it wants."
+    return kind(FlowFrames(source) if windows.flow else source, windows.frames or config.frames,
+                windows.stride or config.stride, windows.count, windows.apart, short, seed)
+
+
 def build_loader(
     config: PretrainConfig,   # the run
     windows,                  # what the method asks of a video: `be_nb.methods.base.Windows`
@@ -158,8 +171,6 @@ def build_loader(
     pin: bool = False,        # page-locked memory, for a GPU
 ) -> DataLoader:
     "This rank's clips (b, windows, t, c, h, w), uint8, from `start_step` on, the same for any number of workers."
-    source = FlowFrames(source) if windows.flow else source
-    dataset = SteadyClips(source, windows.frames or config.frames, windows.stride or config.stride, windows.count,
-                          windows.apart, config.short, config.seed)
+    dataset = method_windows(source, windows, config, config.short, config.seed, SteadyClips)
     sampler = EpochSampler(len(dataset), config.batch_size, config.seed, start_step, config.steps - start_step)
     return Loader(dataset, batch_sampler=RankSampler(sampler), num_workers=config.workers, pin_memory=pin)

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['answered']
 
-# %% ../../nbs/6_judging/04_questions.ipynb #f7ea5953
+# %% ../../nbs/6_judging/04_questions.ipynb #7e8a3ce0
 from typing import Any
 
 import torch
 
-from ..data.clips import ClipDataset
 from ..data.scenebias import SceneBias
+from ..data.sources import method_windows
 from ..machine.device import autocast
 from ..methods.base import Batch, build_method
 from ..methods.pretext import Pretext
 from ..saving.checkpoint import read_checkpoint
 from ..settings import saved_config
 
-# %% ../../nbs/6_judging/04_questions.ipynb #b7a9aa09
+# %% ../../nbs/6_judging/04_questions.ipynb #d8e3bb9c
 @torch.no_grad()
 def right_answers(
     method: Pretext,        # what was trained; it is left in evaluation mode
@@ -29,9 +29,7 @@ def right_answers(
 ) -> float:                 # share of the questions that are answered rightly
     "One question about each video that is long enough (all four of RotNet's), in evaluation mode."
     method.eval()
-    window = method.windows(config)
-    dataset = ClipDataset(source, window.frames or config.frames, window.stride or config.stride, window.count,
-                          window.apart, "drop", seed)
+    dataset = method_windows(source, method.windows(config), config, "drop", seed)
     device, hits, generator = next(method.parameters()).device, [], torch.Generator().manual_seed(seed)
     for start in range(0, len(dataset), 64):
         items = [dataset[0, i]["clips"] for i in range(start, min(start + 64, len(dataset)))]

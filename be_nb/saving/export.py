@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export']
 
-# %% ../../nbs/4_machine/07_export.ipynb #426b73ce
+# %% ../../nbs/4_machine/07_export.ipynb #c4c591dc
 import dataclasses
 import json
 import shlex
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import be_nb
+from ..config import flag_words
 from ..machine.files import explain_failed_write, write_atomically
 from .weights import (assemble, CARD, card_path, find_weights, publishable, read_report, Weights,
                                   weights_digest)
@@ -36,7 +37,7 @@ def git_commit() -> str | None:  # "…-dirty" if tracked files differ from it; 
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/4_machine/07_export.ipynb #f0dea9d9
+# %% ../../nbs/4_machine/07_export.ipynb #79b200e4
 def made_by(
     config: dict,   # settings of the training
     out: Path,      # where the export goes
@@ -49,9 +50,7 @@ def made_by(
     for key, value in config.items():
         same = json.dumps(value) == json.dumps(usual.get(key, "no such"))  # a list and a tuple are the same here
         if not same and key not in {"out", "workers", "device", "resume"}:
-            flag, several = key.replace("_", "-"), value if isinstance(value, (list, tuple)) else [value]
-            yes_no = [f"--{'' if value else 'no-'}{flag}"]
-            words += yes_no if isinstance(value, bool) else [f"--{flag}", *map(str, several)]
+            words += flag_words({key: value})
     return [shlex.join(words), shlex.join(["be-nb", "export", "--checkpoint", f"runs/{name}", "--out", out.name])]
 
 # %% ../../nbs/4_machine/07_export.ipynb #a1531a93

@@ -7,7 +7,7 @@ __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 
            'Asked', 'open_sets', 'conflict', 'versions', 'centred_windows', 'pair_probe', 'time_probes', 'held_out',
            'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr', 'make_cell']
 
-# %% ../../nbs/8_studies/04_cells.ipynb #8567864a
+# %% ../../nbs/8_studies/04_cells.ipynb #2f288516
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ import torch.nn.functional as F
 
 from ..augment import CenterCrop
 from ..config import check_choice, override
-from ..data.clips import ClipDataset, collate
+from ..data.clips import collate
 from ..data.scenebias import CLASSES, SceneBias
+from ..data.sources import method_windows
 from ..judging.bias.exam import Exam, make_exam
 from ..judging.bias.score import drifts, predict_versions
 from ..judging.features import clip_batches, evaluating, extract_features, mean_features
@@ -227,7 +228,7 @@ def time_probes(backbone, source, frames: int = 8, size: int = 24, device=None) 
                                 windows=partial(centred_windows, frames=frames, speed=speed), batch_size=256).features
     return {"speed_probe": pair_probe(seen(1), seen(2)), "arrow_probe": pair_probe(seen(3), seen(-3))}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #9be8fb9f
+# %% ../../nbs/8_studies/04_cells.ipynb #77265070
 @torch.no_grad()
 def held_out(
     method,                 # as it was trained
@@ -240,15 +241,15 @@ def held_out(
     asked, device = method.windows(config), next(method.parameters()).device
     frames, rows = asked.frames or config.frames, []
     source = StillFrames(source, frames) if stopped else source
-    data = ClipDataset(source, frames, asked.stride or config.stride, asked.count, asked.apart, "loop", seed)
+    data = method_windows(source, asked, config, "loop", seed)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     method.eval()
     for start in range(0, len(data) - config.batch_size + 1, config.batch_size):
         items = collate([data[0, i] for i in range(start, start + config.batch_size)])
-        clips, index, starts = (items[key].to(device) for key in ("clips", "index", "starts"))
+        clips, index, starts, label = (items[key].to(device) for key in ("clips", "index", "starts", "label"))
         with autocast(device, config.amp):
-            loss, metrics = method(Batch(clips, generator, index, starts, 1.0))
+            loss, metrics = method(Batch(clips, generator, index, starts, 1.0, label=label))
         rows.append({"loss": loss, **metrics})
     return {key: float(torch.stack([row[key].float() for row in rows]).mean()) for key in rows[0]} if rows else {}
 

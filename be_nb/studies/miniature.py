@@ -95,7 +95,7 @@ def cross_probe(
         right += result.accuracy * len(test)
     return right / len(labels)
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #4f8fedce
+# %% ../../nbs/8_studies/01_miniature.ipynb #94e84f0d
 class StillFrames:
     "A source whose every window shows its middle frame throughout: all the looks of a clip, none of its motion."
 
@@ -115,6 +115,10 @@ class StillFrames:
         "The middle frame of each window of `frames` frame numbers, repeated; uint8 (t, c, h, w)."
         windows = np.asarray(frames).reshape(-1, self.frames)
         return self.source.read(index, windows[:, self.frames // 2].repeat(self.frames))
+
+    def flow(self, index: int) -> torch.Tensor:
+        "Of a source that knows its flow: nothing moves."
+        return torch.zeros_like(self.source.flow(index))
 
 # %% ../../nbs/8_studies/01_miniature.ipynb #9dfd27ef
 def judge(
