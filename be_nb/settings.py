@@ -170,8 +170,7 @@ class _ByMethod:
             raise ValueError(f"method={cls.method} has no setting {name}: it belongs to {', '.join(owners)}.")
         super().refuse(name)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def __reduce__(self):
-        # the class of a method has no name that pickle could find
+    def __reduce__(self):  # the class of a method has no name that pickle could find
         return _rebuild, (dataclasses.asdict(self),)  # pyright: ignore[reportArgumentType]
 
 # %% ../nbs/7_training/02_settings.ipynb #edc2dbbd
@@ -388,6 +387,7 @@ class LadderConfig(Config):
     videos: Amount = 0         # clips of each list of the lower rungs; 0: as many as SceneBias has
     steps: Amount = 500        # steps of 64 clips, for every arm but the untrained one
     change: tuple[str, ...] = ()  # settings of pretraining that differ, for every arm: NAME=VALUE
+    record: str = ""           # ladder.json whose cells are not run again; empty: none
     device: str = "auto"       # where to compute: auto, cpu, cuda or cuda:N
     out: str = "runs/ladder"   # folder of clips, runs, table and picture
 
@@ -395,10 +395,9 @@ class LadderConfig(Config):
         super().__post_init__()
         for arm in self.arms:
             check_choice("arm", arm, LADDER_ARMS)
-        real = [rung for rung in self.rungs if rung != "scenebias"]
-        if real and not self.footage:
-            raise ValueError(f"rung {real[0]} needs footage: name the folder that holds {self.actors} and the others, "
-                             "or choose rungs=scenebias.")
+        for rung in () if self.footage else self.rungs:
+            if rung != "scenebias":
+                raise ValueError(f"rung {rung} needs footage: name the folder of its videos, or choose rungs=scenebias.")
 
 
 @dataclass(frozen=True)
@@ -411,6 +410,7 @@ class LeaderboardConfig(Config):
     steps: Count = 400            # every row works as much as MoCo + BE in so many steps of 64 clips
     lrs: tuple[Positive, ...] = ()  # learning rates from which kNN chooses one for each row; none: its own
     videos: Amount = 0            # clips of each list; 0: as many as SceneBias has
+    record: str = ""              # leaderboard.json whose cells are not run again; empty: none
     page_only: bool = False       # train nothing: make page and record of the cells that are there
     device: str = "auto"          # where to compute: auto, cpu, cuda or cuda:N
     out: str = "runs/leaderboard"  # folder of runs, cells, page and record

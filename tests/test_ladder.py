@@ -46,15 +46,27 @@ def test_only_what_is_missing_is_run(config, runs):
     runs.stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         L.ladder(config, progress=False)
-    assert len(L.missing(config)) == 4 and len(L.done_rows(config)) == 2
+    assert [row is None for row in L.find_rows(config).values()].count(True) == 4
     runs.seen.clear()
     runs.stop_at = None
     rows = L.ladder(config, progress=False)
-    assert len(runs.seen) == 4 and len(rows) == 6 and L.missing(config) == []
+    assert len(runs.seen) == 4 and len(rows) == 6 and list(L.find_rows(config).values()) == rows
     assert json.loads((run_folder(runs.seen[0]).parent / "rows.json").read_text()) == rows
     assert L.ladder(config, progress=False) == rows and len(runs.seen) == 4
     order = [(settings.seed, settings.distractor, settings.steps) for settings in runs.seen]
     assert order[0] == (0, "intra_frame", 2) and [seed for seed, *_ in order] == [0, 1, 1, 1]
+
+
+def test_a_record_is_a_place_to_go_on_from(config, runs, tmp_path):
+    rows = L.ladder(config, progress=False)
+    (tmp_path / "ladder.json").write_text(json.dumps({"commit": "0123abc", "rows": rows}))
+    runs.seen.clear()
+    elsewhere = vars(config) | dict(out=str(tmp_path / "other"), record=str(tmp_path / "ladder.json"))
+    assert L.ladder(LadderConfig(**elsewhere), progress=False) == rows and not runs.seen
+    for other in (dict(steps=3), dict(change=("gamma=0.5",)), dict(rho=0.5), dict(videos=12)):  # is another cell
+        L.ladder(LadderConfig(**elsewhere | other), progress=False)
+        assert len(runs.seen) == len(rows)
+        runs.seen.clear()
 
 
 def test_a_cell_is_known_by_all_that_it_depends_on(config):

@@ -91,7 +91,8 @@ def test_a_claimed_cell_is_passed_over_and_a_kill_gives_it_back(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         keep_cell(file, stop)
     assert not file.exists()
-    assert keep_cell(file, lambda: {"a": 1}) == {"a": 1} == keep_cell(file, stop)
+    row = keep_cell(file, lambda: {"a": 1})
+    assert row["a"] == 1 and row.keys() == {"a", "commit", "date"} and keep_cell(file, stop) == row
 
 
 def test_a_learning_rate_is_chosen_for_each_row(tmp_path, monkeypatch):
@@ -205,6 +206,34 @@ def test_a_real_cell(tmp_path, capsys):
     assert "page and record" in capsys.readouterr().out and "order" in (tmp_path / "leaderboard.html").read_text()
 
 
+def test_a_record_is_a_place_to_go_on_from(tmp_path, monkeypatch):
+    asked = dict(rows=("untrained", "simclr"), arms=("plain",), steps=1, videos=24)
+    first = B.leaderboard(LeaderboardConfig(**asked, seeds=(0,), out=str(tmp_path / "a")), progress=False)
+    assert all(cell["commit"] and cell["date"] for cell in first["cells"])
+    record, ran = str(tmp_path / "a/leaderboard.json"), []
+
+    def run_cell(row, arm, seed, config, asked):
+        ran.append((row.name, seed))
+
+    monkeypatch.setattr(B, "run_cell", run_cell)
+    again = B.leaderboard(LeaderboardConfig(**asked, seeds=(0,), record=record, out=str(tmp_path / "b")), False)
+    assert again == first and ran == []  # on another machine, in an empty folder
+    B.leaderboard(LeaderboardConfig(**asked, seeds=(0, 1), record=record, out=str(tmp_path / "c")), False)
+    assert ran == [("untrained", 1), ("simclr", 1)]
+    for other in (dict(steps=2), dict(videos=32), dict(lrs=(1e-3, 2e-3))):  # is another cell
+        ran.clear()
+        config = LeaderboardConfig(**asked | other, seeds=(0,), record=record, out=str(tmp_path / "d"))
+        B.leaderboard(config, progress=False)
+        assert ("simclr", 0) in ran
+    # what a later setting is called, the record cannot know: its default is meant
+    text = (tmp_path / "a/leaderboard.json").read_text()
+    assert '"steps"' in json.dumps(first["cells"][1]["settings"]) and "negative_offset" not in text
+    (tmp_path / "no.json").write_text('{"cells": 3}')
+    for wrong in ("no.json", "nowhere.json"):
+        with pytest.raises(ValueError, match="is no record with cells"):
+            B.leaderboard(LeaderboardConfig(**asked, seeds=(0,), record=str(tmp_path / wrong)), progress=False)
+
+
 # what is made of it
 
 def made(row, arm="plain", seed=0, **scores):
@@ -216,7 +245,7 @@ def made(row, arm="plain", seed=0, **scores):
     return {"row": row, "arm": arm, "seed": seed, "run": f"{row}-{arm}", "title": row.upper(), "damped": False,
             "steps": 9, "batch_size": 2, "lr": 0.1, "lrs": {}, "work": 1234, "scores": scores, "failed": "",
             "train_minutes": 1.5, "judge_minutes": 0.5, "machine": "a <machine>", "settings": {"steps": 9},
-            "videos": 2048}
+            "videos": 2048, "commit": "0123abc", "date": "2026-01-31"}
 
 
 def record_of(cells):

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 'work_of', 'equal_steps', 'cell_settings',
            'Asked', 'open_sets', 'conflict', 'versions', 'centred_windows', 'pair_probe', 'time_probes', 'held_out',
-           'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr', 'make_cell']
+           'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr', 'make_cell', 'changes_of',
+           'recorded', 'find_cell', 'is_asked_for']
 
 # %% ../../nbs/8_studies/04_cells.ipynb #2f288516
+import json
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,11 +36,11 @@ from ..saving.checkpoint import read_checkpoint
 from ..saving.weights import load
 from ..settings import BiasConfig, LeaderboardConfig, NEUTRAL, PretrainConfig, saved_config
 from .ladder import learn_labels
-from .miniature import (features_by_set, keep_cell, name_by_settings, score_features, StillFrames,
-                                     what_counts)
+from .miniature import (features_by_set, keep_cell, name_by_settings, read_record, score_features,
+                                     StillFrames, what_counts)
 from ..train import pretrain
 from ..training.divergence import Diverged
-from ..training.run import read_history, run_folder
+from ..training.run import PLACES, read_history, run_folder
 from ..training.watch import effective_rank, spread
 
 # %% ../../nbs/8_studies/04_cells.ipynb #64afebc8
@@ -385,3 +387,50 @@ def make_cell(row: Row, arm: str, seed: int, lrs: dict, settings: PretrainConfig
             "judge_minutes": round((time.perf_counter() - began) / 60, 2), "resumed": resumed,
             "cpu_minutes": [round(trained_cpu / 60, 2), round((time.process_time() - cpu) / 60, 2)],
             "machine": machine(pick_device(settings.device)), "settings": what_counts(settings)}
+
+# %% ../../nbs/8_studies/04_cells.ipynb #5a7cf1dd
+def changes_of(
+    settings: dict,  # of a cell, all of them
+) -> dict:           # setting → value
+    "The settings in which a run differs from the defaults of its method."
+    default = what_counts(PretrainConfig(method=settings["method"]))
+    return {key: value for key, value in settings.items() if value != default.get(key)}
+
+
+def recorded(
+    config: LeaderboardConfig,
+) -> dict:  # (row, arm, seed) → cell
+    "The cells of `config.record`. Raises `ValueError` for a file that is none."
+    return {(cell["row"], cell["arm"], cell["seed"]): cell for cell in read_record(config.record, "cells")}
+
+
+def find_cell(
+    seed: int,
+    row: Row,
+    arm: str,                    # one that the row has
+    config: LeaderboardConfig,
+    known: dict | None = None,   # from `recorded`
+) -> dict | None:                # as a record holds it
+    "A cell from its file, or from the record; None if it is in neither, or its learning rate has not been chosen."
+    lrs = {lr: run_folder(cell_settings(row, "plain", 0, config, lr)) / "knn.json"
+           for lr in config.lrs if row.method != "untrained"}
+    if all(file.is_file() for file in lrs.values()):
+        scores = {lr: json.loads(file.read_text(encoding="utf8"))["knn"] for lr, file in lrs.items()}
+        file = run_folder(cell_settings(row, arm, seed, config, best_lr(scores))) / "cell.json"
+        if file.is_file():
+            cell = json.loads(file.read_text(encoding="utf8"))
+            return cell | {"settings": changes_of(cell["settings"]), "videos": cell["settings"]["data_size"],
+                           "method": cell["settings"]["method"]}
+    cell = (known or {}).get((row.name, arm, seed))
+    return cell if cell and is_asked_for(cell, row, config) else None
+
+
+def is_asked_for(cell: dict, row: Row, config: LeaderboardConfig) -> bool:
+    "Would a cell of a record be made with the same settings today?"
+    scores = {float(lr): score for lr, score in cell["lrs"].items()}
+    settings = cell_settings(row, cell["arm"], cell["seed"], config, best_lr(scores))
+    today, then = changes_of(what_counts(settings)), dict(cell["settings"])
+    same = {key for key in today | then if key not in PLACES and today.get(key) != then.get(key)} == set()
+    rates = set(config.lrs) if row.method != "untrained" else set()
+    return same and settings.data_size == cell["videos"] and set(scores) == rates
+

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LITTLE', 'EXPECTED', 'EXPECTATION', 'COLUMNS', 'SPREAD', 'RANK', 'expected', 'verdict', 'wanted', 'fill',
-           'changes_of', 'find_cell', 'make_record', 'record_text', 'Column', 'values', 'marks', 'differences',
-           'points', 'by_seed', 'signs', 'Line', 'lines_of', 'row_title', 'headline_table', 'board', 'pair_strip',
-           'headline', 'record_of', 'board_page', 'keep', 'leaderboard']
+           'make_record', 'record_text', 'Column', 'values', 'marks', 'differences', 'points', 'by_seed', 'signs',
+           'Line', 'lines_of', 'row_title', 'headline_table', 'board', 'pair_strip', 'headline', 'record_of',
+           'board_page', 'keep', 'leaderboard']
 
 # %% ../../nbs/8_studies/05_leaderboard.ipynb #dcf221f2
 import json
@@ -21,12 +21,10 @@ import numpy as np
 from ..config import check_choice, flag_words
 from ..judging.bias.page import html_table, Markup, page, section, tag
 from ..machine.files import write_atomically
-from ..settings import LeaderboardConfig, PretrainConfig
-from .cells import (ALL_ROWS, arm_settings, BE_ARMS, best_lr, cell_settings, DAMPING, find_row, open_sets,
+from ..settings import LeaderboardConfig
+from .cells import (ALL_ROWS, arm_settings, BE_ARMS, DAMPING, find_cell, find_row, open_sets, recorded,
                                  Row, run_cell)
 from .ladder import gains
-from .miniature import what_counts
-from ..training.run import run_folder
 
 # %% ../../nbs/8_studies/05_leaderboard.ipynb #41a90e70
 LITTLE = 5.0  # points on the motion probe
@@ -82,7 +80,8 @@ def fill(
     progress: bool = True,  # say which cell is being done
 ) -> list:                  # those that another process was at, as in `wanted`
     "Do what is missing, cell by cell; what another process is doing is passed over."
-    asked, passed_over, todo = open_sets(config), [], [it for it in wanted(config) if not find_cell(*it, config)]
+    known = recorded(config)
+    asked, passed_over, todo = open_sets(config), [], [it for it in wanted(config) if not find_cell(*it, config, known)]
     for number, (seed, row, arm) in enumerate(todo, 1):
         cell, said = run_cell(row, arm, seed, config, asked), "another process is at it"
         if cell is None:
@@ -96,38 +95,16 @@ def fill(
     return passed_over
 
 # %% ../../nbs/8_studies/05_leaderboard.ipynb #18f3b984
-def changes_of(
-    settings: dict,  # of a cell
-) -> dict:           # setting → value
-    "The settings in which a run differs from the defaults of its method."
-    default = what_counts(PretrainConfig(method=settings["method"]))
-    return {key: value for key, value in settings.items() if value != default.get(key)}
-
-
-def find_cell(seed: int, row: Row, arm: str, config: LeaderboardConfig) -> dict | None:
-    "A cell from its file; None if it is not there, or its learning rate has not been chosen."
-    lrs = {lr: run_folder(cell_settings(row, "plain", 0, config, lr)) / "knn.json"
-           for lr in config.lrs if row.method != "untrained"}
-    if not all(file.is_file() for file in lrs.values()):
-        return None
-    known = {lr: json.loads(file.read_text(encoding="utf8"))["knn"] for lr, file in lrs.items()}
-    file = run_folder(cell_settings(row, arm, seed, config, best_lr(known))) / "cell.json"
-    if not file.is_file():
-        return None
-    cell = json.loads(file.read_text(encoding="utf8"))
-    return cell | {"settings": changes_of(cell["settings"]), "videos": cell["settings"]["data_size"],
-                   "method": cell["settings"]["method"]}
-
-
 def make_record(
     config: LeaderboardConfig,
 ) -> dict:  # what leaderboard.json holds
     "All cells that were asked for and are there. Cells of other settings in the same folder are left out."
-    cells = [cell for seed, row, arm in wanted(config) if (cell := find_cell(seed, row, arm, config))]
+    known = recorded(config)
+    cells = [cell for it in wanted(config) if (cell := find_cell(*it, config, known))]
     asked = {"rows": list(config.rows or ALL_ROWS), "arms": list(config.arms), "seeds": list(config.seeds),
              "steps": config.steps, "lrs": list(config.lrs), "videos": config.videos, "damping": DAMPING}
     minutes = round(sum(cell["train_minutes"] + cell["judge_minutes"] for cell in cells))
-    usual, apart = vars(LeaderboardConfig()), ("out", "device", "page_only")
+    usual, apart = vars(LeaderboardConfig()), ("out", "device", "page_only", "record")
     given = {key: value for key, value in vars(config).items() if value != usual[key] and key not in apart}
     command = shlex.join(["be-nb", "leaderboard", *flag_words(given)])
     return {"format": 1, "commands": [command], "asked": asked,
@@ -390,7 +367,8 @@ def record_of(line: Line) -> Markup:
         "steps × videos": lambda cell: f"{cell['steps']} × {cell['batch_size']}", "lr": lambda cell: f"{cell['lr']:g}",
         "kNN by lr": lambda cell: ", ".join(f"{lr}: {score}" for lr, score in cell["lrs"].items()) or "not chosen",
         "minutes, training and judging": lambda cell: f"{cell['train_minutes']} + {cell['judge_minutes']}",
-        "machine": lambda cell: cell["machine"]}
+        "machine": lambda cell: cell["machine"],
+        "made": lambda cell: f"{cell['date']}, commit {cell['commit'] or 'unknown'}"}
     rows = [(name, "", [tag("td", fact(cell)) for cell in line.cells]) for name, fact in facts.items()]
     keys = list(dict.fromkeys(key for cell in line.cells for key in cell["scores"]))
     rows += [(key, "", [tag("td", str(cell["scores"].get(key))) for cell in line.cells]) for key in keys]

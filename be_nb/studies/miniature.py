@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ..judging.questions import answered
 from ..methods import find_method, METHODS
 from ..recipes import changes, RECIPES
 from ..saving.checkpoint import list_checkpoints, newest_checkpoint
+from ..saving.export import git_commit
 from ..settings import NEUTRAL, PretrainConfig
 from ..train import pretrain
 from ..training.run import changed_settings, MAY_CHANGE, PLACES, read_history, run_folder
@@ -183,16 +185,36 @@ def keep_cell(
     file,            # where its row stands, in a folder of its own
     make,            # called without arguments where there is no row yet: gives it
 ) -> dict | None:    # the row; None: another process is at it
-    "A cell of a study: read, or made and written whole. One process at a time makes it, and a kill gives it back."
+    """A cell of a study: read, or made and written whole, with its day and the commit of the code.
+
+    One process at a time makes it, and a kill gives it back.
+    """
     file = Path(file)
     try:
         with locked(file.parent.parent / ".claims" / file.parent.name):
             if not file.is_file():
-                text = json.dumps(make(), indent=1)
+                made = {"commit": git_commit() or "", "date": str(date.today())}
+                text = json.dumps(make() | made, indent=1)
                 write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf8"))
     except FolderInUse:
         return None
     return json.loads(file.read_text(encoding="utf8"))
+
+
+def read_record(
+    file: str,  # record of a study, JSON; empty: none
+    key: str,   # where its rows stand in it
+) -> list:      # of dictionaries; day and commit of the record stand in each that has none of its own
+    "What was measured before. Raises `ValueError` for a file that is no such record."
+    if not file:
+        return []
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf8"))
+        about = {name: record.get(name, "") for name in ("commit", "date")}
+        return [about | row for row in record[key]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no record with {key}: {error!r}. Name the file that an earlier call wrote, "
+                         "or none.") from None
 
 
 def free_name(config: PretrainConfig) -> PretrainConfig:
