@@ -142,7 +142,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #33481440
+# %% ../nbs/7_training/02_settings.ipynb #b07deb4c
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
@@ -368,7 +368,7 @@ class PlanConfig(Config):
     record: str = ""           # JSON of `be-nb bench --out`: hours at the rates measured there
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #3db9312a
+# %% ../nbs/7_training/02_settings.ipynb #b6284311
 LADDER_RUNGS = ("scenebias", "scenes", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")
 LADDER_ARMS = ("random", "moco", "be", "distractor", "negative", "triplet", "supervised")
 
@@ -397,7 +397,7 @@ class LadderConfig(Config):
             check_choice("arm", arm, LADDER_ARMS)
         for rung in () if self.footage else self.rungs:
             if rung != "scenebias":
-                raise ValueError(f"rung {rung} needs footage: name the folder of its videos, or choose rungs=scenebias.")
+                raise ValueError(f"rung {rung} needs footage: name a folder of real video, or leave it out.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'ASKED', 'Rung', 'rung
            'judge_rung', 'learn_labels', 'supervise', 'run_cell', 'make_cell', 'asked_of', 'chance', 'gains',
            'rung_table', 'draw_ladder', 'changed_share']
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #25c36c14
+# %% ../../nbs/8_studies/03_ladder.ipynb #5d6562d3
 import json
 import time
 from itertools import product
@@ -228,7 +228,7 @@ def cell_config(
     made = PretrainConfig(**settings)
     return name_by_settings(made, f"{name}-{arm}-seed{seed}", videos=config.videos, rho=config.rho, clips=CLIPS)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #afc00ef8
+# %% ../../nbs/8_studies/03_ladder.ipynb #809d9d24
 def run_cell(
     name: str,             # of the rung
     arm: str,              # a key of `WAYS`
@@ -334,7 +334,7 @@ def draw_ladder(
     below.legend(fontsize=7, ncols=2)
     return picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #37a64034
+# %% ../../nbs/8_studies/03_ladder.ipynb #8e0fed7e
 def check_footage(config: LadderConfig):
     "Raise a `FileNotFoundError` for a folder that a rung needs and that is not there."
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),

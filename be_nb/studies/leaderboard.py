@@ -8,7 +8,7 @@ __all__ = ['LITTLE', 'EXPECTED', 'EXPECTATION', 'COLUMNS', 'SPREAD', 'RANK', 'ex
            'Line', 'lines_of', 'row_title', 'headline_table', 'board', 'pair_strip', 'headline', 'record_of',
            'board_page', 'keep', 'leaderboard']
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #dcf221f2
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #ef4296c8
 import json
 import math
 import shlex
@@ -63,7 +63,7 @@ def verdict(
     right = {"helps": mean > LITTLE and up, "changes little": abs(mean) < LITTLE, "may hurt": mean < LITTLE}[told]
     return f"{told}: {'as expected' if right else 'falsified'}"
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #aaac489f
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #48dc278a
 def wanted(
     config: LeaderboardConfig,
 ) -> list[tuple[int, Row, str]]:  # seed, row, arm: all that exist of those that were asked for
@@ -94,7 +94,7 @@ def fill(
             print(f"{number} of {len(todo)}: {row.name}, {arm}, seed {seed}: {said}", flush=True)
     return passed_over
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #18f3b984
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #56744685
 def make_record(
     config: LeaderboardConfig,
 ) -> dict:  # what leaderboard.json holds
@@ -339,7 +339,7 @@ def board(lines: list) -> Markup:
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_="board")
     return tag("div", table, class_="scroll")
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #7fc2e86d
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #904e2438
 def pair_strip(found: dict, low: float = -40, high: float = 60) -> Markup:
     "Differences in points as dots on a line, a dot for each seed; the mean as a stroke; dotted: no difference."
     at = lambda points: f"left:{100 * (min(max(points, low), high) - low) / (high - low):.1f}%"

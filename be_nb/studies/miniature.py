@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'find_arm', 'cross_probe', 'judge', 'features_by_set', 'score_features',
            'judge_sets', 'StudyConfig', 'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #bc4380cf
+# %% ../../nbs/8_studies/01_miniature.ipynb #ac310fb7
 import hashlib
 import json
 import sys
@@ -168,7 +168,7 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #17cf9332
+# %% ../../nbs/8_studies/01_miniature.ipynb #84ead703
 def what_counts(config: PretrainConfig) -> dict:
     "The settings that a result depends on, as JSON knows them."
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}))
