@@ -19,7 +19,8 @@ from be_nb.distractor import Draw, intra_frame
 from be_nb.judging.bias.exam import make_exam, open_networks, run_names
 from be_nb.judging.bias.page import bar, html_table, Markup, page, reaches_out, section, tag
 from be_nb.judging.bias.report import bias, report_page
-from be_nb.judging.bias.score import Bootstrap, drifts, predict_versions, score_network
+from be_nb.judging.bias.score import (Bootstrap, drifts, over_seeds, predict_versions, score_network, seed_groups,
+                                      t_interval)
 from be_nb.judging.bias.words import compare_sentences, MASKS, sentences, side, UNTRAINED
 from be_nb.judging.features import Features
 from be_nb.judging.perturb import (condition_titles, CONDITIONS, distract, draw_partners, fit_mask, MaskedVideos,
@@ -317,6 +318,40 @@ def test_a_pack_gives_the_report_of_its_folder(tmp_path):
     guessed = ask("videos-packed", masks="motion")  # nobody has drawn masks, and every row is there
     assert "guessed from motion" in guessed["masks"] and not guessed["left_out"] and guessed["networks"][0]["conflict"]
     assert "guessed from motion" in (tmp_path / "r-videos-packed/report.html").read_text(encoding="utf8")
+
+
+def test_an_interval_over_seeds():
+    "Student's interval against SciPy's, groups by everything but the run's place and seed, and pairs by seed."
+    stats = pytest.importorskip("scipy.stats")
+    for values in ([1, 2], [0.3, 0.4, 0.9], [5, 5, 5, 6], list(range(40))):
+        error = np.std(values, ddof=1) / len(values) ** .5
+        low, high = stats.t.interval(.95, len(values) - 1, loc=np.mean(values), scale=error)
+        assert t_interval(values) == pytest.approx([np.mean(values), low, high], rel=1e-4, abs=1e-3)
+    run = {"method": "moco", "steps": 500}
+    pasts = {f"moco-seed{seed}": run | {"seed": seed, "name": str(seed), "out": f"runs{seed}"} for seed in (2, 0, 1)}
+    pasts |= {f"be-{seed}": run | {"gamma": .5, "seed": seed} for seed in (0, 1)} | {"alone": run | {"steps": 9}}
+    groups = seed_groups(pasts)
+    assert {name: set(group) for name, group in groups.items()} == {"moco": {0, 1, 2}, "be": {0, 1}}
+    assert seed_groups({"a": run | {"seed": 0}, "b": run | {"seed": 0}}) == {}  # the same seed twice is no spread
+    score = lambda name, value: {"name": name, "scores": {"probe": {key: [value] for key in ("real", "swapped")}},
+                                 "conflict": None, "preference": None, "contrasted": None}
+    level = {"moco-seed0": .5, "moco-seed1": .6, "moco-seed2": .1, "be-0": .6, "be-1": .72}
+    found = over_seeds([score(name, value) for name, value in level.items()], groups)
+    [pair] = found["differences"]
+    assert (pair["first"], pair["second"], pair["seeds"]) == ("moco", "be", [0, 1])
+    assert pair["difference"]["real"] == t_interval([.1, .12]) and "preference" not in pair["difference"]
+    told = compare_sentences(found["differences"])
+    assert "over 2 seeds: be is not measurably different" in told[0]  # two runs are few: t is 12.7
+    surer = over_seeds([score(name, value if name != "be-1" else .7001) for name, value in level.items()], groups)
+    assert "be is right more often than moco (+10.0 points" in compare_sentences(surer["differences"])[1]
+
+
+def test_a_report_speaks_of_trainings(tmp_path):
+    names = ("scenebias-moco", "scenebias-moco-1", "scenebias-be", "scenebias-be-1")
+    report = bias(BiasConfig(names, out=str(tmp_path), pictures=False, **FAST), progress=False)
+    assert [group["seeds"] for group in report["seeds"]["groups"]] == [[0, 1], [0, 1]]
+    document = (tmp_path / "report.html").read_text(encoding="utf8")
+    assert next(iter(report["verdict"])) == "Over seeds" and "mean of 2 seeds" in document.split("<h2>In words</h2>")[0]
 
 
 def test_titles_follow_the_settings():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #f71fb239
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #bfc2919a
 import dataclasses
 import hashlib
 import json
@@ -20,7 +20,7 @@ from ...data.sources import on_error_of
 from .exam import (clip_versions, Exam, exam_sources, find_masks, list_names, make_exam,
                                      open_networks, run_names)
 from .page import bar, figure, folded, html_table, page, plain, section, tag
-from .score import compare_networks, score_network
+from .score import compare_networks, over_seeds, score_network, seed_groups
 from .words import compare_sentences, MASKS, sentences, short_names, UNTRAINED
 from ..cam import class_maps, feature_maps, heat
 from ..features import evaluating, extract_features
@@ -105,12 +105,13 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #99bb4354
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #aa58f5fd
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
 cover another run of pretraining, or other training videos: to claim that one method is better than another, train
-several seeds. An altered clip is also an unusual clip, and some of what is lost may be lost to that; compare networks
+several seeds and judge them in one report, which then says what holds over seeds. An altered clip is also an unusual
+clip, and some of what is lost may be lost to that; compare networks
 with each other and with an untrained one."""
 
 
@@ -123,7 +124,7 @@ def verdict_box(report: dict) -> str:
 
 
 def overview(report: dict) -> str:
-    "The table that the page opens on: one line per network, the five numbers that matter most."
+    "The table that the page opens on: the numbers that matter most, of trainings with several seeds and of networks."
     columns = {"real": "real clip", "swapped": "background swapped", "background": "empty scene",
                "still": "time stopped", "shuffled": "frames shuffled"}
     keys, masks = [key for key in columns if key in report["conditions"]], report["networks"][0]["conflict"]
@@ -133,7 +134,11 @@ def overview(report: dict) -> str:
     names = [columns[key] for key in keys] + (["features keep the action"] if masks else [])
     caption = "Linear probe: right, in percent"
     caption += "; last column: videos whose features stay nearer to the action than to the scene" if masks else ""
-    return tag("div", html_table("network", names, rows, caption), class_="scroll")
+    over = [(group["name"], f"mean of {len(group['seeds'])} seeds, 95 % interval over seeds",
+             [bar(group["scores"].get(key), report["chance"]) for key in keys]
+             + ([bar(group["scores"].get("preference"), 0.5)] if masks else []))
+            for group in report.get("seeds", {}).get("groups", [])]
+    return tag("div", html_table("network", names, over + rows, caption), class_="scroll")
 
 
 def with_short_names(report: dict) -> dict:
@@ -334,7 +339,7 @@ def write_files(report: dict, pictures: list, out: str):
         write_atomically(Path(out) / name,
                          lambda temporary, content=content: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #f882551f
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #556e15aa
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
@@ -362,10 +367,15 @@ def bias(
         hits[name], weights[name] = found["hits"], found["weights"]
     report = report_head(config, found["fitted"], exams[name])
     report["notes"] = notes
-    report |= {"networks": parts, "comparisons": compare_networks(hits, config)}
+    groups = seed_groups({name: networks[name].pretrain_config for name in paths})
+    report |= {"networks": parts, "comparisons": compare_networks(hits, config), "seeds": over_seeds(parts, groups)}
     report["verdict"] = {part["name"]: sentences(part, report["chance"]) for part in parts}
-    if report["comparisons"]:
-        report["verdict"]["Compared on the same videos"] = compare_sentences(report["comparisons"])
+    if report["seeds"]["differences"]:
+        report["verdict"] = {"Over seeds": compare_sentences(report["seeds"]["differences"])} | report["verdict"]
+    grouped = {name for group in groups.values() for name in group.values()}  # of these the sentences over seeds speak
+    pairs = [pair for pair in report["comparisons"] if not {pair["first"], pair["second"]} <= grouped]
+    if pairs:
+        report["verdict"]["Compared on the same videos"] = compare_sentences(pairs)
     write_files(report, page_pictures(networks, exams, weights, settings, config), config.out)
     for kept in Path(config.out).glob("judged-*.pt"):
         kept.unlink()

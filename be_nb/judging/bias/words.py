@@ -87,16 +87,17 @@ def map_sentence(lift) -> str:
     return (f"Its evidence is {words[side(lift, 1)]}: the map is {lift[0]:.2f} ({lift[1]:.2f}–{lift[2]:.2f}) times as "
             "dense there as on average.")
 
-# %% ../../../nbs/6_judging/10_bias_words.ipynb #bf6c6fb3
+# %% ../../../nbs/6_judging/10_bias_words.ipynb #6ffdbadb
 def compare_sentences(comparisons: list) -> list[str]:
-    "The verdict on each pair: real clips, and the hardest version that there is."
+    "The verdict on each pair, of networks or of groups of seeds: real clips, and the hardest version that there is."
     told = []
     for pair in comparisons:
+        over = f", over {len(pair['seeds'])} seeds" if "seeds" in pair else ""
         for key in ("real", "swapped" if "swapped" in pair["difference"] else "still"):
             triple = pair["difference"][key]
             words = {1: "is right more often than", 0: "is not measurably different from",
                      -1: "is right less often than"}[side(triple, 0)]
-            told.append(f"{CONDITIONS[key][0].capitalize()}: {pair['second']} {words} {pair['first']} "
+            told.append(f"{CONDITIONS[key][0].capitalize()}{over}: {pair['second']} {words} {pair['first']} "
                         f"({100 * triple[0]:+.1f} points, {100 * triple[1]:+.1f} to {100 * triple[2]:+.1f}).")
     return told
 
