@@ -105,7 +105,7 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #aa58f5fd
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #7ea81349
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
@@ -134,7 +134,7 @@ def overview(report: dict) -> str:
     names = [columns[key] for key in keys] + (["features keep the action"] if masks else [])
     caption = "Linear probe: right, in percent"
     caption += "; last column: videos whose features stay nearer to the action than to the scene" if masks else ""
-    over = [(group["name"], f"mean of {len(group['seeds'])} seeds, 95 % interval over seeds",
+    over = [(group["name"], f"{len(group['seeds'])} seeds; interval over them",
              [bar(group["scores"].get(key), report["chance"]) for key in keys]
              + ([bar(group["scores"].get("preference"), 0.5)] if masks else []))
             for group in report.get("seeds", {}).get("groups", [])]
@@ -339,7 +339,7 @@ def write_files(report: dict, pictures: list, out: str):
         write_atomically(Path(out) / name,
                          lambda temporary, content=content: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #556e15aa
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #7ecf2e20
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict

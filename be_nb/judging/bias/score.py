@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bootstrap', 'score_network', 'compare_networks', 't_interval', 'seed_groups', 'over_seeds']
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #6d4d1647
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #72a3d08f
 import itertools
 import json
 from dataclasses import asdict
@@ -143,7 +143,7 @@ def compare_networks(
         found.append({"first": first, "second": second, "difference": {key: boot(b[key] - a[key]) for key in a}})
     return found
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #3706296e
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #98ed29b8
 def t_interval(
     values,      # (n,) a number for each seed, n at least 2
 ) -> list:       # [mean, low, high], rounded to four digits
@@ -185,7 +185,7 @@ def over_seeds(
     by_name = {part["name"]: part for part in parts}
 
     def numbers(part):
-        shares = {**part["scores"]["probe"], "preference": part["preference"], "contrasted": part["contrasted"],
+        shares = {**part["scores"]["probe"], "preference": part["preference"], "contrasted": part.get("contrasted"),
                   "actor_share": (part["conflict"] or {}).get("actor_share")}
         return {key: triple[0] for key, triple in shares.items() if triple}
 
