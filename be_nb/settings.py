@@ -369,7 +369,7 @@ class PlanConfig(Config):
     out: str = ""              # JSON file for the result; empty: only printed
 
 # %% ../nbs/7_training/02_settings.ipynb #b6284311
-LADDER_RUNGS = ("scenebias", "scenes", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")
+LADDER_RUNGS = ("scenebias", "scenes", "puppets", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")
 LADDER_ARMS = ("random", "moco", "be", "distractor", "negative", "triplet", "supervised")
 
 
@@ -380,7 +380,7 @@ class LadderConfig(Config):
     footage: str = ""          # folder with the folders of real video; empty: the lowest rung alone
     actors: str = "jhmdb-21"   # folder in it whose actors are cut out: has actor_masks.npz
     scenes: str = "ucf101-6"   # folder in it whose places stand behind other actors
-    rungs: tuple[str, ...] = LADDER_RUNGS  # scenebias, scenes, actors, both, or folders in footage
+    rungs: tuple[str, ...] = LADDER_RUNGS  # scenebias, scenes, puppets, actors, both; folders in footage
     arms: tuple[str, ...] = LADDER_ARMS    # ways of training
     seeds: tuple[Amount, ...] = (0, 1, 2)  # seeds of training
     rho: Share = 0.9           # how often the scene agrees with the class

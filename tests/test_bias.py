@@ -351,7 +351,8 @@ def test_a_report_speaks_of_trainings(tmp_path):
     report = bias(BiasConfig(names, out=str(tmp_path), pictures=False, **FAST), progress=False)
     assert [group["seeds"] for group in report["seeds"]["groups"]] == [[0, 1], [0, 1]]
     document = (tmp_path / "report.html").read_text(encoding="utf8")
-    assert next(iter(report["verdict"])) == "Over seeds" and "2 seeds; interval over them" in document.split("<h2>In words</h2>")[0]
+    glance = document.split("<h2>In words</h2>")[0]
+    assert next(iter(report["verdict"])) == "Over seeds" and "2 seeds; interval over them" in glance
 
 
 def test_titles_follow_the_settings():

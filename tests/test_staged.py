@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from be_nb.data.lists import read_list
 from be_nb.data.pack.write import pack
 from be_nb.data.scenebias import SceneBias
-from be_nb.data.staged import BeforeStills, Cast, film_cast, film_stills, paint_stills, shift, Staged, Stills
+from be_nb.data.staged import (BeforeStills, Cast, cut_puppets, film_cast, film_stills, paint_stills, shift, Staged,
+                               Stills)
 from be_nb.data.videos import write_folder
 
 
@@ -100,6 +101,27 @@ def test_scenebias_before_pictures_keeps_its_actors(stills):
         core = torch.nn.functional.max_pool2d((~plain.mask(5)).float()[:, None], 5, 1, 2)[:, 0] == 0
         apart = (made.read(5, range(40)).float() - plain.read(5, range(40)).float()).mean(1)
         assert core.any() and apart[core].abs().mean() < 8  # two draws of the same noise
+
+
+def test_puppets_are_people_who_move_like_discs(cast, stills):
+    puppets = cut_puppets(cast)
+    assert puppets.shape == (9, 4, 32, 32)
+    for puppet, (wide, tall) in zip(puppets, ((10, 8 + i) for i in range(9))):
+        rows, columns = (puppet[3] > 0.5).nonzero().unbind(1)
+        spans = [int(axis.max() - axis.min()) + 1 for axis in (rows, columns)]
+        assert max(spans) == pytest.approx(24, abs=2)  # three quarters of the canvas
+        assert spans[0] / spans[1] == pytest.approx(tall / wide, rel=0.15)
+        assert float(puppet[:3, puppet[3] > 0.99].min()) > 0.99  # none of the black around it
+    square = Stills(stills.pictures[..., 5:41], stills.families)
+    make = lambda split, rho=0.9: BeforeStills(split, square, rho, size=48, puppets=puppets)
+    test, swapped, plain = make("test"), make("swapped"), SceneBias("test", size=48)
+    assert (test.who == swapped.who).all() and (test.who == make("test", 0.1).who).all() and len(set(test.who)) > 6
+    inside = test.mask(7) & plain.mask(7)
+    flows = [source.flow(7)[inside[:-1, None].expand(-1, 2, -1, -1)] for source in (test, plain)]
+    assert inside.any() and torch.equal(*flows) and not torch.equal(test.mask(7), plain.mask(7))
+    assert float(test.read(7, range(40)).float().mean(1)[test.mask(7)].mean()) > 200  # the white squares
+    with pytest.raises(ValueError, match="masks are empty"):
+        cut_puppets(cast._replace(alphas=[0 * alpha for alpha in cast.alphas]))
 
 
 def test_stills_of_filmed_places(tmp_path):

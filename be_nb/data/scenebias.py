@@ -298,13 +298,21 @@ class ClipTruth(ClipPlan):
             raise IndexError(f"there is no clip {row}: the {len(self)} clips are numbered from 0 to {len(self) - 1}.")
         return slice(row, row + 1)
 
+    def actor(
+        self,
+        index: int,       # which clip
+        u: dict,          # its uniform numbers by name
+    ) -> torch.Tensor:    # (1, 4, TILE, TILE): red, green, blue, alpha
+        "The picture of the actor."
+        return actors(u)
+
     def mask(
         self,
         index: int,       # which clip
     ) -> torch.Tensor:    # bool (t, side, side)
         "Where the actor is: True where it covers more than half of the pixel."
         u, inverse, camera = self.geometry(self._row(index))
-        alpha = look_up_actor(actors(u), inverse, scene_points(camera, self.side))[0, 3]
+        alpha = look_up_actor(self.actor(index, u), inverse, scene_points(camera, self.side))[0, 3]
         return alpha.unflatten(-1, (self.side, self.side)) > 0.5
 
     def flow(

@@ -20,7 +20,7 @@ import torch
 from ..config import annotations
 from ..data.scenebias import SceneBias, SPLITS
 from ..data.sources import open_source
-from ..data.staged import BeforeStills, film_cast, film_stills, paint_stills, Staged
+from ..data.staged import BeforeStills, cut_puppets, film_cast, film_stills, paint_stills, Staged
 from ..data.videos import write_folder
 from ..judging.features import extract_features
 from ..judging.judges import linear_probe, retrieval
@@ -47,6 +47,7 @@ class Rung(NamedTuple):
 RUNGS = {
     "scenebias": Rung("synthetic", "nothing: this is the miniature", 1, (30, 30)),
     "scenes": Rung("real scenes", "the scenes are stills of real places", 1, (30, 30)),
+    "puppets": Rung("real looks", "the actors are pictures of people, with SceneBias' motions", 1, (30, 30)),
     "actors": Rung("real actors", "the actors are filmed people, before synthetic scenes", 3, (30, 40)),
     "both": Rung("both real", "filmed people before stills of real places", 3, (30, 40)),
 }
@@ -73,11 +74,13 @@ def build(
     for number, split in enumerate(("train.txt", "val.txt")):
         stills = (paint_stills(1200, number, size) if name == "actors"
                   else film_stills(Path(config.footage, config.scenes), split, size))
-        cast = None if name == "scenes" else film_cast(Path(config.footage, config.actors), split, rung.frame_size)
+        frame_size = (120, 160) if name == "puppets" else rung.frame_size
+        cast = None if name == "scenes" else film_cast(Path(config.footage, config.actors), split, frame_size)
+        puppets = cut_puppets(cast) if cast and name == "puppets" else None
         for part in ("test", "swapped") if number else ("pretrain", "probe", "unbiased"):
             more: Any = dict(rho=config.rho, size=config.videos or None)
-            sources[part] = (BeforeStills(part, stills, **more) if cast is None
-                             else Staged(part, cast, stills, **more))
+            sources[part] = (Staged(part, cast, stills, **more) if cast and puppets is None
+                             else BeforeStills(part, stills, puppets=puppets, **more))
     return sources
 
 
@@ -338,7 +341,7 @@ def draw_ladder(
 def check_footage(config: LadderConfig):
     "Raise a `FileNotFoundError` for a folder that a rung needs and that is not there."
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),
-             "both": (config.actors, config.scenes)}
+             "puppets": (config.actors, config.scenes), "both": (config.actors, config.scenes)}
     for rung in config.rungs:
         for name in needs.get(rung, (rung,)):
             if not Path(config.footage, name, "train.txt").is_file():

@@ -176,7 +176,7 @@ def seed_groups(
     return named
 
 
-# %% ../../../nbs/6_judging/09_bias_score.ipynb #7f18e7c4
+# %% ../../../nbs/6_judging/09_bias_score.ipynb #4fb710df
 def over_seeds(
     parts: list,    # of the report: what `score_network` returned, with the network's name
     groups: dict,   # from `seed_groups`
