@@ -50,7 +50,8 @@ def draw_parameters(
     return ClipParameters(side, (width - side) * (u[1] - .5), (height - side) * (u[2] - .5), degrees * (2 * u[3] - 1),
                           u[4] < flip, light, contrasts, colours, hue * (2 * u[8] - 1))
 
-# %% ../nbs/1_core/04_views.ipynb #447bf04d
+# %% ../nbs/1_core/04_views.ipynb #bb416ea2
+#| code-fold: true
 def _check_clips(clips):
     if not torch.is_tensor(clips) or clips.dtype != torch.uint8:
         got = clips.dtype if torch.is_tensor(clips) else type(clips).__name__
@@ -105,7 +106,8 @@ def augment_clips(
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../nbs/1_core/04_views.ipynb #8efeb470
+# %% ../nbs/1_core/04_views.ipynb #0932ef78
+#| code-fold: true
 def _statistics(mean, std):
     mean, std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
     if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
@@ -148,7 +150,8 @@ class _View(nn.Module):
         scale, shift = self.scale.to(out.device), self.shift.to(out.device)  # works where the module was not moved, too
         return out.mul_(scale).add_(shift)
 
-# %% ../nbs/1_core/04_views.ipynb #7efdbd9f
+# %% ../nbs/1_core/04_views.ipynb #7ef9f046
+#| code-fold: true
 def _check_strengths(degrees, crop, flip, brightness, contrast, saturation, hue):
     if not 0 <= degrees <= 180:
         raise ValueError(f"degrees must be between 0 and 180, got {degrees}")

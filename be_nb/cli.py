@@ -299,7 +299,7 @@ def run_cells(run, config):
         print("\nbe-nb: stopped. The same command goes on from the newest checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/8_studies/06_cli.ipynb #0d124fbf
+# %% ../nbs/8_studies/06_cli.ipynb #cd5e04e2
 def is_meant(
     error: Exception,  # as it was caught
 ) -> bool:
@@ -319,9 +319,10 @@ def is_meant(
 def is_message(
     error: Exception,
 ) -> bool:
-    "Whether an exception tells the user something: values that we refuse, files that cannot be read, our own classes."
+    "Whether an exception tells the user something: what we refuse or miss, files that cannot be read, our own classes."
     ours = type(error).__module__.startswith("be_nb.")
-    return ours or isinstance(error, OSError) or (isinstance(error, ValueError) and is_meant(error))
+    told = isinstance(error, (ValueError, NotImplementedError)) and bool(str(error))
+    return ours or isinstance(error, OSError) or (told and is_meant(error))
 
 
 # %% ../nbs/8_studies/06_cli.ipynb #0991cdf8

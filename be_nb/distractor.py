@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-# %% ../nbs/1_core/05_distractor.ipynb #ac8698a2
+# %% ../nbs/1_core/05_distractor.ipynb #dac07b72
+#| code-fold: true
 def _check_clips(clips):
     if not torch.is_tensor(clips) or clips.ndim != 5 or not clips.is_floating_point():
         got = f"{clips.dtype} {tuple(clips.shape)}" if torch.is_tensor(clips) else type(clips).__name__

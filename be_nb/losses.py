@@ -24,7 +24,8 @@ def unit(
     "Embeddings as a contrastive loss wants them."
     return F.normalize(in_full_precision(vectors)[0], dim=1)
 
-# %% ../nbs/1_core/07_losses.ipynb #c7e94680
+# %% ../nbs/1_core/07_losses.ipynb #baa4444f
+#| code-fold: true
 def check_embeddings(
     query: torch.Tensor,   # should be (b, d)
     key: torch.Tensor,     # should be (b, d)

@@ -74,17 +74,17 @@ def only_imports(code):
 
 
 def boilerplate(code):
-    """What nobody opens a lesson for: "set-up", "imports" or "drawing"; "" for the cells that a lesson is about.
+    """What nobody opens a lesson for: "set-up", "imports", "drawing", "plumbing"; "" for what a lesson is about.
 
     JupyterLab folds such a cell, the site folds it or leaves it out; what it shows stays. A cell that defines what the
-    library exports is never boilerplate, nor is one that asserts something.
+    library exports is folded only where it says so (`#| code-fold: true`), one that asserts something never.
     """
     if re.match(r"#\| *default_exp", code) or "google.colab" in code:
         return "set-up"
     if only_imports(code):
         return "imports"
     if re.match(r"#\| *export", code):
-        return ""
+        return "plumbing" if re.match(r"#\| *export.*\n#\| *code-fold: *true", code) else ""
     if re.search(r"^#\| *hide", code, re.M):
         return "set-up"
     return "drawing" if "Picture(" in code and "assert" not in code else ""

@@ -242,11 +242,37 @@ class Mine(Method):
 """
 
 
+FAULTS = """
+from be_nb.methods.base import Method
+from mine import Mine
+
+
+class Misspelt(Mine):
+    uses = ("distracter", "gamma")
+
+
+class OnlyALoss(Mine):
+    def forward(self, batch):
+        return super().forward(batch)[0]
+
+
+class Bare(Mine):
+    reference_loss = Method.reference_loss
+
+
+class Greedy(Mine):
+    def forward(self, batch):
+        self.views.clean(batch, 1)
+        return super().forward(batch)
+"""
+
+
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     "A folder with a method of a stranger's, and an environment without the folder in Python's path."
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "mine.py").write_text(MINE)
+    (folder / "faults.py").write_text(FAULTS)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
 
     def run(*command):
@@ -273,7 +299,12 @@ def test_a_method_of_ones_own_from_the_command_line(mine):
                         (["--method", "yours:Mine"], "no module 'yours'"),
                         (["--method", "mine:Mine", "--length", "0"], "length must be above 0"),
                         (["--method", "mine:Mine", "--negative", "other_video"], "makes no use of negative"),
-                        (["--method", "mine:Mine", "--queue-size", "3"], "Unknown flag --queue-size")):
+                        (["--method", "mine:Mine", "--queue-size", "3"], "Unknown flag --queue-size"),
+                        (["--method", "mine:dataclass"], "is not a subclass of be_nb.methods.base.Method"),
+                        (["--method", "faults:Misspelt"], "got distracter"),
+                        (["--method", "faults:OnlyALoss", *TINY], "OnlyALoss.forward must return two things"),
+                        (["--method", "faults:Bare", *TINY], "Bare lacks `reference_loss(batch_size)`"),
+                        (["--method", "faults:Greedy", *TINY], "asks for 2 or more")):
         done = run(script, "pretrain", *wrong)
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
 

@@ -102,7 +102,8 @@ def test_lesson_opens_in_colab(path):
     ("%matplotlib inline\nimport torch", "imports"),
     ("#| alt: dots\nfigure = Picture()\nfigure.add_subplot().plot(x)\nfigure", "drawing"),
     ("figure = Picture()\nassert figure", ""), ("#| export\ndef draw():\n    return Picture()", ""),
-    ("strip(clip)", ""),
+    ("strip(clip)", ""), ("#| export\n#| code-fold: true\ndef check(): ...", "plumbing"),
+    ("#| exporti\n#| code-fold: false\ndef check(): ...", ""),
     ("#| exporti\nimport torch\nx = 1", ""), ("# nothing", "")])
 def test_what_is_folded(code, kind):
     "In JupyterLab by a mark that cleaning sets, so that `test_stored_clean` finds every lesson where it is missing."

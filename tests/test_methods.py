@@ -12,7 +12,7 @@ from be_nb.config import annotations, override
 from be_nb.data.sources import build_loader, build_source
 from be_nb.machine.device import unwrap, world_size
 from be_nb.machine.distributed import wrap
-from be_nb.methods import find_method, METHODS
+from be_nb.methods import find_method, METHODS, SHARED
 from be_nb.methods.base import build_method
 from be_nb.methods.splitbn import split_method
 from be_nb.moco import EncoderPair
@@ -35,6 +35,10 @@ def small(name, erasing, **changes):
     plain = {key: NEUTRAL[key] for key in ("distractor", "negative") if key in find_method(name).uses}
     own = {key: value for key, value in OWN.items() if key in known}
     return PretrainConfig(method=name, **SIZES | own | ({} if erasing else plain) | changes)
+
+
+def test_shared_knobs_are_those_that_can_be_idle():
+    assert set(SHARED) == set(NEUTRAL)
 
 
 @functools.cache

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from be_nb.distractor import Distractor, VARIANTS
 from be_nb.losses import unit
+from be_nb.machine.device import shuffled
 from be_nb.methods.base import Batch, build_method, projection, Views, Windows
 from be_nb.methods.splitbn import split_batch_norm, split_method, SplitBatchNorm3d
-from be_nb.moco import contrast, MoCo, momentum_update, MomentumEncoders, Queue, shuffled
+from be_nb.moco import contrast, MoCo, momentum_update, MomentumEncoders, Queue
 from be_nb.settings import PretrainConfig
 
 quickly = settings(max_examples=40, deadline=None)

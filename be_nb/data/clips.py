@@ -116,7 +116,8 @@ def draw_windows(rng, num_frames, frames, stride, windows=1, min_offset=0, short
     starts = draw_starts(rng, positions, windows, min_offset, circular)
     return starts, window_frames(num_frames, frames, stride, starts, short)
 
-# %% ../../nbs/1_core/02_clips.ipynb #c6349706
+# %% ../../nbs/1_core/02_clips.ipynb #01239562
+#| code-fold: true
 def _usable(source, span, short):
     "Lengths of all videos, numbers of those that can be used, names of the others."
     lengths = [int(source.num_frames(i)) for i in range(len(source))]
@@ -168,7 +169,8 @@ class ClipDataset(Dataset):
         clips = clips.reshape(self.windows, self.frames, *clips.shape[1:])
         return {"clips": clips, "index": i, "label": int(self.source.labels[i]), "starts": torch.from_numpy(starts)}
 
-# %% ../../nbs/1_core/02_clips.ipynb #a28bdeae
+# %% ../../nbs/1_core/02_clips.ipynb #42c41feb
+#| code-fold: true
 def _video_and_epoch(item, indices):
     "The number in its source of the video that `(epoch, index)` means, and the epoch."
     if not isinstance(item, tuple) or len(item) != 2:

@@ -225,7 +225,7 @@ def actor_flow(
     landed = torch.linalg.solve(then[..., :2], place - then[..., 2:]) + camera[1:, :, None]
     return (landed - pixels).unflatten(-1, (side, side))
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #be2758f9
+# %% ../../nbs/5_data/01_scenebias.ipynb #dc339f6d
 def check_plan(
     split: str,    # name of the split
     rho: float,    # correlation
@@ -237,7 +237,8 @@ def check_plan(
 ) -> None:
     "Raise a `ValueError` that names the first thing that cannot be, if there is one."
     if split not in SPLITS:
-        raise ValueError(f"SceneBias has no split {split!r}; choose one of {', '.join(SPLITS)}.")
+        raise ValueError(f"SceneBias has no split {split!r}; choose one of {', '.join(SPLITS)}, such as "
+                         "train_split=probe test_split=unbiased.")
     if not 0 <= rho <= 1:
         raise ValueError(f"rho is a probability, so it lies in [0, 1]; got {rho}.")
     if not 0 <= damping < math.inf:

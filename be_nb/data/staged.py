@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stills', 'film_stills', 'paint_stills', 'BeforeStills', 'Cast', 'film_cast', 'cut_puppets', 'Staged']
 
-# %% ../../nbs/5_data/15_staged.ipynb #da7136c7
+# %% ../../nbs/5_data/15_staged.ipynb #ac546c24
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ def shift(
     grid = F.affine_grid(theta, [*pictures.shape[:2], tall - 2 * margin, wide - 2 * margin], align_corners=False)
     return F.grid_sample(pictures, grid, align_corners=False)
 
-# %% ../../nbs/5_data/15_staged.ipynb #4aaa554a
+# %% ../../nbs/5_data/15_staged.ipynb #e80bab51
 class BeforeStills(ClipTruth):
     """SceneBias with other pictures behind its actors; motions, actors, camera and light are its own.
 
@@ -161,7 +161,7 @@ def film_cast(
         alphas[-1] = alphas[-1][:len(clips[-1])]
     return Cast(clips, alphas, np.asarray(source.labels), list(source.classes))
 
-# %% ../../nbs/5_data/15_staged.ipynb #1a4d4051
+# %% ../../nbs/5_data/15_staged.ipynb #0f21952f
 def cut_puppets(
     cast: Cast,       # from `film_cast`, in frames of a hundred pixels or more
 ) -> torch.Tensor:    # float (n, 4, TILE, TILE): red, green, blue, alpha, as SceneBias paints its actors

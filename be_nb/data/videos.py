@@ -183,14 +183,17 @@ def _drop_bad(videos, results) -> Any:
     videos.labels = videos.labels[keep]
     return [results[i] for i in keep]
 
-# %% ../../nbs/5_data/04_videos.ipynb #fb618cd5
+# %% ../../nbs/5_data/04_videos.ipynb #46dcc4c4
 def locate_video(root, path, where):
     "`root/path` or `root/videos/path`, whichever exists, absolute; else a `VideoError` naming the line of the list."
     for inner in ("", "videos"):
         place = os.path.abspath(os.path.join(root, inner, path))
         if os.path.isfile(place):
             return place
-    hint = ". Is there a column too many in the list?" if path.rpartition(" ")[2].lstrip("-").isdigit() else ""
+    shorter, _, word = path.rpartition(" ")
+    hint = ". Is there a column too many in the list?" if word.lstrip("-").isdigit() else ""
+    if os.path.isfile(os.path.join(root, shorter)):
+        hint = f". {shorter!r} is there; is {word!r} its label? Labels are numbers from 0, names go into classes.txt"
     return VideoError(f"{where}: no such video: {os.path.join(root, path)}{hint}")
 
 # %% ../../nbs/5_data/04_videos.ipynb #c08759ec

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/1_core/11_judge.ipynb #bece7902
+# %% ../../nbs/1_core/11_judge.ipynb #15a5d5d9
+#| code-fold: true
 def check_set(
     what: str,   # "training set", "queries", …: for the message
     features,    # (n, d), tensor or array
@@ -33,7 +34,8 @@ def check_set(
                          f"{int(bad.nonzero()[0])}. The network has probably diverged.")
     return features, labels.long()
 
-# %% ../../nbs/1_core/11_judge.ipynb #4e6a0a05
+# %% ../../nbs/1_core/11_judge.ipynb #897f654d
+#| code-fold: true
 def check_pair(
     first: str, first_x, first_y,     # what it is, features, labels
     second: str, second_x, second_y,  # what is compared with it
@@ -90,7 +92,8 @@ def linear_probe(
     probe = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(train_x.numpy()), train_y.numpy())
     return classification(torch.from_numpy(probe.predict(scaler.transform(test_x.numpy()))), test_y)
 
-# %% ../../nbs/1_core/11_judge.ipynb #27ae2589
+# %% ../../nbs/1_core/11_judge.ipynb #b1ae1ee6
+#| code-fold: true
 def largest(
     scores: torch.Tensor,  # (m, n)
     k: int,                # how many of each row

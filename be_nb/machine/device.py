@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['bf16_is_safe', 'bf16_is_fast', 'autocast', 'pick_device', 'lay_out', 'world_size', 'rank', 'is_main', 'gather',
-           'own_rows', 'average_', 'unwrap', 'machine']
+           'own_rows', 'average_', 'running_statistics', 'Piece', 'shuffled', 'in_order', 'unwrap', 'machine']
 
-# %% ../../nbs/4_machine/01_device.ipynb #d7d8d255
+# %% ../../nbs/4_machine/01_device.ipynb #bedbc549
 import os
 import platform
 import re
 import warnings
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from torch.nn.utils import convert_conv3d_weight_memory_format
 
 from ..config import check_choice
@@ -143,7 +145,7 @@ def own_rows(
     size = len(whole) // world_size()
     return whole[rank() * size : (rank() + 1) * size]
 
-# %% ../../nbs/4_machine/01_device.ipynb #55aed855
+# %% ../../nbs/4_machine/01_device.ipynb #171de1a7
 @torch.no_grad()
 def average_(
     tensors: list,  # float tensors, of the same shapes on every rank; changed in place
@@ -156,6 +158,86 @@ def average_(
     flat /= world_size()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
         tensor.copy_(mean.view_as(tensor))
+
+
+def running_statistics(
+    module: torch.nn.Module,  # any network
+) -> list:                    # the buffers themselves
+    "Running means and variances of every BatchNorm: what the ranks must average, since each sees its part only."
+    layers = [layer for layer in module.modules() if getattr(layer, "running_mean", None) is not None]
+    return [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+
+# %% ../../nbs/4_machine/01_device.ipynb #8b264690
+class Piece:
+    """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole. A base for dataclasses.
+
+    A step's batch is cut by rank, and each rank's share into `parts`. All pieces have a generator of the same seed.
+    """
+
+    draw: torch.Generator | None = None
+    part: int = 0
+    parts: int = 1
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def place(self) -> tuple:
+        "Number of this piece of the step's batch, and number of pieces."
+        return rank() * self.parts + self.part, world_size() * self.parts
+
+    def rows(self, sample, count: int | None = None):
+        """The own rows of a draw for the whole batch. `sample(n, generator)` gives a tensor (n, …) or a named tuple.
+
+        `count` is the number of rows of this piece, where it is not one for each clip. What is no tensor in a named
+        tuple is the same for all.
+        """
+        count = len(self) if count is None else count
+        place, pieces = self.place()
+        whole, own = sample(count * pieces, self.draw), slice(place * count, (place + 1) * count)
+        if torch.is_tensor(whole):
+            return whole[own]
+        return whole._replace(**{name: value[own] for name, value in whole._asdict().items() if torch.is_tensor(value)})
+
+    def cut(self: Any, parts: int) -> list:
+        "This piece as `parts` pieces of equal length, with one generator of the same state each; tensors are cut."
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value.chunk(parts) for name, value in tensors.items() if torch.is_tensor(value)}
+        return [replace(self, **dict(zip(tensors, piece)), part=k, parts=parts,
+                        draw=None if self.draw is None else torch.Generator().manual_seed(self.draw.initial_seed()))
+                for k, piece in enumerate(zip(*tensors.values()))]
+
+    def among_all(self, change, clips: torch.Tensor) -> torch.Tensor:
+        "`change(clips)` computed with the clips of all ranks, of which the own rows are returned."
+        return own_rows(change(gather(clips)))
+
+    def next_ones(self, clips: torch.Tensor, n: int) -> list:
+        "For each clip the n next ones of the batch, cyclically over all ranks: n tensors like `clips`."
+        if len(clips) * world_size() <= n:
+            raise ValueError(f"negative='other_video' takes the next videos of the batch: it needs {n + 1} or more.")
+        near = gather(clips)
+        return [own_rows(near.roll(1 + k, 0)) for k in range(n)]
+
+# %% ../../nbs/4_machine/01_device.ipynb #ed2176ea
+def shuffled(
+    encode,               # (b, …) → (b, d)
+    clips: torch.Tensor,  # (b, …)
+    batch: Piece,         # whose generator draws the order
+) -> torch.Tensor:        # (b, d), row i for clip i; with several ranks (b · world size, d), those of all, by rank
+    """`encode(clips)` computed in a random order, so that BatchNorm groups other clips; the order is restored.
+
+    With several ranks clips change places between them (shuffle-BN), and every rank gets the results of all.
+    """
+    everyone = gather(clips)
+    order = torch.randperm(len(everyone) * batch.parts, generator=batch.draw)  # as many numbers, in parts or not
+    order = order[order < len(everyone)].to(clips.device, non_blocking=True)
+    return gather(encode(everyone[own_rows(order)]))[order.argsort()]
+
+
+def in_order(
+    parts: list,     # what each part of this step has gathered: (world size · b, …)
+) -> torch.Tensor:   # (world size · parts · b, …)
+    "Join what the ranks gathered part by part, in the order of the step's batch: by rank, then by part."
+    return rearrange(torch.stack(parts), "part (rank b) ... -> (rank part b) ...", rank=world_size())
 
 # %% ../../nbs/4_machine/01_device.ipynb #5a5f2b18
 def unwrap(

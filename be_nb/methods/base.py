@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEGATIVES', 'Windows', 'Batch', 'augmentation', 'Views', 'MethodCard', 'Method', 'projection', 'build_method']
 
-# %% ../../nbs/1_core/08_method.ipynb #ad481871
-from dataclasses import dataclass, fields, replace
+# %% ../../nbs/1_core/08_method.ipynb #0f99f051
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,12 @@ from ..augment import Augment
 from ..backbones import create_backbone
 from ..config import check_choice, Config
 from ..distractor import Distractor, draw_distractors
-from ..machine.device import gather, own_rows, rank, world_size
+from ..machine.device import Piece
 from . import find_method
 
-# %% ../../nbs/1_core/08_method.ipynb #c758d17b
+# %% ../../nbs/1_core/08_method.ipynb #f6bb3af2
 class Windows(NamedTuple):
-    "What a method asks of each video. Zeros mean: as the config says."
+    "What a method asks of each video. Zeros mean: as the settings of the run say."
 
     count: int = 1   # windows of each video
     frames: int = 0  # frames in a window
@@ -29,38 +29,7 @@ class Windows(NamedTuple):
     apart: int = 0   # frames between the starts of two windows, at least
     flow: bool = False  # three more channels: the flow to the next frame, as a picture
 
-# %% ../../nbs/1_core/08_method.ipynb #6478c03b
-class Piece:
-    """A piece of a step's batch: which one it is, and its rows of what is drawn for the whole.
-
-    A step's batch is cut by rank, and each rank's share into `parts`. All pieces have a generator of the same seed.
-    """
-
-    draw: torch.Generator | None = None
-    part: int = 0
-    parts: int = 1
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def place(self) -> tuple:
-        "Number of this piece of the step's batch, and number of pieces."
-        return rank() * self.parts + self.part, world_size() * self.parts
-
-    def rows(self, sample, count: int | None = None):
-        """The own rows of a draw for the whole batch. `sample(n, generator)` gives a tensor (n, …) or a named tuple.
-
-        `count` is the number of rows of this piece, where it is not one for each clip. What is no tensor in a named
-        tuple is the same for all.
-        """
-        count = len(self) if count is None else count
-        place, pieces = self.place()
-        whole, own = sample(count * pieces, self.draw), slice(place * count, (place + 1) * count)
-        if torch.is_tensor(whole):
-            return whole[own]
-        return whole._replace(**{name: value[own] for name, value in whole._asdict().items() if torch.is_tensor(value)})
-
-# %% ../../nbs/1_core/08_method.ipynb #dc4c7dc1
+# %% ../../nbs/1_core/08_method.ipynb #de0b7fe7
 @dataclass
 class Batch(Piece):
     "What a method gets in a step: this piece of the step's videos, and the only source of randomness."
@@ -70,7 +39,7 @@ class Batch(Piece):
     index: torch.Tensor | None = None     # int64 (b,), numbers of the videos in their list
     starts: torch.Tensor | None = None    # int64 (b, windows), first frames of the windows
     progress: float = 0.0                 # how much of the training is done, from 0 to 1
-    part: int = 0                         # number of this part of the rank's share
+    part: int = 0                         # number of this part, where the batch is computed in parts
     parts: int = 1                        # how many there are
     label: torch.Tensor | None = None     # int64 (b,), classes; for upper bounds that are told
 
@@ -81,17 +50,9 @@ class Batch(Piece):
         "One window of each video: uint8 (b, t, c, h, w). Raises `ValueError` for clips that have no such window."
         if self.clips.ndim != 6 or not number < self.clips.shape[1]:
             raise ValueError(f"Window {number} of clips (b, windows, t, c, h, w) is asked for; got "
-                             f"{tuple(self.clips.shape)}. Use ClipDataset(…, windows={number + 1}) and `collate`.")
+                             f"{tuple(self.clips.shape)}. `windows(config)` of a method asks for {number + 1} or more; "
+                             f"the loader gives them: ClipDataset(…, windows={number + 1}).")
         return self.clips[:, number]
-
-    def cut(self, parts: int) -> list:
-        "This batch as `parts` batches of equal length, with one generator of the same state each."
-        def share(tensor):
-            return [None] * parts if tensor is None else tensor.chunk(parts)
-        pieces = zip(*(share(tensor) for tensor in (self.clips, self.index, self.starts, self.label)))
-        return [replace(self, clips=clips, index=index, starts=starts, label=label, part=k, parts=parts,
-                        draw=None if self.draw is None else torch.Generator().manual_seed(self.draw.initial_seed()))
-                for k, (clips, index, starts, label) in enumerate(pieces)]
 
 # %% ../../nbs/1_core/08_method.ipynb #4986dd31
 def augmentation(
@@ -101,7 +62,8 @@ def augmentation(
     return Augment(size=config.size, degrees=config.degrees, crop=config.crop, flip=config.flip,
                    brightness=config.brightness, contrast=config.contrast, saturation=config.saturation, hue=config.hue)
 
-# %% ../../nbs/1_core/08_method.ipynb #8a021654
+# %% ../../nbs/1_core/08_method.ipynb #c4afc7a5
+#| code-fold: true
 class ViewMaker(nn.Module):
     "Augments clips, and distracts them. The numbers of a clip do not depend on how the batch is cut."
 
@@ -130,9 +92,9 @@ class ViewMaker(nn.Module):
             return distractor.mix(clips, batch.rows(
                 lambda n, draw: draw_distractors(n, clips.shape[2], distractor.gamma, distractor.per_batch, draw),
                 len(clips)))
-        return own_rows(distractor(gather(clips), batch.draw))
+        return batch.among_all(lambda everyone: distractor(everyone, batch.draw), clips)
 
-# %% ../../nbs/1_core/08_method.ipynb #28e9755c
+# %% ../../nbs/1_core/08_method.ipynb #ba1cfdfb
 NEGATIVES = ("intra_video", "other_video", "none")
 
 
@@ -166,12 +128,9 @@ class Views(ViewMaker):
             return None
         if self.kind == "intra_video":
             return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
-        if len(batch) * world_size() <= n:
-            raise ValueError(f"negative='other_video' takes the next videos of the batch: it needs {n + 1} or more.")
-        near = gather(batch.window())
-        return torch.cat([self.view(own_rows(near.roll(1 + k, 0)), batch) for k in range(n)])
+        return torch.cat([self.view(clips, batch) for clips in batch.next_ones(batch.window(), n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #a7cd542a
+# %% ../../nbs/1_core/08_method.ipynb #10bf02d1
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
@@ -203,9 +162,9 @@ class MethodCard:
     @classmethod
     def passes(cls, config) -> float:
         "Work for each video, in forward passes of a clip `frames` × `size`²: 3 if it learns, 1 if it does not."
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} lacks `passes(config)`: its work for each video, 3 for a clip.")
 
-# %% ../../nbs/1_core/08_method.ipynb #8e02d48a
+# %% ../../nbs/1_core/08_method.ipynb #dad97529
 class Method(MethodCard, nn.Module):
     """Base of all methods: what the trainer needs to know.
 
@@ -215,7 +174,7 @@ class Method(MethodCard, nn.Module):
 
     def reference_loss(self, batch_size: int) -> float:
         "The loss of a network that tells nothing apart, with `batch_size` clips in a piece of the batch."
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} lacks `reference_loss(batch_size)`: math.log(classes), say.")
 
     def forward(self, batch: Batch) -> tuple:
         "Batch → loss, metrics."

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['colours', 'movement', 'blur', 'likelihood', 'foreground', 'fuse', 'FAME']
 
-# %% ../../nbs/2_methods/15_fame.ipynb #08ce9ffa
+# %% ../../nbs/2_methods/15_fame.ipynb #5da6742b
 from dataclasses import dataclass
 
 import torch
 
 from ..augment import IMAGENET_MEAN, IMAGENET_STD
 from ..config import Fraction
-from ..machine.device import own_rows
 from .base import Views
 from ..moco import contrast, MoCo, MoCoCard
 
@@ -84,7 +83,7 @@ class FAMECard(MoCoCard):
 
         foreground: Fraction = 0.5   # share of a frame that is kept; the rest is another video's
 
-# %% ../../nbs/2_methods/15_fame.ipynb #856cb110
+# %% ../../nbs/2_methods/15_fame.ipynb #a141bb10
 class FAME(FAMECard, MoCo):
     """MoCo whose query has the wall of another video (Ding et al., 2022), with or without Background Erasing.
 
@@ -103,8 +102,7 @@ class FAME(FAMECard, MoCo):
         mask = foreground(colours(window), self.foreground)
         fused = fuse(window, mask, batch.rows(lambda n, draw: torch.rand(n, generator=draw)))
         query, key = self.views.distract(fused, batch), self.views.clean(batch)
-        keys = self.embed_keys(key, batch)
-        self.remember(keys, batch.part)
+        keys = self.new_keys(key, batch)
         query, extra = self.embed_two(query, self.views.negative(batch))
-        self.watch(query, own_rows(keys))
-        return contrast(query, own_rows(keys), self.queue.keys, extra, self.temperature)
+        self.watch(query, keys)
+        return contrast(query, keys, self.queue.keys, extra, self.temperature)

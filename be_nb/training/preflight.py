@@ -40,7 +40,7 @@ def sample_clips(
     "Clips of the first, the last and evenly spread videos between; raises what reading raises."
     return collate([dataset[0, int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()])
 
-# %% ../../nbs/7_training/05_preflight.ipynb #9dc57c5f
+# %% ../../nbs/7_training/05_preflight.ipynb #36ef961c
 @torch.no_grad()
 def precision_gap(
     method: nn.Module,    # on the device; its buffers are left as they were
@@ -51,7 +51,11 @@ def precision_gap(
     losses = []
     for precision in ("fp32", amp):
         with keep_buffers(method), autocast(batch.clips.device, precision):
-            losses.append(method(replace(batch, draw=torch.Generator().manual_seed(0)))[0].item())
+            found = method(replace(batch, draw=torch.Generator().manual_seed(0)))
+            if not (isinstance(found, tuple) and len(found) == 2):
+                raise ValueError(f"{type(method).__name__}.forward must return two things, the loss and a dict of "
+                                 f"numbers to watch, which may be empty; it returned {type(found).__name__}.")
+            losses.append(found[0].item())
     return losses[0], abs(losses[1] - losses[0]) / max(abs(losses[0]), 1e-12)
 
 

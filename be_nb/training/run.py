@@ -7,7 +7,7 @@ __all__ = ['MAY_CHANGE', 'PLACES', 'history_row', 'read_history', 'History', 'ru
            'short_name', 'origin', 'videos_digest', 'source_kind', 'check_finite', 'save_state', 'restore_state', 'Run',
            'Stopped', 'PretrainResult', 'build', 'load_state', 'restore', 'check_same_videos', 'fit_to_ranks']
 
-# %% ../../nbs/7_training/06_run.ipynb #bd17d320
+# %% ../../nbs/7_training/06_run.ipynb #56b1dd7f
 import dataclasses
 import hashlib
 import json
@@ -23,7 +23,7 @@ import torch
 
 from ..config import override
 from ..data.clips import ClipDataset
-from ..machine.device import is_main, lay_out, world_size
+from ..machine.device import is_main, lay_out, world_size, running_statistics
 from ..machine.distributed import gather_objects
 from ..machine.device import unwrap
 from ..machine.files import write_atomically
@@ -31,7 +31,7 @@ from ..machine.speed import recompute
 from ..methods.base import build_method
 from ..saving.checkpoint import CheckpointError, list_checkpoints, newest_checkpoint, save_checkpoint
 from ..settings import PretrainConfig
-from .step import all_finite, build_optimizer, NotFinite, running_statistics
+from .step import all_finite, build_optimizer, NotFinite
 from ..methods.splitbn import split_method
 
 # %% ../../nbs/7_training/06_run.ipynb #7165316c
@@ -146,7 +146,7 @@ class Rows:
     def close(self):
         "Nothing is open."
 
-# %% ../../nbs/7_training/06_run.ipynb #00ef9ced
+# %% ../../nbs/7_training/06_run.ipynb #501c083b
 def run_folder(
     config: PretrainConfig,  # the run
 ) -> Path:
@@ -154,7 +154,7 @@ def run_folder(
 
     An empty name is made from method, distractor, negative, backbone and seed.
     """
-    parts = (config.method, config.distractor, config.negative, config.backbone, f"seed{config.seed}")
+    parts = (config.method.replace(":", "."), config.distractor, config.negative, config.backbone, f"seed{config.seed}")
     name = config.name or "-".join(parts)
     if name in (".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
