@@ -24,6 +24,9 @@ BACKBONES = {
     "tv_r3d18": "be_nb.backbones.torchvision:tv_r3d18",
     "tv_mc3_18": "be_nb.backbones.torchvision:tv_mc3_18",
     "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
+    "vit": "be_nb.backbones.vit:ViT",
+    "vit_small": "be_nb.backbones.vit:vit_small",
+    "vit_base": "be_nb.backbones.vit:vit_base",
 }
 
 # %% ../../nbs/1_core/06_backbone.ipynb #fc611ea7

@@ -34,6 +34,7 @@ METHODS = {
     "dpc": "be_nb.methods.dpc:DPC",
     "tcn": "be_nb.methods.tcn:TCN",
     "coclr": "be_nb.methods.coclr:CoCLR",
+    "videomae": "be_nb.methods.videomae:VideoMAE",
 }
 
 

@@ -178,6 +178,7 @@ class MethodCard:
     title = ""  # as papers call it
     paper = ""  # where it comes from
     uses = ()   # which of the shared knobs have an effect: distractor, gamma, negative, negative_offset
+    network = "tiny"     # the backbone that it learns with if the config names none
     mini, full = {}, {}  # settings of its small run on SceneBias, and of the run as it was published
 
     @dataclass(frozen=True)
