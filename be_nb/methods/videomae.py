@@ -18,20 +18,17 @@ from ..backbones import create_backbone
 from ..config import Config, Count, Range
 from .base import Method, MethodCard, Views
 
-# %% ../../nbs/2_methods/26_videomae.ipynb #4243989c
+# %% ../../nbs/2_methods/26_videomae.ipynb #37d75803
 def split_tokens(
-    draws: torch.Tensor,  # (b, h·w), one number for each place: tubes; (b, t·h·w), one for each token
+    draws: torch.Tensor,  # (b, h·w), a number for each place: tubes; or (b, t·h·w), one for each token
     grid: tuple,          # (t, h, w): how many tokens along each axis
-    share: float,         # of the places that are hidden, rounded down to whole places
+    hidden: int,          # how many places of h·w are hidden, and so many times t tokens
 ) -> tuple:               # numbers of the tokens that are shown and of those that are hidden, int64 (b, n) each
-    "Which tokens are hidden. Of a tube all moments are: the same places in every frame."
-    frames, places = grid[0], grid[1] * grid[2]
+    "Which tokens are hidden: those with the largest numbers. Of a tube all moments are."
+    t, places = grid[0], grid[1] * grid[2]
     rank = draws.argsort(1).argsort(1)
-    if rank.shape[1] == places:
-        rank = rank.repeat(1, frames)
-    order = rank.argsort(dim=1, stable=True)
-    shown = frames * (places - math.floor(share * places + 1e-9))
-    return order[:, :shown], order[:, shown:]
+    order = (rank.repeat(1, t) if rank.shape[1] == places else rank).argsort(dim=1, stable=True)
+    return order[:, :t * (places - hidden)], order[:, t * (places - hidden):]
 
 # %% ../../nbs/2_methods/26_videomae.ipynb #82a46141
 def patch_targets(
@@ -39,8 +36,7 @@ def patch_targets(
 ) -> torch.Tensor:        # float32 (b, t'·h'·w', c·n)
     "What is to be predicted: pixels, for each tubelet and colour minus their mean and divided by their deviation."
     boxes = boxes.float().flatten(1, 3)
-    centred = boxes - boxes.mean(3, keepdim=True)
-    return (centred / (boxes.std(3, keepdim=True) + 1e-6)).flatten(2)
+    return ((boxes - boxes.mean(3, keepdim=True)) / (boxes.std(3, keepdim=True) + 1e-6)).flatten(2)
 
 # %% ../../nbs/2_methods/26_videomae.ipynb #e3933082
 def needs_tokens(backbone, name: str):
@@ -50,9 +46,25 @@ def needs_tokens(backbone, name: str):
                          "reads what is hidden beside what is shown. Choose vit, vit_small or vit_base.")
 
 
-def transformer_macs(tokens: int, width: int, depth: int) -> int:
-    "Multiply-accumulates of `depth` blocks: linear layers, logits and means."
-    return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+def hidden_places(share: float, grid: tuple) -> int:
+    "How many of the h·w places are hidden, rounded down (0.29 of 100 are 29, whatever binary fractions say)."
+    return math.floor(share * grid[1] * grid[2] + 1e-9)
+
+
+def layout(config) -> tuple:  # the backbone without its weights, (t, h, w) tokens, how many places are hidden
+    "What a config makes of a clip. Raises `ValueError` for a backbone without tokens, and where the two do not fit."
+    with torch.device("meta"):
+        backbone = create_backbone(config.backbone)
+    needs_tokens(backbone, config.backbone)
+    clip, box = (config.frames, config.size, config.size), backbone.tubelet
+    if any(length % part for length, part in zip(clip, box)):
+        raise ValueError(f"A clip must be whole tubelets of {box} frames and pixels; frames and size make it {clip}.")
+    grid = backbone.grid(clip)
+    hidden, places = hidden_places(config.masked, grid), grid[1] * grid[2]
+    if not 0 < hidden < places:
+        raise ValueError(f"masked={config.masked} hides {hidden} of {places} places: nothing is left to "
+                         f"{'see' if hidden else 'predict'}.")
+    return backbone, grid, hidden
 
 
 class VideoMAECard(MethodCard):
@@ -61,6 +73,7 @@ class VideoMAECard(MethodCard):
     title, paper, network = "VideoMAE", "Tong et al., NeurIPS 2022", "vit"
     uses = ("distractor", "gamma")
     mini = dict(steps=1000, batch_size=64)
+    check = classmethod(lambda cls, config: layout(config) and None)  # pyright: ignore[reportAssignmentType]
 
     @dataclass(frozen=True)
     class Settings(Config):
@@ -68,39 +81,19 @@ class VideoMAECard(MethodCard):
 
         masked: Annotated[float, Range(0, 1)] = 0.75  # share of the places that are hidden
         mask: Literal["tube", "random"] = "tube"  # tube: the same places in all frames; random: each token by itself
-        decoder_width: Count = 48  # length of a token in the decoder, a multiple of 6 and of a head of the backbone
-        decoder_depth: Count = 2   # its blocks
-
-    @classmethod
-    def check(cls, config):
-        "Raise a `ValueError` for a backbone without tokens, or clips that its tubelets do not fill."
-        with torch.device("meta"):
-            backbone = create_backbone(config.backbone)
-        needs_tokens(backbone, config.backbone)
-        clip, box = (config.frames, config.size, config.size), backbone.tubelet
-        if any(length % part for length, part in zip(clip, box)):
-            raise ValueError(f"frames and size must be multiples of the tubelet, {box}; got {clip}.")
-        places = clip[1] // box[1] * (clip[2] // box[2])
-        if not 1 <= math.floor(config.masked * places + 1e-9) < places:
-            raise ValueError(f"masked={config.masked} of {places} places leaves nothing to "
-                             f"{'see' if config.masked > .5 else 'predict'}.")
-        if config.decoder_width % 6 or config.decoder_width % backbone.head:
-            raise ValueError(f"decoder_width must be a multiple of 6 and of {backbone.head}, the length of a head of "
-                             f"{config.backbone}; got {config.decoder_width}.")
+        decoder_width: Count = 48  # length of a token in the decoder: a multiple of 6, and of the backbone's heads
+        decoder_depth: Count = 1   # blocks of the decoder
 
     @classmethod
     def passes(cls, config):
-        "The encoder learns from the tokens that are shown, the decoder from all; in passes of the whole encoder."
-        with torch.device("meta"):
-            backbone = create_backbone(config.backbone)
-        t, h, w = (n // part for n, part in zip((config.frames, config.size, config.size), backbone.tubelet))
-        n, pixels = t * h * w, backbone.in_channels * math.prod(backbone.tubelet)
-        hidden = t * math.floor(config.masked * h * w + 1e-9)
-        d, width, shown = backbone.feature_dim, config.decoder_width, n - hidden
-        enter = n * pixels * d
-        encoder = enter + transformer_macs(shown, d, backbone.depth)
-        decoder = shown * d * width + transformer_macs(n, width, config.decoder_depth) + hidden * width * pixels
-        return 3 * (encoder + decoder) / (enter + transformer_macs(n, d, backbone.depth))
+        "The encoder learns from what is shown, the decoder from all; in passes of the whole clip through the encoder."
+        backbone, grid, hidden = layout(config)
+        n, hidden, d, width = math.prod(grid), hidden * grid[0], backbone.feature_dim, config.decoder_width
+        pixels = backbone.in_channels * math.prod(backbone.tubelet)
+        blocks = lambda n, d, depth: depth * (12 * n * d**2 + 2 * n**2 * d)  # linear layers; logits and means
+        made = blocks(n - hidden, d, backbone.depth) + (n - hidden) * d * width
+        made += blocks(n, width, config.decoder_depth) + hidden * width * pixels
+        return 3 * (n * pixels * d + made) / (n * pixels * d + blocks(n, d, backbone.depth))
 
 # %% ../../nbs/2_methods/26_videomae.ipynb #05c1987a
 class VideoMAE(VideoMAECard, Method):
@@ -121,31 +114,32 @@ class VideoMAE(VideoMAECard, Method):
         nn.init.trunc_normal_(self.pixels.weight, std=.02), nn.init.zeros_(self.pixels.bias)
 
     def reference_loss(self, batch_size):
-        "Predicting 0: the mean square of n numbers with unbiased variance 1."
-        n = math.prod(self.backbone.tubelet)
-        return (n - 1) / n
+        "Predicting 0, where no tubelet is flat: the mean square of n numbers whose unbiased variance is 1."
+        return 1 - 1 / math.prod(self.backbone.tubelet)
 
     def choose(self, batch, clips: torch.Tensor) -> tuple:
-        "Numbers of the tokens that are shown and hidden, int64 (b, n) each."
-        grid = [length // part for length, part in zip(clips.shape[2:], self.backbone.tubelet)]
-        count = math.prod(grid[self.mask == "tube":])
-        draws = batch.rows(lambda n, draw: torch.rand(n, count, generator=draw))
-        return tuple(x.to(clips.device, non_blocking=True) for x in split_tokens(draws, grid, self.masked))
+        "Numbers of the tokens that are shown and of those that are hidden, int64 (b, n) each."
+        grid = self.backbone.grid(clips.shape[2:])
+        draws = batch.rows(lambda n, draw: torch.rand(n, math.prod(grid[self.mask == "tube":]), generator=draw))
+        found = split_tokens(draws, grid, hidden_places(self.masked, grid))
+        return tuple(x.to(clips.device, non_blocking=True) for x in found)
 
     def predict(self, clips: torch.Tensor, shown: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        "Clips (b, c, t, h, w), of which only the shown tokens are looked at → pixels of the hidden ones, (b, n, …)."
-        tokens, width = self.head(self.backbone.tokens(clips, shown)), len(self.unseen)
-        grid = [length // part for length, part in zip(clips.shape[2:], self.backbone.tubelet)]
-        places = self.backbone.positions(grid, width, clips.device)
-        asked = self.unseen + places[hidden]
-        return self.pixels(self.decoder(torch.cat([tokens + places[shown], asked], 1))[:, shown.shape[1]:])
+        "Clips (b, c, t, h, w), of which only the shown tokens are looked at → pixels of the hidden ones, (b, n, c·p)."
+        tokens = self.head(self.backbone.tokens(clips, shown))
+        places = self.backbone.positions(self.backbone.grid(clips.shape[2:]), len(self.unseen), clips.device)
+        known, asked = tokens + places[shown], self.unseen + places[hidden]
+        return self.pixels(self.decoder(torch.cat([known, asked], 1))[:, shown.shape[1]:])
+
+    def targets(self, clips: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        "Clips (b, c, t, h, w) → `patch_targets` of their hidden tokens, float32 (b, n, c·p)."
+        found = patch_targets(self.backbone.cut(clips, self.backbone.tubelet))
+        return found.gather(1, hidden[:, :, None].expand(-1, -1, found.shape[2]))
 
     def forward(self, batch):
         "Batch → loss, metrics."
         clean = self.views.clean(batch)
         shown, hidden = self.choose(batch, clean)
-        predicted = self.predict(self.views.distract(clean, batch), shown, hidden)
-        targets = patch_targets(self.backbone.cut(clean, self.backbone.tubelet))
-        targets = targets.gather(1, hidden[:, :, None].expand(-1, -1, targets.shape[2]))
+        predicted, targets = self.predict(self.views.distract(clean, batch), shown, hidden), self.targets(clean, hidden)
         loss = F.mse_loss(predicted.float(), targets)
         return loss, {"explained": 1 - loss.detach() / targets.square().mean()}
