@@ -10,7 +10,7 @@ import difflib
 import importlib
 from typing import Any
 
-# %% ../../nbs/1_core/06_backbone.ipynb #3d5c1eeb
+# %% ../../nbs/1_core/06_backbone.ipynb #aa3f6c16
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",

@@ -16,7 +16,7 @@ from torch import nn
 from .layers import Backbone, check_clips
 from ..visualize import Picture
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #3ed395b6
+# %% ../../nbs/3_backbones/02_measure.ipynb #23b01f02
 def macs_of(
     module,                 # a convolution, a linear layer, or one that says it itself by a method `macs(output)`
     output: torch.Tensor,   # what it gave, (b, c_out, …)
@@ -51,7 +51,7 @@ class Description(list):
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in rows)
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #69563f09
+# %% ../../nbs/3_backbones/02_measure.ipynb #d8eb794e
 def describe(
     backbone: Backbone,  # looked at, not changed; may live on the meta device
     frames: int = 16,    # length of the imagined clip
@@ -71,7 +71,7 @@ def describe(
         rows.append(Stage(name, tuple(clips.shape[1:]), sum(p.numel() for p in stage.parameters()), sum(counted)))
     return rows
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #fcac85cd
+# %% ../../nbs/3_backbones/02_measure.ipynb #cf706e69
 def skeleton(
     module,             # a network of Conv3d, MaxPool3d, norms, layers without parameters, and ones that have `bones`
     axis: int,          # 0, 1, 2: which of t, h, w to keep

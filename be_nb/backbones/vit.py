@@ -6,7 +6,7 @@
 __all__ = ['Attention', 'Block', 'Everywhere', 'positions', 'cut', 'Tubelets', 'OnTokens', 'ViT', 'heads_of', 'init_xavier',
            'vit_small', 'vit_base']
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #1ad6bda8
+# %% ../../nbs/3_backbones/11_vit.ipynb #a41a1ed4
 from collections import OrderedDict
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from .layers import Backbone, check_clips
 from .measure import skeleton
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #1142f5f3
+# %% ../../nbs/3_backbones/11_vit.ipynb #30397e45
 class Attention(nn.Module):
     "Multi-head self-attention (Vaswani et al., 2017): tokens (b, n, width) → (b, n, width)."
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
                    for layer in (self.query, self.key, self.value))
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #cc75f939
+# %% ../../nbs/3_backbones/11_vit.ipynb #373febbd
 class Block(nn.Module):
     "A pre-norm transformer block: tokens (b, n, width) → (b, n, width)."
 
@@ -69,7 +69,7 @@ class Everywhere(nn.Module):
     def forward(self, tokens):
         return tokens + tokens.mean(1, keepdim=True)
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #48baa205
+# %% ../../nbs/3_backbones/11_vit.ipynb #5a342e2b
 def positions(
     grid: tuple,   # (t, h, w): how many tokens along each axis
     width: int,    # length of a token, a multiple of 6
@@ -84,7 +84,7 @@ def positions(
         codes.append(torch.cat([angles.sin(), angles.cos()], 1).view(*shape, -1).expand(*grid, -1))
     return torch.cat(codes, 3).flatten(0, 2)
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #9b70e8db
+# %% ../../nbs/3_backbones/11_vit.ipynb #aceb7c99
 def cut(
     clips: torch.Tensor,  # (b, c, t, h, w)
     size: tuple,          # frames, height and width of a tubelet
@@ -126,12 +126,12 @@ class OnTokens(nn.Sequential):
             return super().forward(x)
         return super().forward(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #6e372e7a
+# %% ../../nbs/3_backbones/11_vit.ipynb #05711600
 class ViT(Backbone):
     """A vision transformer for clips, pre-norm, with fixed positions; 259 thousand parameters as it stands.
 
-    Clips `(b, in_channels, t, h, w)` -> map `(b, width, t/2, h/4, w/4)`, sizes rounded down: what does not fill a tubelet
-    at the end is not looked at. 49 MMAC at 8×24², and nearly with the square of the number of tubelets beyond that.
+    Clips `(b, in_channels, t, h, w)` -> map `(b, width, t/2, h/4, w/4)`, sizes rounded down: what does not
+    fill a tubelet at the end is not looked at. 49 MMAC at 8×24², and nearly with the square of the number of tubelets beyond that.
     """
 
     cut, positions = staticmethod(cut), staticmethod(positions)
@@ -171,7 +171,7 @@ class ViT(Backbone):
         blocks = (Block(width, heads_of(width, self.head)) for _ in range(depth))
         return init_xavier(nn.Sequential(*blocks, nn.LayerNorm(width)))
 
-
+# %% ../../nbs/3_backbones/11_vit.ipynb #076c8194
 def heads_of(width: int, head: int) -> int:
     "How many heads there are. Raises a ValueError for a width without thirds of sines and cosines, or a broken head."
     if width % 6 or width % head:
@@ -190,7 +190,7 @@ def init_xavier(
                 nn.init.zeros_(layer.bias)
     return module
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #60fa535c
+# %% ../../nbs/3_backbones/11_vit.ipynb #7697deb3
 def vit_small(
     in_channels: int = 3,  # channels of a clip
     width: int = 384,      # length of a token

@@ -8,7 +8,7 @@ __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 
            'time_probes', 'held_out', 'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr',
            'make_cell']
 
-# %% ../../nbs/8_studies/04_cells.ipynb #2f288516
+# %% ../../nbs/8_studies/04_cells.ipynb #a8772437
 import functools
 import time
 from functools import partial
@@ -105,7 +105,7 @@ def arm_settings(
         return {"beta": 1.0} if beta else {}
     return {} if arm == "distractor" and beta else None
 
-# %% ../../nbs/8_studies/04_cells.ipynb #3d63e307
+# %% ../../nbs/8_studies/04_cells.ipynb #bf9df3dc
 def work_of(
     config: PretrainConfig,
     method: str = "",  # supervised: three passes for each video
