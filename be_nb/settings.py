@@ -209,8 +209,7 @@ def pretrain_config(
 ) -> Any:        # a subclass of `PretrainConfig`
     "The config class of a method: the shared settings and its own."
     method = find_method(name)
-    fixed = {"method": name, "backbone": method.network}
-    fixed |= {key: value for key, value in NEUTRAL.items() if key not in method.uses}
+    fixed = {"method": name, "backbone": method.network} | {k: v for k, v in NEUTRAL.items() if k not in method.uses}
     kinds = {key: annotations(PretrainConfig)[key] for key in fixed}
     made = type("PretrainConfig", (method.Settings, PretrainConfig), {**fixed, "__annotations__": kinds,
                                                                       "__module__": __name__})

@@ -131,7 +131,8 @@ class ViT(Backbone):
     """A vision transformer for clips, pre-norm, with fixed positions; 259 thousand parameters as it stands.
 
     Clips `(b, in_channels, t, h, w)` -> map `(b, width, t/2, h/4, w/4)`, sizes rounded down: what does not
-    fill a tubelet at the end is not looked at. 49 MMAC at 8×24², and nearly with the square of the number of tubelets beyond that.
+    fill a tubelet at the end is not looked at. 49 MMAC at 8×24²; the work for longer and larger clips grows with the
+    square of their number of tubelets.
     """
 
     cut, positions = staticmethod(cut), staticmethod(positions)

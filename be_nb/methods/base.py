@@ -175,10 +175,9 @@ class Views(ViewMaker):
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
-    title = ""  # as papers call it
-    paper = ""  # where it comes from
+    title, paper = "", ""  # what papers call it, and where it comes from
     uses = ()   # which of the shared knobs have an effect: distractor, gamma, negative, negative_offset
-    network = "tiny"     # the backbone that it learns with if the config names none
+    network = "tiny"  # the backbone that it learns with if the config names none
     mini, full = {}, {}  # settings of its small run on SceneBias, and of the run as it was published
 
     @dataclass(frozen=True)
