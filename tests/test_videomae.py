@@ -16,6 +16,7 @@ from be_nb.methods.videomae import patch_targets, split_tokens, VideoMAE
 from be_nb.recipes import recipe
 from be_nb.settings import PretrainConfig
 from be_nb.studies import cells
+from be_nb.studies.bench import measure
 from be_nb.train import pretrain
 
 
@@ -233,3 +234,11 @@ def test_one_video_is_learned_by_heart(tmp_path):
                             mask="random", masked=.5, log_every=10, checks=False, device="cpu", out=str(tmp_path))
     explained = [row["explained"] for row in pretrain(config, progress=False).history]
     assert explained[-1] > .15 and explained[0] < .1
+
+
+def test_bench_counts_what_is_shown():
+    config = PretrainConfig(method="videomae", batch_size=4, data_size=8, frames=4, size=16, device="cpu", amp="fp32")
+    macs = {part.name: part.macs for part in measure(config, 1)[0]}
+    clip = describe(create_backbone("vit"), 4, 16).macs
+    assert macs["forward"] == round(4 * clip * find_method("videomae").passes(config) / 3)
+    assert macs["backward"] == 2 * macs["forward"]
