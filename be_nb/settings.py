@@ -198,7 +198,7 @@ class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, Op
             raise ValueError(f"bn_groups={self.bn_groups} cannot be filled by batch_size={self.batch_size}.")
         method.check(self)
 
-# %% ../nbs/7_training/02_settings.ipynb #262d0415
+# %% ../nbs/7_training/02_settings.ipynb #d319c4ef
 def _rebuild(settings):
     return PretrainConfig(**settings)
 

@@ -126,7 +126,7 @@ class OnTokens(nn.Sequential):
             return super().forward(x)
         return super().forward(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
-# %% ../../nbs/3_backbones/11_vit.ipynb #05711600
+# %% ../../nbs/3_backbones/11_vit.ipynb #9baccd47
 class ViT(Backbone):
     """A vision transformer for clips, pre-norm, with fixed positions; 259 thousand parameters as it stands.
 

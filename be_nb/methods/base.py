@@ -171,7 +171,7 @@ class Views(ViewMaker):
         near = gather(batch.window())
         return torch.cat([self.view(own_rows(near.roll(1 + k, 0)), batch) for k in range(n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #e3d90d02
+# %% ../../nbs/1_core/08_method.ipynb #3ae86cd5
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
