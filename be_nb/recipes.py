@@ -71,8 +71,8 @@ def full_size(
                          steps=steps, checkpoint_every=2000, workers=4)
     return PretrainConfig(**shared | row | changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #03eff7af
-NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34"}
+# %% ../nbs/7_training/03_recipes.ipynb #5e92f10d
+NAMES = {"c3d": "C3D", "i3d": "I3D", "r3d18": "R3D-18", "r3d34": "R3D-34", "vit_base": "ViT-B"}
 SHORT = {"ucf101": "ucf101", "kinetics400": "k400", "diving48": "diving48"}
 REPORTED = {  # what the paper reports, by network, set and method
     ("c3d", "ucf101", "moco"): "60.5 / 27.2 (Table 1); HMDB51 R@1 9.5 (Table 3)",
@@ -105,7 +105,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
 RECIPES["scenebias-3-negatives"] = Recipe("MoCo + BE with three intra-video negatives, built-in set",
                                           PretrainConfig(**dict[str, Any](negatives=3)))
 
-# %% ../nbs/7_training/03_recipes.ipynb #bc66ec8b
+# %% ../nbs/7_training/03_recipes.ipynb #a4e509e2
 PRETEXT: dict[str, Any] = dict(
                backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.0,
                brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, optimizer="sgd", lr=1e-3, weight_decay=5e-4,
@@ -132,7 +132,11 @@ LATER: dict[str, tuple[str, int, dict[str, Any]]] = {
          "r3d18-ucf101-coclr": ("coclr", 500, dict(
              backbone="r3d18", frames=32, size=128, frame_size=(150, 200), optimizer="adamw", weight_decay=1e-5,
              flip=0.5, batch_size=32, queue_size=2048, momentum=0.999, dim=128, second="differences",
-             alone=0.6, crop=(0.5, 1.0), brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5))}
+             alone=0.6, crop=(0.5, 1.0), brightness=0.5, contrast=0.5, saturation=0.25, hue=0.5)),
+         "vit_base-ucf101-videomae": ("videomae", 3200, LARGE | dict(
+             backbone="vit_base", stride=4, optimizer="adamw", lr=3e-4, weight_decay=0.05, schedule="cosine",
+             warmup_steps=-(-40 * DATA["ucf101"].videos // 192), batch_size=192, crop=(0.66, 1.0), decoder_width=384,
+             decoder_depth=4))}
 for name, (task, epochs, own) in LATER.items():
     own["steps"] = -(-epochs * DATA["ucf101"].videos // own.get("batch_size", PRETEXT["batch_size"]))
     plain = dict[str, Any](**{key: "none" for key in ("distractor", "negative") if key in find_method(task).uses})
@@ -228,8 +232,9 @@ def recipe(
         raise ValueError(f"{name} is a recipe of `be-nb {command}` (be_nb.train.{command}).")
     return override(config, **changes)
 
-# %% ../nbs/7_training/03_recipes.ipynb #fa1845e2
-GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7}  # forward pass, 16 frames of 112²
+# %% ../nbs/7_training/03_recipes.ipynb #5992f410
+# forward pass, 16 frames of 112²; a transformer's attention grows faster than its clips, which is left out below
+GMAC = {"c3d": 38.5, "i3d": 7.0, "r3d18": 8.3, "r3d34": 12.7, "vit_base": 36.6}
 ASSUMED = 120e12  # floating-point operations per second
 
 

@@ -197,7 +197,7 @@ class PretrainConfig(_ByMethod, RecordSettings, WatchSettings, SpeedSettings, Op
             raise ValueError(f"bn_groups={self.bn_groups} cannot be filled by batch_size={self.batch_size}.")
         method.check(self)
 
-# %% ../nbs/7_training/02_settings.ipynb #b527bac9
+# %% ../nbs/7_training/02_settings.ipynb #d319c4ef
 def _rebuild(settings):
     return PretrainConfig(**settings)
 
@@ -208,7 +208,7 @@ def pretrain_config(
 ) -> Any:        # a subclass of `PretrainConfig`
     "The config class of a method: the shared settings and its own."
     method = find_method(name)
-    fixed = {"method": name} | {key: value for key, value in NEUTRAL.items() if key not in method.uses}
+    fixed = {"method": name, "backbone": method.network} | {k: v for k, v in NEUTRAL.items() if k not in method.uses}
     kinds = {key: annotations(PretrainConfig)[key] for key in fixed}
     made = type("PretrainConfig", (method.Settings, PretrainConfig), {**fixed, "__annotations__": kinds,
                                                                       "__module__": __name__})

@@ -17,7 +17,8 @@ from be_nb.backbones.s3dg import S3DG
 from be_nb.backbones.torchvision import renormalize
 
 every = pytest.mark.parametrize("name", list_backbones())
-WIDTH = {"c3d": 8, "r3d18": 8, "r3d34": 8, "r3d50": 8, "r2plus1d18": 8}  # narrow versions, where there is a width
+WIDTH = {"c3d": 8, "r3d18": 8, "r3d34": 8, "r3d50": 8, "r2plus1d18": 8, "vit": 24,
+         "vit_small": 192, "vit_base": 192}  # narrow versions, where there is a width
 
 # Feature size, parameters, GMAC at 16×112² and 16×224². Cost: the published numbers; S3D-G from torchvision's S3D.
 FACTS = {
@@ -32,6 +33,9 @@ FACTS = {
     "tv_r3d18": (512, 33_166_272, 40.7, 162.8),
     "tv_mc3_18": (512, 11_490_240, 43.3, 173.4),
     "tv_s3d": (1024, 7_910_048, 4.5, 18.0),
+    "vit": (72, 259_416, 24.3, 369.0),
+    "vit_small": (384, 21_879_936, 10.0, 56.9),
+    "vit_base": (768, 86_227_200, 36.6, 180.3),
 }
 # What torchvision says of the same networks with their classifier: parameters, and GMAC at the size of its table.
 THEIRS = {"r2plus1d18": ("r2plus1d_18", 112), "tv_r3d18": ("r3d_18", 112), "tv_mc3_18": ("mc3_18", 112),
@@ -144,6 +148,7 @@ def test_nothing_random_inside(name):
 
 @every
 def test_starts_as_he_et_al(name):
+    "Convolutions; a transformer has none, see tests/test_vit.py."
     torch.manual_seed(0)
     for m in narrow(name).modules():
         if isinstance(m, nn.Conv3d) and m.weight.numel() > 20_000:

@@ -202,7 +202,7 @@ def watched(config):
     method, seen = build_method(config).train(), []
     for key, network in method.named_modules():  # a method may hold another one
         if key.endswith("backbone"):
-            network.stages.register_forward_hook(
+            network.stages[0].register_forward_hook(  # a network may leave out a part of what comes behind it
                 lambda _, inputs, out: seen.append((inputs[0].shape, out.requires_grad)))
     loss_of(method, config)
     return seen
@@ -220,6 +220,8 @@ def test_the_backbone_sees_clips_of_the_size_that_the_config_names(name, erasing
 @each_arm
 def test_passes_are_those_that_are_counted(name, erasing):
     "In pixels of a clip `frames` × `size`²: 3 where there is a gradient, 1 where there is none."
+    if name == "videomae":
+        pytest.skip("what is hidden costs nothing: tests/test_videomae.py counts with PyTorch's counter")
     config = small(name, erasing)
     work = sum((3 if learns else 1) * shape[0] * shape[2:].numel() for shape, learns in watched(config))
     one = config.batch_size * config.frames * config.size**2

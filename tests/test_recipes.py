@@ -67,11 +67,20 @@ def test_every_method_has_a_small_recipe_without_and_with_erasing(name):
     method, endings = find_method(name), ("", "-be")
     plain, erased = (recipe("scenebias-be" if (name, end) == ("moco", "-be") else f"scenebias-{name}{end}")
                      for end in endings)
-    assert {plain.method, erased.method} == {name} and plain.data == "scenebias" and plain.backbone == "tiny"
+    assert {plain.method, erased.method} == {name} and plain.data == "scenebias" and plain.backbone == method.network
     assert all(getattr(plain, key) == value for key, value in method.mini.items())
     halves = {"distractor", "negative"} & set(method.uses)
     assert {key for key in vars(plain) if getattr(plain, key) != getattr(erased, key)} == halves
     assert all(getattr(plain, key) == "none" for key in halves) and erased.distractor == "intra_frame"
+
+
+def test_videomae_as_its_authors_trained_it_on_ucf101():
+    config = recipe("vit_base-ucf101-videomae")
+    videos = DATA["ucf101"].videos
+    assert config.steps == math.ceil(3200 * videos / 192) and config.warmup_steps == math.ceil(40 * videos / 192)
+    assert (config.batch_size, config.masked, config.decoder_depth, config.lr, config.weight_decay) == (
+        192, .75, 4, 3e-4, .05)
+    assert (config.frames, config.stride, config.size, config.optimizer) == (16, 4, 224, "adamw")
 
 
 def test_published_settings():
@@ -94,7 +103,7 @@ def test_every_recipe_has_a_small_form_and_is_listed(name):
     assert name in describe_recipes() and name in list_recipes()
     if isinstance(small, PretrainConfig):
         full = recipe(name)
-        assert small.backbone == "tiny" and small.method in METHODS
+        assert small.backbone == find_method(small.method).network and small.method in METHODS
         assert (small.method, small.distractor) == (full.method, full.distractor)
         baseline = (full.method, full.distractor, full.negative) == ("moco", "none", "other_video")
         assert small.negative == ("none" if baseline else full.negative)  # the small form is plain MoCo

@@ -10,7 +10,7 @@ import difflib
 import importlib
 from typing import Any
 
-# %% ../../nbs/1_core/06_backbone.ipynb #3d5c1eeb
+# %% ../../nbs/1_core/06_backbone.ipynb #aa3f6c16
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",
@@ -24,6 +24,9 @@ BACKBONES = {
     "tv_r3d18": "be_nb.backbones.torchvision:tv_r3d18",
     "tv_mc3_18": "be_nb.backbones.torchvision:tv_mc3_18",
     "tv_s3d": "be_nb.backbones.torchvision:tv_s3d",
+    "vit": "be_nb.backbones.vit:ViT",
+    "vit_small": "be_nb.backbones.vit:vit_small",
+    "vit_base": "be_nb.backbones.vit:vit_base",
 }
 
 # %% ../../nbs/1_core/06_backbone.ipynb #fc611ea7

@@ -16,13 +16,13 @@ from torch import nn
 from .layers import Backbone, check_clips
 from ..visualize import Picture
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #3ed395b6
+# %% ../../nbs/3_backbones/02_measure.ipynb #23b01f02
 def macs_of(
-    module,                 # a convolution or a linear layer
+    module,                 # a convolution, a linear layer, or one that says it itself by a method `macs(output)`
     output: torch.Tensor,   # what it gave, (b, c_out, …)
 ) -> int:                   # multiply-accumulates of one clip
     "Every number of the output is one dot product with a filter, so: outputs × numbers in a filter."
-    return output[0].numel() * module.weight[0].numel()
+    return module.macs(output) if hasattr(module, "macs") else output[0].numel() * module.weight[0].numel()
 
 # %% ../../nbs/3_backbones/02_measure.ipynb #563998fe
 class Stage(NamedTuple):
@@ -51,7 +51,7 @@ class Description(list):
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in rows)
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #69563f09
+# %% ../../nbs/3_backbones/02_measure.ipynb #d8eb794e
 def describe(
     backbone: Backbone,  # looked at, not changed; may live on the meta device
     frames: int = 16,    # length of the imagined clip
@@ -63,7 +63,7 @@ def describe(
     check_clips(clips, ghost.name, ghost.in_channels, ghost.minimum)
     counted, rows = [], Description()
     for module in ghost.modules():
-        if isinstance(module, (nn.Conv3d, nn.Linear)):
+        if isinstance(module, (nn.Conv3d, nn.Linear)) or hasattr(module, "macs"):
             module.register_forward_hook(lambda m, args, out: counted.append(macs_of(m, out)))
     for name, stage in ghost.stages.named_children():
         counted.clear()
@@ -71,12 +71,14 @@ def describe(
         rows.append(Stage(name, tuple(clips.shape[1:]), sum(p.numel() for p in stage.parameters()), sum(counted)))
     return rows
 
-# %% ../../nbs/3_backbones/02_measure.ipynb #fcac85cd
+# %% ../../nbs/3_backbones/02_measure.ipynb #cf706e69
 def skeleton(
-    module,             # any network made of Conv3d, MaxPool3d, BatchNorm3d and layers without parameters
+    module,             # a network of Conv3d, MaxPool3d, norms, layers without parameters, and ones that have `bones`
     axis: int,          # 0, 1, 2: which of t, h, w to keep
 ) -> nn.Module:         # the same wiring along this axis, in float64, with one channel and equal, positive weights
     "Keep the geometry of a network along one axis, and throw its weights away."
+    if hasattr(module, "bones"):  # it knows best
+        return module.bones(axis)
     if isinstance(module, (nn.Conv3d, nn.MaxPool3d)):
         settings: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding, module.dilation)
         kernel, stride, padding, dilation = (s if isinstance(s, int) else s[axis] for s in settings)
@@ -84,7 +86,7 @@ def skeleton(
         window = nn.Conv3d(1, 1, shape(kernel, 1), shape(stride, 1), shape(padding, 0), shape(dilation, 1), bias=False)
         nn.init.constant_(window.weight, 1 / kernel)
         return nn.Sequential(MeanOfChannels(), window.double())
-    if isinstance(module, nn.BatchNorm3d):
+    if isinstance(module, (nn.BatchNorm3d, nn.LayerNorm)):
         return nn.Identity()
     bones = copy.copy(module)
     bones._modules = {name: skeleton(child, axis) for name, child in module._modules.items()}

@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #0645876f
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #af48b899
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -34,6 +34,7 @@ METHODS = {
     "dpc": "be_nb.methods.dpc:DPC",
     "tcn": "be_nb.methods.tcn:TCN",
     "coclr": "be_nb.methods.coclr:CoCLR",
+    "videomae": "be_nb.methods.videomae:VideoMAE",
 }
 
 # %% ../../nbs/2_methods/00_adding_a_method.ipynb #0f042ae4

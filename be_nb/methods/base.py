@@ -130,13 +130,13 @@ class Views(ViewMaker):
             return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
         return torch.cat([self.view(clips, batch) for clips in batch.next_ones(batch.window(), n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #10bf02d1
+# %% ../../nbs/1_core/08_method.ipynb #22ffc9a5
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
-    title = ""  # as papers call it
-    paper = ""  # where it comes from
+    title, paper = "", ""  # what papers call it, and where it comes from
     uses = ()   # which of the shared knobs have an effect: distractor, gamma, negative, negative_offset
+    network = "tiny"  # the backbone that it learns with if the config names none
     mini, full = {}, {}  # settings of its small run on SceneBias, and of the run as it was published
 
     @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def watch_steps(steps, watch, tally, batches, work) -> dict:
         found.append(dict(watch.seconds))
     return {name: median(seconds[name] for seconds in found) for name in PARTS if name in found[0]}
 
-# %% ../../nbs/8_studies/02_bench.ipynb #2d339128
+# %% ../../nbs/8_studies/02_bench.ipynb #f768acbd
 WARM_UP = 2  # steps before anything is measured
 
 
@@ -243,6 +243,10 @@ def measure(
     work(0, next(batches))
     for handle in listening:
         handle.remove()
+    if not macs:  # a network that is shown a part of its clips is not heard: its method knows the cost
+        clip = describe(run.method.backbone, config.frames, config.size).macs
+        macs["forward"] = round(config.batch_size * clip * run.method.passes(config) / 3)
+        macs["backward"] = (3 if config.activations == "recompute" else 2) * macs["forward"]
     time_steps(range(1, WARM_UP), device, batches, work)
     whole = time_steps(range(WARM_UP, WARM_UP + repeats), device, batches, work)
     batches.close()  # its loader processes end before others begin
