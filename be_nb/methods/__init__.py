@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #a572e983
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #69c3fbb2
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -32,6 +32,7 @@ METHODS = {
     "opn": "be_nb.methods.sorting:OPN",
     "vcp": "be_nb.methods.vcp:VCP",
     "dpc": "be_nb.methods.dpc:DPC",
+    "memdpc": "be_nb.methods.memdpc:MemDPC",
     "tcn": "be_nb.methods.tcn:TCN",
     "coclr": "be_nb.methods.coclr:CoCLR",
 }
