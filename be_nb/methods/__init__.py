@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #69c3fbb2
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #bf8a5d04
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -35,6 +35,7 @@ METHODS = {
     "memdpc": "be_nb.methods.memdpc:MemDPC",
     "tcn": "be_nb.methods.tcn:TCN",
     "coclr": "be_nb.methods.coclr:CoCLR",
+    "flow_regression": "be_nb.methods.flow_regression:FlowRegression",
 }
 
 
