@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'usage', 'main']
 
-# %% ../nbs/8_studies/06_cli.ipynb #985f127a
+# %% ../nbs/8_studies/06_cli.ipynb #1d250cb9
 import contextlib
 import dataclasses
 import dis
@@ -23,7 +23,7 @@ import tyro
 from .config import annotations, check_choice, nearest, override, settings
 from .settings import (BenchConfig, BiasConfig, DoctorConfig, EvaluateConfig, ExportConfig, FinetuneConfig,
                             LadderConfig, LeaderboardConfig, ListsConfig, PackConfig, PlanConfig, PretrainConfig,
-                            RetrieveConfig)
+                            RetrieveConfig, TRAINED)
 
 # %% ../nbs/8_studies/06_cli.ipynb #7a563930
 def metavar(
@@ -84,7 +84,7 @@ def parse(
         reject(unknown, config_class)
     return config_class(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
 
-# %% ../nbs/8_studies/06_cli.ipynb #41e44926
+# %% ../nbs/8_studies/06_cli.ipynb #8d318148
 def look_first(
     config,                    # with `data` or `checkpoint`, or both
     lists: tuple[str, ...] = (),  # that must be in the folder of the videos
@@ -94,8 +94,10 @@ def look_first(
 
     paths = getattr(config, "checkpoint", ())
     for path in (paths,) if isinstance(paths, str) else paths:
-        if path and not path.startswith(("torchvision/", "scenebias-")) and not os.path.exists(path):
-            raise FileNotFoundError(f"There is no checkpoint at {path}. Give a step-….pt file or the folder of a run.")
+        named = path.startswith("torchvision/") or re.fullmatch(rf"({'|'.join(TRAINED)})(-\d+)?", path)
+        if path and not named and not os.path.exists(path):
+            raise FileNotFoundError(f"There is no checkpoint at {path}. Give a step-….pt file, the folder of a run, or "
+                                    f"a network that comes along: {', '.join(TRAINED)}.")
     data = getattr(config, "data", "scenebias")
     if data == "scenebias":
         return

@@ -105,7 +105,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
 RECIPES["scenebias-3-negatives"] = Recipe("MoCo + BE with three intra-video negatives, built-in set",
                                           PretrainConfig(**dict[str, Any](negatives=3)))
 
-# %% ../nbs/7_training/03_recipes.ipynb #a4e509e2
+# %% ../nbs/7_training/03_recipes.ipynb #77e83fd1
 PRETEXT: dict[str, Any] = dict(
                backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.0,
                brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, optimizer="sgd", lr=1e-3, weight_decay=5e-4,
@@ -129,6 +129,10 @@ LATER: dict[str, tuple[str, int, dict[str, Any]]] = {
          "r3d18-ucf101-dpc": ("dpc", 300, dict(
              backbone="r3d18", frames=5, stride=3, size=128, frame_size=(150, 200), grid=4, optimizer="adamw",
              weight_decay=1e-5, batch_size=128, short="drop")),
+         "r3d18-ucf101-memdpc": ("memdpc", 500, dict(
+             backbone="r3d18", frames=5, stride=3, size=128, frame_size=(150, 200), grid=4, memory=1024,
+             optimizer="adamw", weight_decay=1e-5, schedule="step", batch_size=32, short="drop", flip=0.5,
+             crop=(0.7, 1.0), brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25)),
          "r3d18-ucf101-coclr": ("coclr", 500, dict(
              backbone="r3d18", frames=32, size=128, frame_size=(150, 200), optimizer="adamw", weight_decay=1e-5,
              flip=0.5, batch_size=32, queue_size=2048, momentum=0.999, dim=128, second="differences",

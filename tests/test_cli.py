@@ -384,6 +384,19 @@ def test_help_and_wrong_paths_come_before_slow_imports(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("path", ["scenebias-bee", "scenebias-", "scenebias-be-x", "scenebias-be-1/step-1.pt",
+                                  "scenebias-triplet", "runs/scenebias-be", "torchvision"])
+def test_a_path_that_only_looks_like_a_network_that_comes_along_is_told_at_once(path, tmp_path, monkeypatch):
+    "Names are those that `be_nb.saving.weights` knows; a folder of any name is a folder."
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*comes along: scenebias-moco, scenebias-be"):
+        cli.look_first(types.SimpleNamespace(checkpoint=path))
+    Path(path).mkdir(parents=True)
+    cli.look_first(types.SimpleNamespace(checkpoint=("torchvision/r3d_18", "", path)))
+    for file in (ROOT / "nbs/results/weights").glob("*.safetensors"):
+        cli.look_first(types.SimpleNamespace(checkpoint=(file.stem, file.stem.removesuffix("-0"))))
+
+
 @pytest.mark.parametrize("wrong, told", [
     (lambda: int("one"), False), (lambda: [0 for a, b in [(1,)]], False), (lambda: json.loads("{"), False),
     (lambda: b"\xff".decode("utf8"), False), (lambda: np.zeros(2).reshape(3), False),

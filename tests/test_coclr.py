@@ -10,6 +10,7 @@ from be_nb.losses import info_nce, unit
 from be_nb.methods.base import Batch, build_method, Windows
 from be_nb.methods.coclr import CoCLR, nearest, several_nce
 from be_nb.settings import PretrainConfig
+from be_nb.training.run import build
 from be_nb.training.step import build_optimizer, train_step
 
 SMALL = dict(method="coclr", data_size=12, batch_size=4, frames=4, size=16, dim=8, queue_size=8, steps=8,
@@ -126,3 +127,17 @@ def test_differences_need_no_flow():
     method.flow.backbone.stages.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
     method(Batch(clips[:, :, :1].expand_as(clips), index=torch.arange(4)))
     assert seen[0].abs().max() == 0  # where nothing moves there is nothing to see
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_knobs_of_moco_are_there(joint):
+    "Several negatives of the frames, in one pass with the query or in a pass of their own; none for the flow."
+    config = PretrainConfig(**SMALL, negatives=2, joint=joint)
+    assert CoCLR.windows(config) == Windows(3, apart=4, flow=True) and CoCLR.passes(config) == 8 + 2 * 3
+    method, seen = build(config).train(), []
+    for network in (method.backbone, method.flow.backbone):
+        network.stages.register_forward_hook(lambda _, inputs, out: seen.append(len(inputs[0])))
+    loss, metrics = method(Batch(next(iter(build_loader(config, CoCLR.windows(config), build_source(config))))["clips"],
+                                 torch.Generator().manual_seed(0), torch.arange(4)))
+    assert loss.isfinite() and seen == ([12, 4] if joint else [4, 8, 4])
+    assert method.reference_loss(4) == pytest.approx((math.log(1 + 8 + 2) + math.log(1 + 8)) / 2)

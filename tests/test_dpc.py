@@ -85,7 +85,7 @@ def test_gru_by_its_equations(chain):
 
 def test_every_place_is_predicted_by_itself():
     method, blocks = make(), torch.randn(2, 8, 3, 2, 6, 6, generator=generator())
-    predicted, targets = method.compare(blocks)
+    predicted, targets = method.compare(method.places(blocks))
     cells = blocks.unflatten(-2, (2, 3)).unflatten(-1, (2, 3)).mean((3, 5, 7))        # (b, blocks, c, 2, 2)
     for i, place in itertools.product(range(2), range(4)):
         cell = cells[i, :, :, place // 2, place % 2]

@@ -480,6 +480,14 @@ def test_several_negatives_are_several_columns(kind, joint):
     assert math.isclose(found["extra_negative"], sum(sum(row[8:]) for row in scores) / 6, rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["moco", "fame"])
+def test_several_negatives_of_none_are_refused(method):
+    with pytest.raises(ValueError, match="negatives=3 counts what negative='none' leaves out"):
+        PretrainConfig(method=method, negatives=3, negative="none")
+    assert PretrainConfig(method=method, negatives=3, negative="other_video").negatives == 3
+    assert PretrainConfig(method=method, negative="none").negatives == 1
+
+
 def test_several_negatives_join_in_their_roles():
     """In one pass with its negatives or alone: BatchNorm normalises the queries by themselves."""
     config = PretrainConfig(negatives=2, queue_size=8, frames=4, size=16, dim=8)

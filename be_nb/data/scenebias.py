@@ -381,14 +381,14 @@ class SceneBias(ClipTruth):
             filmed[block] = film(self, slice(block * BLOCK, (block + 1) * BLOCK), roll).numpy()
         return torch.from_numpy(filmed[block][row][frames])
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #54156c2d
+# %% ../../nbs/5_data/01_scenebias.ipynb #371fa153
 class FlowFrames:
     "A source whose frames have three more channels: the flow to the next frame as a picture (x, y, grey)."
 
     def __init__(self, source):
         if not hasattr(source, "flow"):
-            raise ValueError("The flow of every pixel is known on the built-in set only: use data='scenebias', or a "
-                             "second modality that is made of the frames (second='differences').")
+            raise ValueError("The flow of every pixel is known on the built-in set only: use data='scenebias'. CoCLR "
+                             "can do without, with a modality that is made of the frames (second='differences').")
         self.source, self._made = source, {}
         self.labels, self.names, self.classes = source.labels, source.names, source.classes
 

@@ -11,7 +11,7 @@ import sys
 
 from ..config import check_choice
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #af48b899
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #2c288797
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
 METHODS = {
     "moco": "be_nb.moco:MoCo",
@@ -32,9 +32,11 @@ METHODS = {
     "opn": "be_nb.methods.sorting:OPN",
     "vcp": "be_nb.methods.vcp:VCP",
     "dpc": "be_nb.methods.dpc:DPC",
+    "memdpc": "be_nb.methods.memdpc:MemDPC",
     "tcn": "be_nb.methods.tcn:TCN",
     "coclr": "be_nb.methods.coclr:CoCLR",
     "videomae": "be_nb.methods.videomae:VideoMAE",
+    "flow_regression": "be_nb.methods.flow_regression:FlowRegression",
 }
 
 # %% ../../nbs/2_methods/00_adding_a_method.ipynb #0f042ae4

@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['several_nce', 'nearest', 'whose_rows', 'CoCLR']
 
-# %% ../../nbs/2_methods/25_coclr.ipynb #3e433305
+# %% ../../nbs/2_methods/25_coclr.ipynb #ea9ae4e1
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from ..augment import Augment
-from ..config import Config, Count, Positive, Share
+from ..config import Count, Share
 from ..distractor import Distractor
 from ..losses import info_nce_logits
 from ..machine.device import gather, own_rows, world_size
-from .base import MethodCard, Views
+from .base import Views
 from .iic import differences
-from ..moco import MomentumEncoders, Queue
+from ..moco import MoCo, MoCoCard, Queue
 
 # %% ../../nbs/2_methods/25_coclr.ipynb #c64b6eeb
 def several_nce(query, key, queue, also, extra, temperature: float) -> tuple:
@@ -50,53 +49,43 @@ def whose_rows(batch, labelled: bool) -> torch.Tensor:
     device = batch.clips.device
     return torch.stack([x.to(device, non_blocking=True) for x in (batch.index, label)], 1).float()
 
-# %% ../../nbs/2_methods/25_coclr.ipynb #351172de
-class CoCLRCard(MethodCard):
+# %% ../../nbs/2_methods/25_coclr.ipynb #d5ee673a
+class CoCLRCard(MoCoCard):
     "What CoCLR says of itself."
 
     title, paper = "CoCLR", "Han et al., NeurIPS 2020"
-    uses = ("distractor", "gamma", "negative", "negative_offset")
     mini = dict(steps=1000, batch_size=64)
 
     @dataclass(frozen=True)
-    class Settings(Config):
-        "The knobs of CoCLR."
+    class Settings(MoCoCard.Settings):
+        "The knobs of MoCo, for both networks, and those of CoCLR."
 
-        dim: Count = 64              # length of the embedding in which clips are compared
-        head: Literal["linear", "mlp"] = "mlp"            # projection: linear or mlp
-        queue_size: Count = 512      # K, number of keys kept
-        momentum: Share = 0.99       # m of the key encoders
-        temperature: Positive = 0.07  # T (tau) of InfoNCE
         second: Literal["flow", "differences"] = "flow"   # what the other network sees: flow, or differences of frames
         positives: Literal["mined", "labels"] = "mined"   # further right answers: mined, or labels (UberNCE)
         nearest: Count = 5           # keys that are mined for each clip
         alone: Share = 0.5           # share of the training before anything is mined
 
     windows = classmethod(  # pyright: ignore[reportAssignmentType]
-        lambda cls, config: MethodCard.windows(config)._replace(flow=config.second == "flow"))
-    passes = classmethod(  # pyright: ignore[reportAssignmentType]
-        lambda cls, config: 8 + 3 * (config.negative != "none"))
+        lambda cls, config: MoCoCard.windows(config)._replace(flow=config.second == "flow"))
+    passes = classmethod(lambda cls, config: 4 + MoCoCard.passes(config))  # pyright: ignore[reportAssignmentType]
 
-# %% ../../nbs/2_methods/25_coclr.ipynb #f6fd4053
-class CoCLR(CoCLRCard, MomentumEncoders):
+# %% ../../nbs/2_methods/25_coclr.ipynb #b9041744
+class CoCLR(CoCLRCard, MoCo):
     "CoCLR, both networks at once (Han et al., 2020). Frames are distracted, and have the negative; flow is clean."
 
-    def __init__(self, backbone: Any, dim: int = 128, queue_size: int = 2048, momentum: float = 0.999,
-                 temperature: float = 0.07, head: str = "linear", second: str = "flow", positives: str = "mined",
-                 nearest: int = 5, alone: float = 0.5, views: Views | None = None):
-        super().__init__(backbone, dim, queue_size, momentum, head, views)
-        self.temperature, self.second, self.positives = temperature, second, positives
-        self.nearest, self.alone, augment = nearest, alone, self.views.augment
+    def __init__(self, backbone: Any, second: str = "flow", positives: str = "mined", nearest: int = 5,
+                 alone: float = 0.5, views: Views | None = None, **moco):  # see `MoCo`
+        super().__init__(backbone, views=views, **moco)
+        self.second, self.positives, self.nearest, self.alone = second, positives, nearest, alone
+        augment = self.views.augment
         if isinstance(augment, Augment):  # flow has no colours that could be changed
             augment = Augment(augment.size, **{key: augment.strengths[key] for key in ("degrees", "crop", "flip")})
-        self.flow = MomentumEncoders(copy.deepcopy(backbone), dim, queue_size, momentum, head,
-                                     Views(augment, Distractor("none"), "none"))
-        self.whose = Queue(2, queue_size)  # video and label of each key; what it starts with are no whole numbers
+        self.flow = MoCo(copy.deepcopy(backbone), views=Views(augment, Distractor("none"), "none"), **moco)
+        self.whose = Queue(2, len(self.queue.keys))  # video and label of each key; its start are no whole numbers
 
     def reference_loss(self, batch_size):
         "All candidates are equally likely, and nothing is mined yet."
-        k = 1 + len(self.queue.keys)
-        return (math.log(k + (self.views.kind != "none")) + math.log(k)) / 2
+        return (super().reference_loss(batch_size) + self.flow.reference_loss(batch_size)) / 2
 
     def choose(self, keys: list, mine: torch.Tensor, progress: float) -> list:
         "Keys of frames and flow (b, dim), video and label (b, 2) → right answers for both, in the queue: bool (b, K)."
@@ -128,8 +117,8 @@ class CoCLR(CoCLRCard, MomentumEncoders):
         flow, queue = self.flow.embed(flow), self.flow.queue.keys
         other, flows = several_nce(flow, keys[1], queue, also[1], None, self.temperature)
         self.watch(query, keys[0])
-        metrics = {"accuracy": accuracy, "flow_accuracy": flows, "right": also[0].sum(1).float().mean()}
-        return (loss + other) / 2, metrics
+        right = also[0].sum(1).float().mean()
+        return (loss + other) / 2, {"accuracy": accuracy, "flow_accuracy": flows, "right": right}
 
     def after_step(self, progress=0.0):
         "Move both key encoders, and put the keys of the last `forward` into the queues."

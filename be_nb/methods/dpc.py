@@ -62,7 +62,7 @@ class DPCCard(MethodCard):
         lambda cls, config: Windows(frames=config.blocks * config.frames))  # pyright: ignore[reportAssignmentType]
     passes = classmethod(lambda cls, config: 3 * config.blocks)  # pyright: ignore[reportAssignmentType]
 
-# %% ../../nbs/2_methods/23_dpc.ipynb #8a855375
+# %% ../../nbs/2_methods/23_dpc.ipynb #f5fe9977
 class DPC(DPCCard, Method):
     "Dense predictive coding (Han et al., 2019), or CPC. A still frame of the given blocks is mixed into these alone."
 
@@ -88,31 +88,34 @@ class DPC(DPCCard, Method):
         window = torch.cat([self.views.distract(given.contiguous(), batch), future], 2)
         return window.unflatten(2, (self.blocks, -1)).movedim(2, 1)
 
-    def predict(self, given: torch.Tensor) -> torch.Tensor:
-        "float (n, given blocks, d) → (n, ahead, d), one row per place."
-        state = torch.zeros_like(given[:, 0])
+    def predict(self, given: torch.Tensor, gru: Any = None) -> torch.Tensor:
+        "float (n, given blocks, d) → (n, ahead, d), one row per place; read by `gru`, None: the method's own."
+        gru, state = gru or self.gru, torch.zeros_like(given[:, 0])
         for block in given.unbind(1):
-            state = self.gru(block, state)
+            state = gru(block, state)
         if self.chain == "cpc":
             return self.head(state).unflatten(1, (self.ahead, -1))
         found = []
         for _ in range(self.ahead):
             found.append(self.head(state))
-            state = self.gru(found[-1].relu(), state)
+            state = gru(found[-1].relu(), state)
         return torch.stack(found, 1)
 
-    def compare(self, blocks: torch.Tensor) -> tuple:
-        "float (b, blocks, c, t, h, w) → predictions and targets, float32 (b, ahead, places, d)."
+    def places(self, blocks: torch.Tensor) -> torch.Tensor:
+        "float (b, blocks, c, t, h, w) → features at each place, float32 (b, blocks, d, places)."
         maps = F.adaptive_avg_pool3d(self.backbone.features(blocks.flatten(0, 1)).float(), (1, self.grid, self.grid))
-        places = maps.flatten(2).unflatten(0, blocks.shape[:2])                      # (b, blocks, d, places)
-        with torch.autocast(blocks.device.type, enabled=False):
+        return maps.flatten(2).unflatten(0, blocks.shape[:2])
+
+    def compare(self, places: torch.Tensor, gru: Any = None) -> tuple:
+        "float32 (b, blocks, d, places) → predictions and targets, (b, ahead, places, d)."
+        with torch.autocast(places.device.type, enabled=False):
             given = places[:, :-self.ahead].movedim(3, 1).flatten(0, 1)               # (b·places, given, d)
-            predicted = self.predict(given).unflatten(0, (len(blocks), -1)).transpose(1, 2)
+            predicted = self.predict(given, gru).unflatten(0, (len(places), -1)).transpose(1, 2)
         return predicted, places[:, -self.ahead:].transpose(2, 3)
 
     def forward(self, batch):
         "Batch → loss, metrics."
-        predicted, targets = self.compare(self.show(batch))
+        predicted, targets = self.compare(self.places(self.show(batch)))
         self.watch(*(unit(x[:, 0].mean(1)) for x in (predicted, targets)))
         with torch.autocast(predicted.device.type, enabled=False):
             loss, logits = dense_nce(predicted, targets)

@@ -444,8 +444,8 @@ def is_asked_for(cell: dict, row: Row, config: LeaderboardConfig) -> bool:
     "Would a cell of a record be made with the same settings today?"
     scores = {float(lr): score for lr, score in cell["lrs"].items()}
     settings = cell_settings(row, cell["arm"], cell["seed"], config, best_lr(scores))
-    today, then = changes_of(what_counts(settings)), dict(cell["settings"])
-    same = {key for key in today | then if key not in PLACES and today.get(key) != then.get(key)} == set()
-    rates = set(config.lrs) if row.method != "untrained" else set()
+    today, then = changes_of(what_counts(settings)), cell["settings"]
+    same = all(today.get(key) == then.get(key) for key in (today | then).keys() - PLACES)
+    rates = set(config.lrs * (row.method != "untrained"))
     return same and settings.data_size == cell["videos"] and set(scores) == rates
 
