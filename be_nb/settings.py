@@ -19,7 +19,7 @@ from .config import (Amount, annotations, check_choice, Config, conform, Count, 
                           Range, Share)
 from .methods import find_method, METHODS
 
-# %% ../nbs/7_training/02_settings.ipynb #99b94b1c
+# %% ../nbs/7_training/02_settings.ipynb #3c8145c2
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -143,7 +143,7 @@ def check_training(
     if list(config.milestones) != sorted(config.milestones):
         raise ValueError(f"milestones must rise; got {config.milestones}.")
 
-# %% ../nbs/7_training/02_settings.ipynb #3618b2e1
+# %% ../nbs/7_training/02_settings.ipynb #52790dcb
 NEUTRAL = {"distractor": "none", "gamma": 0.3, "negative": "none", "negative_offset": 4}  # shared knobs that do nothing
 
 
@@ -369,7 +369,7 @@ class PlanConfig(Config):
     record: str = ""           # JSON of `be-nb bench --out`: hours at the rates measured there
     out: str = ""              # JSON file for the result; empty: only printed
 
-# %% ../nbs/7_training/02_settings.ipynb #b6284311
+# %% ../nbs/7_training/02_settings.ipynb #e5e03a10
 LADDER_RUNGS = ("scenebias", "scenes", "puppets", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")
 LADDER_ARMS = ("random", "moco", "be", "distractor", "negative", "triplet", "supervised")
 

@@ -288,7 +288,7 @@ class ClipPlan:
         pose = poses(torch.from_numpy(self.labels[rows]), u, self.side, self.damping)
         return u, pixel_to_actor(pose, half), camera.clamp(-self.margin, self.margin)
 
-# %% ../../nbs/5_data/01_scenebias.ipynb #d3dde15e
+# %% ../../nbs/5_data/01_scenebias.ipynb #7c2718ad
 class ClipTruth(ClipPlan):
     "A `ClipPlan` that also tells what no camera records: where the actor is, and how every pixel moves."
 

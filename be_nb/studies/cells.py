@@ -8,7 +8,7 @@ __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 
            'time_probes', 'held_out', 'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr',
            'make_cell', 'changes_of', 'recorded', 'find_cell', 'is_asked_for']
 
-# %% ../../nbs/8_studies/04_cells.ipynb #c3773959
+# %% ../../nbs/8_studies/04_cells.ipynb #0db7fbdd
 import functools
 import json
 import time
@@ -403,7 +403,7 @@ def make_cell(row: Row, arm: str, seed: int, lrs: dict, settings: PretrainConfig
             "cpu_minutes": [round(trained_cpu / 60, 2), round((time.process_time() - cpu) / 60, 2)],
             "machine": machine(pick_device(settings.device)), "settings": what_counts(settings)}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #2e35275e
+# %% ../../nbs/8_studies/04_cells.ipynb #755e40f4
 def changes_of(
     settings: dict,  # of a cell, all of them
 ) -> dict:           # setting → value

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'ASKED', 'Rung', 'rung_of', 'Lists', 'data_settings', 'open_lists',
            'judge_rung', 'learn_labels', 'supervise', 'run_cell', 'make_cell', 'asked_of', 'chance', 'gains',
-           'rung_table', 'draw_ladder', 'changed_share']
+           'standard', 'rung_table', 'draw_ladder', 'changed_share']
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #5d6562d3
+# %% ../../nbs/8_studies/03_ladder.ipynb #6224eb54
 import json
 import time
 from itertools import product
@@ -34,7 +34,7 @@ from ..training.finetune import FinetuneResult
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #edf0eee4
+# %% ../../nbs/8_studies/03_ladder.ipynb #212fac6d
 class Rung(NamedTuple):
     "A step on the way from the synthetic set to real video."
 
@@ -60,7 +60,7 @@ def rung_of(
     "What a rung is. Every folder of real video is the last step: video as it was filmed."
     return RUNGS.get(name) or Rung(name, "real video as it is", 3, (30, 40))
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #fea36e82
+# %% ../../nbs/8_studies/03_ladder.ipynb #48af784c
 MARGIN = 3  # pixels of picture beyond each edge of the frame, for the camera to move in
 
 
@@ -271,7 +271,7 @@ def chance(lists: Lists) -> float:
     labels = np.asarray(lists.sources[lists.fair[1]].labels)
     return round(float(np.bincount(labels).max() / len(labels)), 4)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #d0592303
+# %% ../../nbs/8_studies/03_ladder.ipynb #696f4cf9
 def gains(
     rows: list,            # from `run_cell`
     key: str = "probe",    # of `COLUMNS`
@@ -286,6 +286,13 @@ def gains(
         if which == arm and other is not None:
             found.setdefault(rung, {})[seed] = value - other
     return found
+
+
+def standard(
+    rows: list,  # from `run_cell`
+) -> list:       # those that the command makes by itself, without another setting
+    "The rows that may stand in one table and one picture."
+    return [row for row in rows if not row["change"] and row["steps"] == LadderConfig.steps]
 
 
 def rung_table(
@@ -337,7 +344,7 @@ def draw_ladder(
     below.legend(fontsize=7, ncols=2)
     return picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #8e0fed7e
+# %% ../../nbs/8_studies/03_ladder.ipynb #2b4e6ac8
 def check_footage(config: LadderConfig):
     "Raise a `FileNotFoundError` for a folder that a rung needs and that is not there."
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),
