@@ -105,7 +105,7 @@ for variant, reported in (("none", "72.7 / 42.1"), ("gaussian_noise", "73.2 / 42
 RECIPES["scenebias-3-negatives"] = Recipe("MoCo + BE with three intra-video negatives, built-in set",
                                           PretrainConfig(**dict[str, Any](negatives=3)))
 
-# %% ../nbs/7_training/03_recipes.ipynb #77e83fd1
+# %% ../nbs/7_training/03_recipes.ipynb #c374af1c
 PRETEXT: dict[str, Any] = dict(
                backbone="c3d", size=112, frame_size=(128, 171), frames=16, stride=1, crop=(0.875, 0.875), flip=0.0,
                brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, optimizer="sgd", lr=1e-3, weight_decay=5e-4,

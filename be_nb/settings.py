@@ -19,7 +19,7 @@ from .config import (Amount, annotations, check_choice, Config, conform, Count, 
                           Range, Share)
 from .methods import find_method, METHODS
 
-# %% ../nbs/7_training/02_settings.ipynb #3c8145c2
+# %% ../nbs/7_training/02_settings.ipynb #0416f09b
 Precision = Literal["auto", "bf16", "fp32"]
 Short = Literal["loop", "clamp", "drop"]
 OnError = Literal["raise", "skip"]
@@ -43,7 +43,7 @@ class DataSettings(Config):
     "Which videos, and which clips of them."
 
     data: str = "scenebias"          # "scenebias" (built in) or a folder of videos
-    split: str = "train.txt"         # list of the videos in it; where there is no train.txt, all videos
+    split: str = "train.txt"         # list of the videos in it; if missing, all
     data_seed: Amount = 0            # SceneBias: seed of the set
     rho: Share = 0.9                 # SceneBias: how often the scene agrees with the class
     data_size: Count = 2048          # SceneBias: number of clips

@@ -130,7 +130,7 @@ class Views(ViewMaker):
             return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
         return torch.cat([self.view(clips, batch) for clips in batch.next_ones(batch.window(), n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #22ffc9a5
+# %% ../../nbs/1_core/08_method.ipynb #d3ba8f08
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 

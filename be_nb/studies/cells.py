@@ -106,7 +106,7 @@ def arm_settings(
         return {"beta": 1.0} if beta else {}
     return {} if arm == "distractor" and beta else None
 
-# %% ../../nbs/8_studies/04_cells.ipynb #bf9df3dc
+# %% ../../nbs/8_studies/04_cells.ipynb #4221872e
 def work_of(
     config: PretrainConfig,
     method: str = "",  # supervised: three passes for each video
@@ -121,8 +121,6 @@ def work_of(
 def relative_cost(backbone: str, frames: int, size: int) -> float:
     "What a pass through a network costs, as a multiple of the miniature's, for the same clip; in multiply-accumulates."
     usual = PretrainConfig().backbone
-    if backbone == usual:
-        return 1.0
     with torch.device("meta"):
         costs = [describe(create_backbone(name), frames, size).macs for name in (backbone, usual)]
     return costs[0] / costs[1]

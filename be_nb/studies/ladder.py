@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'ASKED', 'Rung', 'rung_of', 'Lists', 'data_settings', 'open_lists',
            'judge_rung', 'learn_labels', 'supervise', 'run_cell', 'make_cell', 'asked_of', 'chance', 'gains',
-           'standard', 'rung_table', 'draw_ladder', 'changed_share']
+           'standard', 'rung_table', 'draw_ladder', 'ladder', 'keep', 'changed_share']
 
 # %% ../../nbs/8_studies/03_ladder.ipynb #6224eb54
 import json
@@ -344,7 +344,7 @@ def draw_ladder(
     below.legend(fontsize=7, ncols=2)
     return picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #2b4e6ac8
+# %% ../../nbs/8_studies/03_ladder.ipynb #5f3e2d21
 def check_footage(config: LadderConfig):
     "Raise a `FileNotFoundError` for a folder that a rung needs and that is not there."
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),
@@ -370,7 +370,7 @@ def find_rows(
                         else known.get(asked_of(*place, config)))
     return found
 
-
+# %% ../../nbs/8_studies/03_ladder.ipynb #fa1d5f04
 def ladder(
     config: LadderConfig | None = None,  # None: the lowest rung, which needs no footage
     progress: bool = True,               # say which cell is being done

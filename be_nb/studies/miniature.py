@@ -168,7 +168,7 @@ def judge_sets(rho: float, data_seed: int) -> dict:
     "The sources that `judge` needs, by split."
     return {split: SceneBias(split, rho, data_seed) for split in ("probe", "test", "swapped", "unbiased")}
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #84ead703
+# %% ../../nbs/8_studies/01_miniature.ipynb #70148c8a
 def what_counts(config: PretrainConfig) -> dict:
     "The settings that a result depends on, as JSON knows them."
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}))
@@ -180,7 +180,7 @@ def name_by_settings(config: PretrainConfig, name: str, **more) -> PretrainConfi
     digest = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
     return override(config, name=f"{name}-{digest}")
 
-
+# %% ../../nbs/8_studies/01_miniature.ipynb #47eaf987
 def keep_cell(
     file,            # where its row stands, in a folder of its own
     make,            # called without arguments where there is no row yet: gives it
