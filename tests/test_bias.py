@@ -333,6 +333,8 @@ def test_an_interval_over_seeds():
     groups = seed_groups(pasts)
     assert {name: set(group) for name, group in groups.items()} == {"moco": {0, 1, 2}, "be": {0, 1}}
     assert seed_groups({"a": run | {"seed": 0}, "b": run | {"seed": 0}}) == {}  # the same seed twice is no spread
+    with pytest.raises(ValueError, match="One seed has no spread"):
+        t_interval([0.5])
     score = lambda name, value: {"name": name, "scores": {"probe": {key: [value] for key in ("real", "swapped")}},
                                  "conflict": None, "preference": None, "contrasted": None}
     level = {"moco-seed0": .5, "moco-seed1": .6, "moco-seed2": .1, "be-0": .6, "be-1": .72}
@@ -347,10 +349,12 @@ def test_an_interval_over_seeds():
 
 
 def test_a_report_speaks_of_trainings(tmp_path):
-    names = ("scenebias-moco", "scenebias-moco-1", "scenebias-be", "scenebias-be-1")
+    names = ("scenebias-moco", "scenebias-moco-1", "scenebias-be", "scenebias-be-1", "scenebias-triplet-be")
     report = bias(BiasConfig(names, out=str(tmp_path), pictures=False, **FAST), progress=False)
     assert [group["seeds"] for group in report["seeds"]["groups"]] == [[0, 1], [0, 1]]
     document = (tmp_path / "report.html").read_text(encoding="utf8")
+    pairs = report["verdict"]["Compared on the same videos"]  # those that no sentence over seeds speaks of
+    assert len(pairs) == 2 * (5 + 4) and all("untrained" in told or "triplet" in told for told in pairs)
     glance = document.split("<h2>In words</h2>")[0]
     assert next(iter(report["verdict"])) == "Over seeds" and "2 seeds; interval over them" in glance
 

@@ -140,7 +140,11 @@ def test_gains_are_paired():
         50 * (values["a", "negative", 2] - values["a", "moco", 2]))
     alone = [row for row in rows if (row["arm"], row["seed"]) != ("moco", 1)]
     assert set(L.gains(alone)["a"]) == {0, 2}
-    assert L.gains([row | dict(change=["gamma=1"] if row["arm"] == "be" else []) for row in rows]) == {}
+    for other in (dict(change=["gamma=1"]), dict(rho=0.5), dict(videos=24), dict(steps=77)):
+        mixed = [row | (other if row["arm"] == "be" else {}) for row in rows]
+        assert L.gains(mixed) == {}
+        usual = [row | dict(steps=LadderConfig.steps) for row in rows]
+        assert L.standard(usual) == usual and L.standard([row | other for row in usual]) == []
 
 
 def test_the_table_and_the_picture_show_what_is_there():

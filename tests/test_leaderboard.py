@@ -225,9 +225,13 @@ def test_a_record_is_a_place_to_go_on_from(tmp_path, monkeypatch):
         config = LeaderboardConfig(**asked | other, seeds=(0,), record=record, out=str(tmp_path / "d"))
         B.leaderboard(config, progress=False)
         assert ("simclr", 0) in ran
-    # what a later setting is called, the record cannot know: its default is meant
-    text = (tmp_path / "a/leaderboard.json").read_text()
-    assert '"steps"' in json.dumps(first["cells"][1]["settings"]) and "negative_offset" not in text
+    [cell] = [cell for cell in first["cells"] if cell["row"] == "simclr"]
+    row, config = C.find_row("simclr"), LeaderboardConfig(**asked, seeds=(0,))
+    assert C.is_asked_for(cell, row, config)
+    for changed in ({"gamma": 0.5}, {"seed": 1}):  # what is no default in one of the two makes them differ
+        assert not C.is_asked_for(cell | {"settings": cell["settings"] | changed}, row, config)
+    old = [{key: value for key, value in cell.items() if key not in ("commit", "date")}]  # before cells named them
+    assert "unknown" in B.board_page(first | {"cells": old})
     (tmp_path / "no.json").write_text('{"cells": 3}')
     for wrong in ("no.json", "nowhere.json"):
         with pytest.raises(ValueError, match="is no record with cells"):

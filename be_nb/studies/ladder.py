@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'ASKED', 'Rung', 'rung_of', 'Lists', 'data_settings', 'open_lists',
            'judge_rung', 'learn_labels', 'supervise', 'run_cell', 'make_cell', 'asked_of', 'chance', 'gains',
-           'standard', 'rung_table', 'draw_ladder', 'ladder', 'keep', 'changed_share']
+           'standard', 'rung_table', 'draw_ladder', 'changed_share', 'covered_share']
 
 # %% ../../nbs/8_studies/03_ladder.ipynb #6224eb54
 import json
@@ -271,7 +271,7 @@ def chance(lists: Lists) -> float:
     labels = np.asarray(lists.sources[lists.fair[1]].labels)
     return round(float(np.bincount(labels).max() / len(labels)), 4)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #696f4cf9
+# %% ../../nbs/8_studies/03_ladder.ipynb #90fd92d9
 def gains(
     rows: list,            # from `run_cell`
     key: str = "probe",    # of `COLUMNS`
@@ -279,7 +279,8 @@ def gains(
     base: str = "moco",    # … with what, seed by seed
 ) -> dict:                 # rung → {seed: gain in points}
     "How much an arm is ahead of another on each rung, paired by seed; only cells of equal settings make a pair."
-    known = {(r["arm"], r["rung"], r["seed"], r["steps"], *r["change"]): 100 * r[key] for r in rows if key in r}
+    known = {(r["arm"], r["rung"], r["seed"], r["steps"], r.get("videos", 0), r.get("rho", LadderConfig.rho),
+              *r["change"]): 100 * r[key] for r in rows if key in r}
     found: dict = {}
     for (which, rung, seed, *settings), value in known.items():
         other = known.get((base, rung, seed, *settings))
@@ -292,7 +293,8 @@ def standard(
     rows: list,  # from `run_cell`
 ) -> list:       # those that the command makes by itself, without another setting
     "The rows that may stand in one table and one picture."
-    return [row for row in rows if not row["change"] and row["steps"] == LadderConfig.steps]
+    usual = {key: getattr(LadderConfig, key) for key in ("steps", "videos", "rho")}
+    return [row for row in rows if not row["change"] and usual == {k: row.get(k, v) for k, v in usual.items()}]
 
 
 def rung_table(
@@ -370,7 +372,7 @@ def find_rows(
                         else known.get(asked_of(*place, config)))
     return found
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #fa1d5f04
+# %% ../../nbs/8_studies/03_ladder.ipynb #e7789f75
 def ladder(
     config: LadderConfig | None = None,  # None: the lowest rung, which needs no footage
     progress: bool = True,               # say which cell is being done
@@ -406,7 +408,7 @@ def keep(config: LadderConfig) -> list:
         write_atomically(out / "ladder.png", lambda path: draw_ladder(rows).savefig(path, format="png"))
     return rows
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #64aeda37
+# %% ../../nbs/8_studies/03_ladder.ipynb #0f647873
 def changed_share(
     source,             # videos
     stride: int = 1,    # every stride-th frame
@@ -419,3 +421,12 @@ def changed_share(
         clip = source.read(i, np.arange(0, source.num_frames(i), stride)).float().mean(1)
         shares.append(float((clip.diff(dim=0).abs() > level).float().mean()))
     return float(np.mean(shares))
+
+
+def covered_share(
+    source,             # videos that know where the actor is: `mask(i)`
+    videos: int = 48,   # how many are looked at, evenly spread
+) -> float:             # in [0, 1]
+    "How much of the picture the actor covers, on average."
+    spread = np.linspace(0, len(source) - 1, min(videos, len(source))).round().astype(int).tolist()
+    return float(np.mean([float(source.mask(i).float().mean()) for i in spread]))

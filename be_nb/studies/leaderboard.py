@@ -339,7 +339,7 @@ def board(lines: list) -> Markup:
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_="board")
     return tag("div", table, class_="scroll")
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #904e2438
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #b8524eff
 def pair_strip(found: dict, low: float = -40, high: float = 60) -> Markup:
     "Differences in points as dots on a line, a dot for each seed; the mean as a stroke; dotted: no difference."
     at = lambda points: f"left:{100 * (min(max(points, low), high) - low) / (high - low):.1f}%"
@@ -368,7 +368,7 @@ def record_of(line: Line) -> Markup:
         "kNN by lr": lambda cell: ", ".join(f"{lr}: {score}" for lr, score in cell["lrs"].items()) or "not chosen",
         "minutes, training and judging": lambda cell: f"{cell['train_minutes']} + {cell['judge_minutes']}",
         "machine": lambda cell: cell["machine"],
-        "made": lambda cell: f"{cell['date']}, commit {cell['commit'] or 'unknown'}"}
+        "made": lambda cell: f"{cell.get('date', '')} commit {cell.get('commit') or 'unknown'}"}
     rows = [(name, "", [tag("td", fact(cell)) for cell in line.cells]) for name, fact in facts.items()]
     keys = list(dict.fromkeys(key for cell in line.cells for key in cell["scores"]))
     rows += [(key, "", [tag("td", str(cell["scores"].get(key))) for cell in line.cells]) for key in keys]

@@ -105,14 +105,13 @@ def draw_maps(
             titles += ([exam.stage.source.classes[exam.labels[row]]] if i == 0 else []) + [name[:18]]
     return strip(clips, titles=titles, dpi=100)
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #7ea81349
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #e4b18f20
 JUDGES = {"probe": "Linear probe", "knn": "Vote of up to 20 neighbours", "r1": "Nearest training video (R@1)"}
 READING = """Each number is a share of the tested videos in percent, with a 95 % interval from resampling these videos.
 The dotted line is the share of the largest class. Judges were fitted on unaltered training clips. The intervals do not
 cover another run of pretraining, or other training videos: to claim that one method is better than another, train
 several seeds and judge them in one report, which then says what holds over seeds. An altered clip is also an unusual
-clip, and some of what is lost may be lost to that; compare networks
-with each other and with an untrained one."""
+clip, and some of what is lost may be lost to that; compare networks with each other and with an untrained one."""
 
 
 def verdict_box(report: dict) -> str:
@@ -339,7 +338,7 @@ def write_files(report: dict, pictures: list, out: str):
         write_atomically(Path(out) / name,
                          lambda temporary, content=content: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #7ecf2e20
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #3774ef54
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
@@ -372,8 +371,9 @@ def bias(
     report["verdict"] = {part["name"]: sentences(part, report["chance"]) for part in parts}
     if report["seeds"]["differences"]:
         report["verdict"] = {"Over seeds": compare_sentences(report["seeds"]["differences"])} | report["verdict"]
-    grouped = {name for group in groups.values() for name in group.values()}  # of these the sentences over seeds speak
-    pairs = [pair for pair in report["comparisons"] if not {pair["first"], pair["second"]} <= grouped]
+    over = [{*groups[each["first"]].values(), *groups[each["second"]].values()}
+            for each in report["seeds"]["differences"]]
+    pairs = [pair for pair in report["comparisons"] if not any({pair["first"], pair["second"]} <= own for own in over)]
     if pairs:
         report["verdict"]["Compared on the same videos"] = compare_sentences(pairs)
     write_files(report, page_pictures(networks, exams, weights, settings, config), config.out)
