@@ -168,11 +168,18 @@ def finetune(args: list[str]):
 
     print(f"weights and results: {run(config).checkpoint.parent}")
 
-# %% ../nbs/8_studies/06_cli.ipynb #5b338df5
+# %% ../nbs/8_studies/06_cli.ipynb #27897d54
+def two_lists(
+    config,  # what judges a network
+) -> tuple:  # names of list files, where the data are a folder
+    "The lists that `look_first` looks for: `be_nb.data.sources.list_names`, without importing anything slow."
+    return config.train_split or "train.txt", config.test_split or "val.txt"
+
+
 def evaluate(args: list[str]):
     "be-nb evaluate --checkpoint PATH --data DIR    linear probe and kNN on frozen features"
     config = parse("evaluate", EvaluateConfig, args, "Linear probe and k nearest neighbours on frozen features.")
-    look_first(config, (config.train_split, config.test_split))
+    look_first(config, two_lists(config))
     from be_nb.evaluate import evaluate as run
 
     run(config)
@@ -181,7 +188,7 @@ def evaluate(args: list[str]):
 def retrieve(args: list[str]):
     "be-nb retrieve --checkpoint PATH --data DIR    find the nearest videos of the gallery for every query"
     config = parse("retrieve", RetrieveConfig, args, "Find the nearest videos of the gallery for every query.")
-    look_first(config, (config.train_split, config.test_split))
+    look_first(config, two_lists(config))
     from be_nb.evaluate import retrieve as run
 
     run(config)
@@ -238,11 +245,11 @@ def export(args: list[str]):
     path = run(config.checkpoint, config.out, config.scores)
     print(f"weights: {path}\ncard: {path}.json")
 
-# %% ../nbs/8_studies/06_cli.ipynb #e9c9a2aa
+# %% ../nbs/8_studies/06_cli.ipynb #a5f5727b
 def bias(args: list[str]):
     "be-nb bias --checkpoint PATH … --data DIR    report how much networks lean on the background"
     config = parse("bias", BiasConfig, args, "Test checkpoints on altered clips and write one page about it.")
-    look_first(config, (config.train_split or "train.txt", config.test_split or "val.txt"))
+    look_first(config, two_lists(config))
     from be_nb.judging.bias.report import bias as run
 
     run(config)

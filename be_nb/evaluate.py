@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate', 'retrieve', 'extract_features', 'linear_probe', 'knn', 'retrieval']
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #98ba2adc
+# %% ../nbs/6_judging/03_evaluate.ipynb #db624142
 import json
 import warnings
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 
 from .backbones import create_backbone
 from .config import check_choice
-from .data.sources import labelled_source
+from .data.sources import labelled_source, list_names
 from .judging.features import extract_features, uniform_windows
 from .judging.judges import knn, linear_probe, retrieval
 from .judging.lists import compare_lists
@@ -28,21 +28,22 @@ from .saving.checkpoint import list_checkpoints
 from .saving.weights import load
 from .settings import EvaluateConfig, RetrieveConfig
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #7fa7d239
+# %% ../nbs/6_judging/03_evaluate.ipynb #ca45ea0c
 def open_splits(
     config: EvaluateConfig,  # what to evaluate
     frame_size: tuple | None = None,  # height and width of a frame; None: as in pretraining
 ) -> tuple:                  # backbone, settings of the clips, the two sources by list
     "Everything that can be wrong with checkpoint and lists is found here, before any feature is computed."
-    if Path(config.train_split) == Path(config.test_split):
-        raise ValueError(f"{config.train_split} is on both sides. A network may not be tested on what it learned from: "
+    names = list_names(config)
+    if Path(names[0]) == Path(names[1]):
+        raise ValueError(f"{names[0]} is on both sides. A network may not be tested on what it learned from: "
                          "name another list as train_split or test_split.")
     backbone = load(config.checkpoint)
     pretrained = backbone.pretrain_config
     settings = {key: pretrained[key] if getattr(config, key) is None else getattr(config, key)
                 for key in ("frames", "stride", "size")}
     shown = pretrained | {"frame_size": frame_size or pretrained["frame_size"]}
-    sources = {split: labelled_source(config, split, shown) for split in (config.train_split, config.test_split)}
+    sources = {split: labelled_source(config, split, shown) for split in names}
     return backbone, settings | {"clips": config.clips, "short": config.short}, sources
 
 
@@ -248,7 +249,7 @@ def evaluate(
     return write_report(report, path)
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #566bd198
+# %% ../nbs/6_judging/03_evaluate.ipynb #63789bd3
 def fitting_ks(
     config: RetrieveConfig,
     gallery_size: int,  # videos of its training list
@@ -256,10 +257,10 @@ def fitting_ks(
     "How many neighbours to look at. Raises `ValueError` for numbers of the caller's own that the gallery cannot give."
     fitting = tuple(k for k in config.ks if k <= gallery_size)
     if fitting != config.ks and config.ks != RetrieveConfig.ks:
-        raise ValueError(f"ks asks for {max(config.ks)} neighbours; {config.train_split} has {gallery_size} videos.")
+        raise ValueError(f"ks asks for {max(config.ks)} neighbours; {list_names(config)[0]} has {gallery_size} videos.")
     return fitting
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #c577091a
+# %% ../nbs/6_judging/03_evaluate.ipynb #16b4f71c
 def retrieve(
     config: RetrieveConfig,  # checkpoint, data and lists
 ) -> dict:                   # settings, videos scored and left out, recalls in [0, 1]
@@ -271,7 +272,7 @@ def retrieve(
         return retrieve_by_protocol(config)
     opened, path = open_splits(config), report_file(config, "retrieve.json")
     rule = partial(uniform_windows, **{key: opened[1][key] for key in ("frames", "stride", "clips", "short")})
-    gallery = opened[-1][config.train_split]
+    gallery = next(iter(opened[-1].values()))
     ks = fitting_ks(config, sum(len(rule(gallery.num_frames(i))) > 0 for i in range(len(gallery))))
     pairs, (train_y, test_y), report = split_features(config, *opened)
     results = [retrieval(train, train_y, test, test_y, ks) for train, test in pairs]

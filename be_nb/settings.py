@@ -7,7 +7,8 @@ __all__ = ['Precision', 'Short', 'OnError', 'Negative', 'TRAINED', 'NEUTRAL', 'L
            'DataSettings', 'AugmentationSettings', 'MethodSettings', 'OptimisationSettings', 'SpeedSettings',
            'WatchSettings', 'RecordSettings', 'PretrainConfig', 'pretrain_config', 'saved_config', 'FinetuneSettings',
            'FinetuneConfig', 'EvaluateConfig', 'RetrieveConfig', 'ExportConfig', 'ListsConfig', 'PackConfig',
-           'DoctorConfig', 'BenchConfig', 'PlanConfig', 'LadderConfig', 'LeaderboardConfig', 'BiasConfig']
+           'DoctorConfig', 'VariedConfig', 'BenchConfig', 'PlanConfig', 'LadderConfig', 'LeaderboardConfig',
+           'BiasConfig']
 
 # %% ../nbs/7_training/02_settings.ipynb #d0752006
 import dataclasses
@@ -245,14 +246,11 @@ class FinetuneSettings(Config):
     test_splits: tuple[str, ...] = ()  # test lists; empty: val.txt, SceneBias: test and swapped
     test_size: Count = 512         # SceneBias: clips of each test split
 
-# %% ../nbs/7_training/02_settings.ipynb #a96831d8
+# %% ../nbs/7_training/02_settings.ipynb #d23f4472
 @dataclass(frozen=True)
 class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, AugmentationSettings, DataSettings,
                      RunSettings):
-    """Everything that `be_nb.train.finetune` needs. The defaults fit SceneBias on a CPU.
-
-    Raises `ValueError` for a value of the wrong type, outside its range, or at odds with another one.
-    """
+    "What `be_nb.train.finetune` needs; the defaults fit SceneBias on a CPU. `ValueError` as in `PretrainConfig`."
 
     split: str = ""          # list of the training videos; empty: train.txt, of SceneBias probe
     data_size: Count = 1024  # SceneBias: number of training clips
@@ -267,15 +265,15 @@ class FinetuneConfig(RecordSettings, OptimisationSettings, FinetuneSettings, Aug
         if self.split and self.split in self.test_splits:
             raise ValueError(f"{self.split!r} is trained on; it cannot be a test list as well.")
 
-# %% ../nbs/7_training/02_settings.ipynb #023e813a
+# %% ../nbs/7_training/02_settings.ipynb #5b4a7bfc
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     "What `be_nb.evaluate.evaluate` needs: a checkpoint, labelled videos to fit on, labelled videos to score."
 
     checkpoint: str                 # a run, or whatever be_nb.load reads
-    data: str                       # folder of videos
-    train_split: str = "train.txt"  # labelled list: fits probe, holds neighbours
-    test_split: str = "val.txt"     # labelled list: every video of it is scored
+    data: str                       # "scenebias" (built in) or a folder of videos
+    train_split: str = ""           # list that fits the probe; empty: train.txt, of SceneBias probe
+    test_split: str = ""            # list that is tested; empty: val.txt, of SceneBias test
     clips: Count = 10               # clips per video, spread evenly, then averaged
     frames: Count | None = None     # frames per clip; None: as in pretraining
     stride: Count | None = None     # every stride-th frame; None: as in pretraining
@@ -340,34 +338,35 @@ class DoctorConfig(Config):
 
     root: str                        # folder of the pack
 
-# %% ../nbs/7_training/02_settings.ipynb #6c9d4084
+# %% ../nbs/7_training/02_settings.ipynb #20af517f
 @dataclass(frozen=True)
-class BenchConfig(Config):
-    "What `be_nb.studies.bench.bench` needs."
+class VariedConfig(Config):
+    "A recipe with some changes, and where the result goes."
 
-    recipe: str = ""           # a recipe of pretraining; empty: the miniature
+    recipe: str = ""           # a recipe; empty: the miniature
+    method: str = ""           # method, or your module:Class; empty: the recipe's
     backbone: str = ""         # network; empty: the recipe's
     frames: Amount = 0         # frames per clip; 0: the recipe's
     size: Amount = 0           # side of the view, pixels; 0: the recipe's
     batch_size: Amount = 0     # videos per step; 0: the recipe's
+    out: str = ""              # JSON file for the result; empty: only printed
+
+
+@dataclass(frozen=True)
+class BenchConfig(VariedConfig):
+    "What `be_nb.studies.bench.bench` needs."
+
     noise: bool = False        # random frames instead of the recipe's videos
     repeats: Count = 7         # measured steps; their medians are reported
     device: str = "auto"       # where to compute: auto, cpu, cuda or cuda:N
     amp: Precision = "auto"    # number format: bf16, fp32, or auto: bf16 where it is fast
-    out: str = ""              # JSON file for the result; empty: only printed
 
 
 @dataclass(frozen=True)
-class PlanConfig(Config):
+class PlanConfig(VariedConfig):
     "What `be_nb.studies.plan.plan` needs."
 
-    recipe: str = ""           # a recipe; empty: the miniature
-    backbone: str = ""         # network; empty: the recipe's
-    frames: Amount = 0         # frames per clip; 0: the recipe's
-    size: Amount = 0           # side of the view, pixels; 0: the recipe's
-    batch_size: Amount = 0     # videos per step; 0: the recipe's
     record: str = ""           # JSON of `be-nb bench --out`: hours at the rates measured there
-    out: str = ""              # JSON file for the result; empty: only printed
 
 # %% ../nbs/7_training/02_settings.ipynb #e5e03a10
 LADDER_RUNGS = ("scenebias", "scenes", "puppets", "actors", "both", "jhmdb-21", "ucf101-6", "mlr511")

@@ -16,9 +16,9 @@ from be_nb.config import override
 from be_nb.data.clips import ClipDataset
 from be_nb.data.sources import build_loader, build_source
 from be_nb.methods import find_method
-from be_nb.recipes import recipe
-from be_nb.settings import BenchConfig, PretrainConfig
-from be_nb.studies.bench import bench, BenchReport, Ceilings, measure, PARTS, RandomVideos, run_of, StepPart, Stopwatch
+from be_nb.recipes import recipe, varied
+from be_nb.settings import BenchConfig, PlanConfig, PretrainConfig
+from be_nb.studies.bench import bench, BenchReport, Ceilings, measure, PARTS, RandomVideos, StepPart, Stopwatch
 from be_nb.training.run import restore
 from be_nb.training.step import train_step
 
@@ -174,9 +174,12 @@ def test_measure_refuses_what_it_cannot():
 
 
 def test_what_is_not_asked_for_is_the_recipes():
-    assert run_of(BenchConfig("video-be-mini")) == recipe("video-be-mini")
-    changes = dict(backbone="c3d", frames=5, size=40, batch_size=3, amp="bf16", device="cpu")
-    assert run_of(BenchConfig("video-be-mini", **changes)) == recipe("video-be-mini", **changes)
+    assert varied(BenchConfig("video-be-mini")) == recipe("video-be-mini") and varied(PlanConfig()) == PretrainConfig()
+    changes = dict(backbone="c3d", frames=5, size=40, batch_size=3)
+    assert varied(BenchConfig("video-be-mini", **changes)) == recipe("video-be-mini", **changes)
+    assert varied(PlanConfig("", "vicreg"), amp="bf16") == PretrainConfig(method="vicreg", amp="bf16")
+    with pytest.raises(ValueError, match="be-nb finetune"):
+        varied(BenchConfig("scenebias-finetune"), PretrainConfig)
 
 
 # The benchmark's opponent

@@ -256,6 +256,11 @@ class OnlyALoss(Mine):
         return super().forward(batch)[0]
 
 
+class Blind(Mine):
+    def __init__(self, backbone, length):
+        super().__init__(backbone, None, length)
+
+
 class Bare(Mine):
     reference_loss = Method.reference_loss
 
@@ -303,10 +308,13 @@ def test_a_method_of_ones_own_from_the_command_line(mine):
                         (["--method", "mine:dataclass"], "is not a subclass of be_nb.methods.base.Method"),
                         (["--method", "faults:Misspelt"], "got distracter"),
                         (["--method", "faults:OnlyALoss", *TINY], "OnlyALoss.forward must return two things"),
+                        (["--method", "faults:Blind", *TINY], "Blind: `__init__` must take (backbone, views, length)"),
                         (["--method", "faults:Bare", *TINY], "Bare lacks `reference_loss(batch_size)`"),
                         (["--method", "faults:Greedy", *TINY], "asks for 2 or more")):
         done = run(script, "pretrain", *wrong)
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+    planned = run(script, "plan", "--method", "mine:Mine", "--batch-size", "8")
+    assert planned.returncode == 0 and "batch_size 8" in planned.stdout, planned.stderr
 
 
 def test_a_method_of_ones_own_on_two_ranks(mine):

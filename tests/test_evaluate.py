@@ -431,6 +431,8 @@ def test_reports_of_a_checkpoint(tmp_path, capsys):
     assert found["test"] == {"scored": 512, "too short": 0, "unreadable": 0} and found["frames"] == 8
     out = capsys.readouterr().out
     assert found["R@1"] <= found["R@5"] and "R@5" in out and "512 scored, 0 too short, 0 unreadable" in out
+    usual = {key: value for key, value in common.items() if not key.endswith("_split")}
+    assert {"probe", "test"} <= evaluate.evaluate(EvaluateConfig(**usual)).keys()  # the built-in set has usual lists
     judged = evaluate.evaluate(EvaluateConfig(**common))
     assert 0 <= judged["linear probe"] <= 1 and 0 <= judged["knn"] <= 1
     with pytest.raises(ValueError, match="512 videos"):

@@ -50,6 +50,16 @@ def measured_peak(config):
     return resident + np.cumsum(events).max()
 
 
+@pytest.fixture
+def one_thread():
+    "A convolution on a CPU takes room of its own for each thread, which is no part of a plan for a GPU."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("settings", [
     MINI | dict(batch_size=32, activations="recompute"), MINI | dict(batch_size=32, accumulate=2, bn_groups=2),
     MINI | dict(method="order", distractor="intra_frame", batch_size=16),

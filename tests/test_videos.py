@@ -509,6 +509,20 @@ def test_a_list_of_bare_paths_is_enough_to_pretrain_and_to_pack(tmp_path):
         open_source(tmp_path / "pack", "train.txt", labelled=True)
 
 
+@pytest.mark.parametrize("labels, named, warned", [((1, 2, 2), False, True), ((1, 2, 2), True, False),
+                                                   ((0, 1, 2), False, False), ((1, 3), False, False),
+                                                   ((1, 1), False, False)])
+def test_labels_that_count_from_one_are_told(tmp_path, labels, named, warned):
+    "Only where they look like that: 1, 2, …, with no names; some list may lack the class 0."
+    (tmp_path / "train.txt").write_text("".join(f"{k}.mp4 {label}\n" for k, label in enumerate(labels)))
+    if named:
+        (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert read_list(tmp_path / "train.txt").labels.tolist() == list(labels)
+    assert [("subtract 1" in str(each.message)) for each in said] == [True] * warned
+
+
 def test_class_folders_are_labels(tmp_path):
     touch(tmp_path, "train/walk/a.mp4", "train/run/b.MP4", "train/sit/c.avi", "train/sit/notes.txt")
     touch(tmp_path, "val/walk/d.mp4", "val/sit/e/f.mkv")

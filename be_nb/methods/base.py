@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NEGATIVES', 'Windows', 'Batch', 'augmentation', 'Views', 'MethodCard', 'Method', 'projection', 'build_method']
 
-# %% ../../nbs/1_core/08_method.ipynb #0f99f051
+# %% ../../nbs/1_core/08_method.ipynb #71c21bad
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ class Views(ViewMaker):
             return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
         return torch.cat([self.view(clips, batch) for clips in batch.next_ones(batch.window(), n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #d3ba8f08
+# %% ../../nbs/1_core/08_method.ipynb #dcf70279
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
@@ -147,6 +148,11 @@ class MethodCard:
     def from_config(cls: Any, config, backbone) -> Any:
         "A method as a `PretrainConfig` describes it."
         own = {field.name: getattr(config, field.name) for field in fields(cls.Settings)}
+        try:
+            inspect.signature(cls).bind(backbone, views=None, **own)
+        except TypeError as error:
+            asked = ", ".join(["backbone", "views", *own])
+            raise ValueError(f"{cls.__name__}: `__init__` must take ({asked}); {error}.") from error
         return cls(backbone, views=Views.from_config(config), **own)
 
     @classmethod

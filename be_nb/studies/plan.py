@@ -6,7 +6,7 @@
 __all__ = ['PRIME', 'CARDS', 'MATRIX_SHARE', 'COPY_SHARE', 'RESERVED', 'FILLED', 'MEAN_FRAMES', 'DECODED', 'Trace', 'pieces_of',
            'trace', 'Card', 'room', 'step_seconds', 'measured_rates', 'pack_bytes', 'loader_processes', 'Plan', 'plan']
 
-# %% ../../nbs/7_training/11_plan.ipynb #39d6a0f7
+# %% ../../nbs/7_training/11_plan.ipynb #ff4f08f1
 import json
 import math
 import weakref
@@ -28,8 +28,8 @@ from ..data.sets import DATA, set_of
 from ..machine import device as decides
 from ..machine.files import write_atomically
 from ..methods.base import augmentation
-from ..recipes import recipe
-from ..settings import FinetuneConfig, PlanConfig, PretrainConfig
+from ..recipes import varied
+from ..settings import FinetuneConfig, PlanConfig
 from ..training.classifier import build_classifier
 from ..training.finetune import finetune_step
 from ..training.run import restore
@@ -270,13 +270,7 @@ def loader_processes(
     pixels = found.before[found.before % PRIME == 0].max() / 3 * videos / found.traced  # one byte per colour
     return math.ceil(pixels / DECODED / seconds)
 
-# %% ../../nbs/7_training/11_plan.ipynb #d1e130a0
-def run_of(config: PlanConfig):
-    "The run that is planned: the recipe, with the changes that were asked for."
-    asked = {key: getattr(config, key) for key in ("backbone", "frames", "size", "batch_size") if getattr(config, key)}
-    return override(recipe(config.recipe) if config.recipe else PretrainConfig(), **asked)
-
-
+# %% ../../nbs/7_training/11_plan.ipynb #e27c2379
 def videos_seen(run) -> int:
     "How many videos a run computes, counted as often as they come."
     epochs, data = getattr(run, "epochs", 0), set_of(run.data)
@@ -350,7 +344,7 @@ class Plan:
                 f"says so, {RESERVED / 2**30:.0f} GiB for", f"driver and workspaces, {FILLED:.0%} of the rest filled, "
                 f"{DECODED / 1e6:.0f} million pixels per second and loader process"]
 
-# %% ../../nbs/7_training/11_plan.ipynb #391aa047
+# %% ../../nbs/7_training/11_plan.ipynb #e318c3bd
 def plan(
     config: PlanConfig | str | None = None,  # None: the miniature; a string: the name of a recipe
     **overrides,                             # fields of the config to change
@@ -358,7 +352,7 @@ def plan(
     "Take a step of a recipe on paper in every variant, and say what the run will need. Raises `ValueError`."
     start = PlanConfig(recipe=config) if isinstance(config, str) else config or PlanConfig()
     asked = override(start, **overrides)
-    run = run_of(asked)
+    run = varied(asked)
     network = run.backbone or "i3d"
     data, rates = set_of(run.data), measured_rates(asked.record, network) if asked.record else {}
     about = {"recipe": asked.recipe or "miniature", "backbone": network, "frames": run.frames, "size": run.size,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['report_page', 'bias']
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #bfc2919a
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #de65344d
 import dataclasses
 import hashlib
 import json
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ...augment import CenterCrop
-from ...data.sources import on_error_of
-from .exam import (clip_versions, Exam, exam_sources, find_masks, list_names, make_exam,
+from ...data.sources import list_names, on_error_of
+from .exam import (clip_versions, Exam, exam_sources, find_masks, make_exam,
                                      open_networks, run_names)
 from .page import bar, figure, folded, html_table, page, plain, section, tag
 from .score import compare_networks, over_seeds, score_network, seed_groups
@@ -338,7 +338,7 @@ def write_files(report: dict, pictures: list, out: str):
         write_atomically(Path(out) / name,
                          lambda temporary, content=content: temporary.write_text(content, encoding="utf8"))
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #3774ef54
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #ed3db9c0
 def bias(
     config: BiasConfig,
     progress: bool = True,  # show progress bars and print the verdict
