@@ -60,11 +60,15 @@ def test_every_row_does_the_same_work():
 
 
 def test_rows_are_checked():
-    for name, words in (("moko", "moco"), ("order-damped", "clips anyway"), ("untrained-damped", "learns nothing")):
+    for name, words in (("moko", "moco"), ("order-damped", "clips anyway"), ("untrained-damped", "learns nothing"),
+                        ("untrained-vit-damped", "learns nothing"), ("untrained-vitt", "vit")):
         with pytest.raises(ValueError, match=words):
             B.leaderboard(LeaderboardConfig(rows=(name,)))
     with pytest.raises(ValueError, match="distractor"):
         B.wanted(LeaderboardConfig(arms=("distracter",)))
+    bare, learned = (C.cell_settings(C.find_row(name), "plain", 0, LeaderboardConfig())
+                     for name in ("untrained-vit", "videomae"))
+    assert bare.backbone == learned.backbone and bare.steps == 0 < learned.steps
     damped = C.cell_settings(C.find_row("moco-damped"), "plain", 0, LeaderboardConfig())
     assert damped.damping == C.DAMPING == C.cell_settings(C.find_row("order"), "plain", 0, LeaderboardConfig()).damping
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ..augment import CenterCrop
-from ..backbones import create_backbone
+from ..backbones import create_backbone, list_backbones
 from ..backbones.measure import describe
 from ..config import check_choice, override
 from ..data.clips import collate
@@ -57,27 +57,30 @@ class Row(NamedTuple):
     method: str     # a key of `METHODS`, module:Class, untrained or supervised
     title: str      # as papers call it
     damped: bool    # does it learn from clips whose motion slows down?
+    network: str = ""  # of an untrained row; empty: the miniature's
 
 
 def find_row(
-    name: str,  # untrained, supervised, a key of `METHODS` or module:Class; with -damped behind it: on damped clips
+    name: str,  # untrained(-NETWORK), supervised, a key of `METHODS` or module:Class; with -damped: on damped clips
 ) -> Row:
     "A row. An unknown name is a `ValueError` that shows the nearest ones, and so is a method that is damped anyway."
-    method = name.removesuffix("-damped")
+    damped, method, network = name.endswith("-damped"), name.removesuffix("-damped"), ""
+    if method.startswith("untrained-"):
+        method, network = "untrained", check_choice("network", method.removeprefix("untrained-"), list_backbones())
     if method in ("untrained", "supervised"):
-        title, always = method, False
+        title, always = name.removesuffix("-damped"), False
     else:
         if ":" not in method:
             check_choice("row", name, ["untrained", "supervised", *METHODS, *(f"{key}-damped" for key in METHODS)])
         card: Any = find_method(method)
         title, always = card.title or method, "damping" in card.mini
-    if name != method and (always or method == "untrained"):
+    if damped and (always or method == "untrained"):
         raise ValueError(f"row {name}: {method} {'learns from damped clips anyway' if always else 'learns nothing'}. "
                          f"Ask for {method}.")
-    return Row(name, method, title, always or name != method)
+    return Row(name, method, title, always or damped, network)
 
 
-ALL_ROWS = ("untrained", "supervised", *METHODS, "supervised-damped", "moco-damped", "simclr-damped")
+ALL_ROWS = ("untrained", "untrained-vit", "supervised", *METHODS, "supervised-damped", "moco-damped", "simclr-damped")
 
 # %% ../../nbs/8_studies/04_cells.ipynb #b551061e
 BE_ARMS = {"plain": "plain", "distractor": "+ distractor", "negative": "+ negative", "both": "+ both"}
@@ -148,7 +151,7 @@ def cell_settings(
     own: dict[str, Any] = {}
     if row.method not in ("untrained", "supervised"):
         own = dict(method=row.method) | find_method(row.method).mini
-    own |= arm_settings(row, arm) or {}
+    own |= (arm_settings(row, arm) or {}) | ({"backbone": row.network} if row.network else {})
     own |= dict(out=config.out, seed=seed, device=config.device, checkpoint_every=50)
     asked = {"damping": row.damped and DAMPING, "lr": lr, "data_size": config.videos}
     made = PretrainConfig(**own | {key: value for key, value in asked.items() if value})
@@ -164,9 +167,7 @@ class Asked(NamedTuple):
     damped: SceneBias    # videos whose motion slows down
 
 
-def open_sets(
-    config: LeaderboardConfig,
-) -> Asked:
+def open_sets(config: LeaderboardConfig) -> Asked:
     "The clips to judge on; a small study has small lists."
     size = config.videos or None
     sets = {split: SceneBias(split, 0.9, 0, size=size) for split in ("probe", "test", "swapped", "unbiased")}
@@ -402,17 +403,13 @@ def make_cell(row: Row, arm: str, seed: int, lrs: dict, settings: PretrainConfig
             "machine": machine(pick_device(settings.device)), "settings": what_counts(settings)}
 
 # %% ../../nbs/8_studies/04_cells.ipynb #755e40f4
-def changes_of(
-    settings: dict,  # of a cell, all of them
-) -> dict:           # setting → value
+def changes_of(settings: dict) -> dict:  # all of a cell; setting → value
     "The settings in which a run differs from the defaults of its method."
     default = what_counts(PretrainConfig(method=settings["method"]))
     return {key: value for key, value in settings.items() if value != default.get(key)}
 
 
-def recorded(
-    config: LeaderboardConfig,
-) -> dict:  # (row, arm, seed) → cell
+def recorded(config: LeaderboardConfig) -> dict:  # (row, arm, seed) → cell
     "The cells of `config.record`. Raises `ValueError` for a file that is none."
     return {(cell["row"], cell["arm"], cell["seed"]): cell for cell in read_record(config.record, "cells")}
 
