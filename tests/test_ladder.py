@@ -145,6 +145,7 @@ def test_gains_are_paired():
         assert L.gains(mixed) == {}
         usual = [row | dict(steps=LadderConfig.steps) for row in rows]
         assert L.standard(usual) == usual and L.standard([row | other for row in usual]) == []
+        assert L.standard([row | dict(rung="scenes-small") for row in usual]) == []
 
 
 def test_the_table_and_the_picture_show_what_is_there():

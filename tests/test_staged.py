@@ -103,6 +103,19 @@ def test_scenebias_before_pictures_keeps_its_actors(stills):
         assert core.any() and apart[core].abs().mean() < 8  # two draws of the same noise
 
 
+@pytest.mark.parametrize("scale", [0.65, 1.0, 1.4])
+def test_larger_actors_move_as_far(stills, scale):
+    "Their middles are where they were, and their areas are scale² times as large, as far as they are seen."
+    square = Stills(stills.pictures[..., 5:41], stills.families)
+    usual, other = (BeforeStills("test", square, size=60, scale=s) for s in (1.0, scale))
+    assert (usual.labels == other.labels).all() and (usual.chosen == other.chosen).all()
+    before, after = (source.geometry(slice(0, 60))[1].double() for source in (usual, other))
+    middles = [torch.linalg.solve(inverse[..., :2], -inverse[..., 2]) for inverse in (before, after)]
+    assert torch.allclose(*middles, atol=1e-3)
+    small, large = ([float(source.mask(i).float().mean()) for i in range(60)] for source in (usual, other))
+    assert np.mean(large) / np.mean(small) == pytest.approx(scale**2, rel=0.15)
+
+
 def test_puppets_are_people_who_move_like_discs(cast, stills):
     puppets = cut_puppets(cast)
     assert puppets.shape == (9, 4, 32, 32)

@@ -107,9 +107,10 @@ class BeforeStills(ClipTruth):
         seed: int = 0,             # of the set
         size: int | None = None,   # number of clips; None: the split's own
         puppets: torch.Tensor | None = None,  # float (n, 4, TILE, TILE), from `cut_puppets`; None: SceneBias' shapes
+        scale: float = 1.0,        # how large the actors are, ÷ those of SceneBias
     ):
         super().__init__(split, rho, seed, size)
-        self.puppets = puppets  # which of them acts is drawn from a stream that does not know ρ
+        self.scale, self.puppets = scale, puppets  # which of them acts is drawn from a stream that does not know ρ
         rng = np.random.default_rng((seed, 60 + SPLITS[split][0]))
         self.who = rng.integers(1 if puppets is None else len(puppets), size=len(self))
         wanted = self.scenes % stills.kinds
@@ -120,6 +121,11 @@ class BeforeStills(ClipTruth):
     def num_frames(self, index: int) -> int:
         "Frames of clip `index`."
         return self.frames
+
+    def geometry(self, rows: slice) -> tuple:
+        "As SceneBias has it, with actors that are `scale` times as large; they move as far as before."
+        u, inverse, camera = super().geometry(rows)
+        return u, inverse / self.scale, camera
 
     def actor(self, index: int, u: dict) -> torch.Tensor:
         "The picture of the actor, (1, 4, TILE, TILE): red, green, blue, alpha."

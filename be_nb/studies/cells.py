@@ -8,7 +8,7 @@ __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 
            'time_probes', 'held_out', 'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr',
            'make_cell', 'changes_of', 'recorded', 'find_cell', 'is_asked_for']
 
-# %% ../../nbs/8_studies/04_cells.ipynb #0db7fbdd
+# %% ../../nbs/8_studies/04_cells.ipynb #4338c878
 import functools
 import json
 import time
@@ -46,7 +46,7 @@ from ..training.divergence import Diverged
 from ..training.run import PLACES, read_history, run_folder
 from ..training.watch import effective_rank, spread
 
-# %% ../../nbs/8_studies/04_cells.ipynb #64afebc8
+# %% ../../nbs/8_studies/04_cells.ipynb #db18e43e
 DAMPING = 3.0  # of the built-in set where time has a direction: each video slows down by e³
 
 
@@ -139,7 +139,7 @@ def equal_steps(
     work = steps * yardstick.batch_size * work_of(yardstick)
     return max(1, round(work / (config.batch_size * work_of(config, method))))
 
-# %% ../../nbs/8_studies/04_cells.ipynb #d16a94e4
+# %% ../../nbs/8_studies/04_cells.ipynb #d6be7184
 def cell_settings(
     row: Row,
     arm: str,                   # one that the row has
@@ -158,7 +158,7 @@ def cell_settings(
     made = override(made, steps=0 if row.method == "untrained" else equal_steps(made, config.steps, row.method))
     return name_by_settings(made, f"{row.name.replace(':', '.')}-{arm}-seed{seed}", videos=config.videos)
 
-# %% ../../nbs/8_studies/04_cells.ipynb #d2dec8cc
+# %% ../../nbs/8_studies/04_cells.ipynb #5e95ea0e
 class Asked(NamedTuple):
     "The clips that all cells are judged on, filmed once."
 
@@ -402,7 +402,7 @@ def make_cell(row: Row, arm: str, seed: int, lrs: dict, settings: PretrainConfig
             "cpu_minutes": [round(trained_cpu / 60, 2), round((time.process_time() - cpu) / 60, 2)],
             "machine": machine(pick_device(settings.device)), "settings": what_counts(settings)}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #755e40f4
+# %% ../../nbs/8_studies/04_cells.ipynb #d643fbbf
 def changes_of(settings: dict) -> dict:  # all of a cell; setting → value
     "The settings in which a run differs from the defaults of its method."
     default = what_counts(PretrainConfig(method=settings["method"]))

@@ -42,6 +42,7 @@ class Rung(NamedTuple):
     new: str          # what is new on it
     stride: int       # every stride-th frame of the video
     frame_size: tuple  # (height, width) of the frames, pixels
+    scale: float = 1.0  # how large the actors are, ÷ those of SceneBias
 
 
 RUNGS = {
@@ -50,6 +51,9 @@ RUNGS = {
     "puppets": Rung("real looks", "the actors are pictures of people, with SceneBias' motions", 1, (30, 30)),
     "actors": Rung("real actors", "the actors are filmed people, before synthetic scenes", 3, (30, 40)),
     "both": Rung("both real", "filmed people before stills of real places", 3, (30, 40)),
+    # beside the ladder: is it the size of people, or their looks?
+    "scenes-small": Rung("real scenes, small", "painted actors that cover as little as people do", 1, (30, 30), 0.65),
+    "puppets-large": Rung("real looks, large", "people who cover as much as painted actors do", 1, (30, 30), 1.55),
 }
 JUDGED = ("probe", "test", "swapped", "unbiased")  # the lists of a rung on which scenes can be exchanged
 
@@ -69,18 +73,18 @@ def build(
     config: LadderConfig,
 ) -> dict:                 # split → source
     "The clips of a rung. Who trains and who is tested share neither actors nor pictures of places."
-    rung, sources = rung_of(name), {}
+    rung, kind, sources = rung_of(name), name.split("-")[0], {}
     size = tuple(side + 2 * MARGIN for side in rung.frame_size)
     for number, split in enumerate(("train.txt", "val.txt")):
-        stills = (paint_stills(1200, number, size) if name == "actors"
+        stills = (paint_stills(1200, number, size) if kind == "actors"
                   else film_stills(Path(config.footage, config.scenes), split, size))
-        frame_size = (120, 160) if name == "puppets" else rung.frame_size
-        cast = None if name == "scenes" else film_cast(Path(config.footage, config.actors), split, frame_size)
-        puppets = cut_puppets(cast) if cast and name == "puppets" else None
+        frame_size = (120, 160) if kind == "puppets" else rung.frame_size
+        cast = None if kind == "scenes" else film_cast(Path(config.footage, config.actors), split, frame_size)
+        puppets = cut_puppets(cast) if cast and kind == "puppets" else None
         for part in ("test", "swapped") if number else ("pretrain", "probe", "unbiased"):
             more: Any = dict(rho=config.rho, size=config.videos or None)
             sources[part] = (Staged(part, cast, stills, **more) if cast and puppets is None
-                             else BeforeStills(part, stills, puppets=puppets, **more))
+                             else BeforeStills(part, stills, puppets=puppets, scale=rung.scale, **more))
     return sources
 
 
@@ -294,7 +298,9 @@ def standard(
 ) -> list:       # those that the command makes by itself, without another setting
     "The rows that may stand in one table and one picture."
     usual = {key: getattr(LadderConfig, key) for key in ("steps", "videos", "rho")}
-    return [row for row in rows if not row["change"] and usual == {k: row.get(k, v) for k, v in usual.items()}]
+    beside = RUNGS.keys() - set(LadderConfig.rungs)
+    return [row for row in rows if row["rung"] not in beside and not row["change"]
+            and usual == {k: row.get(k, v) for k, v in usual.items()}]
 
 
 def rung_table(
@@ -352,7 +358,7 @@ def check_footage(config: LadderConfig):
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),
              "puppets": (config.actors, config.scenes), "both": (config.actors, config.scenes)}
     for rung in config.rungs:
-        for name in needs.get(rung, (rung,)):
+        for name in needs[rung.split("-")[0]] if rung in RUNGS else (rung,):
             if not Path(config.footage, name, "train.txt").is_file():
                 raise FileNotFoundError(f"rung {rung} needs {Path(config.footage, name)} with train.txt and val.txt. "
                                         "Put the footage there, or leave the rung out.")
