@@ -165,6 +165,46 @@ def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
     assert_same_run(straight, tmp_path / "run")
 
 
+class OfLengths:
+    "Videos of these lengths that nobody looks at."
+
+    def __init__(self, *lengths):
+        self.lengths, self.labels, self.names = lengths, [0] * len(lengths), [str(i) for i in range(len(lengths))]
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def num_frames(self, index):
+        return self.lengths[index]
+
+    def read(self, index, frames):
+        return torch.zeros(len(frames), 3, 20, 20, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("short", ["loop", "clamp"])
+@pytest.mark.parametrize("frames, stride, offset", [(4, 1, 4), (4, 3, 2), (8, 2, 40)])
+def test_how_much_a_negative_repeats_its_window(frames, stride, offset, short):
+    "Counted frame by frame from the windows that the run itself gets."
+    source = OfLengths(*range(3, 63))
+    dataset = ClipDataset(source, frames, stride, 2, offset, short)
+    found, span = [], (frames - 1) * stride + 1
+    for i, length in enumerate(source.lengths):
+        a, b = dataset[0, i]["starts"].tolist()
+        film = list(range(length)) * (2 + span)  # played in a circle
+        first, second = set(film[a:a + span]), set(film[b:b + span])
+        found.append(sum(frame in second for frame in first) / len(first))
+    assert P.shared_share(dataset) == pytest.approx(np.mean(found))
+
+
+def test_a_negative_that_repeats_its_window_is_told(tmp_path):
+    method, optimizer, _ = ready()
+    def said(length, negative="intra_video"):
+        config = override(CONFIG, negative=negative)
+        dataset = ClipDataset(OfLengths(*[length] * 64), config.frames, windows=2, min_offset=4)
+        return [line for line in P.preflight(method, optimizer, dataset, tmp_path / "new", config) if "again" in line]
+    assert not said(40) and not said(4, "none") and len(said(4)) == 1 and "negative='none'" in said(4)[0]
+
+
 def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 0, 9 * 10**6))
