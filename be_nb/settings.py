@@ -81,7 +81,7 @@ class MethodSettings(Config):
     distractor: str = "intra_frame"  # first half of BE: one of be_nb.distractor.VARIANTS
     gamma: Share = 0.3              # weight of the added frame: λ ~ U(0, gamma), one per clip
     negative: Negative = "intra_video"  # second half: intra_video, other_video or none
-    negative_offset: Amount = 4     # least frames between a window and the intra-video negative
+    negative_offset: Amount = 4     # least frames from a window's start to that of its negative
     bn_groups: Count = 1            # BatchNorm groups; > 1 stands in for shuffle-BN
 
 # %% ../nbs/7_training/02_settings.ipynb #c519bbf3

@@ -128,5 +128,6 @@ def preflight(
                      f"its own video about {config.queue_size / len(dataset):.0f} times. A smaller one lessens that")
     if config.negative == "intra_video" and dataset.windows > 1 and (share := shared_share(dataset)) > 0.5:
         lines.append(f"the negatives show {share:.0%} of their window again: these videos are short for windows of "
-                     f"{dataset.span} frames. Fewer frames, a smaller stride or negative='none' helps")
+                     f"{dataset.span} frames, or negative_offset={config.negative_offset} is small. Fewer frames, a "
+                     "smaller stride, a larger offset or negative='none' helps")
     return lines
