@@ -71,7 +71,7 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/7_training/02_settings.ipynb #f62fb367
+# %% ../nbs/7_training/02_settings.ipynb #82146877
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."

@@ -34,7 +34,7 @@ from ..training.finetune import FinetuneResult
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #212fac6d
+# %% ../../nbs/8_studies/03_ladder.ipynb #49618369
 class Rung(NamedTuple):
     "A step on the way from the synthetic set to real video."
 
@@ -64,7 +64,7 @@ def rung_of(
     "What a rung is. Every folder of real video is the last step: video as it was filmed."
     return RUNGS.get(name) or Rung(name, "real video as it is", 3, (30, 40))
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #48af784c
+# %% ../../nbs/8_studies/03_ladder.ipynb #be65e7b5
 MARGIN = 3  # pixels of picture beyond each edge of the frame, for the camera to move in
 
 
@@ -275,7 +275,7 @@ def chance(lists: Lists) -> float:
     labels = np.asarray(lists.sources[lists.fair[1]].labels)
     return round(float(np.bincount(labels).max() / len(labels)), 4)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #90fd92d9
+# %% ../../nbs/8_studies/03_ladder.ipynb #a85128e3
 def gains(
     rows: list,            # from `run_cell`
     key: str = "probe",    # of `COLUMNS`
@@ -352,7 +352,7 @@ def draw_ladder(
     below.legend(fontsize=7, ncols=2)
     return picture
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #5f3e2d21
+# %% ../../nbs/8_studies/03_ladder.ipynb #b8caf3af
 def check_footage(config: LadderConfig):
     "Raise a `FileNotFoundError` for a folder that a rung needs and that is not there."
     needs = {"scenebias": (), "scenes": (config.scenes,), "actors": (config.actors,),

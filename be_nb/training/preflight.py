@@ -99,7 +99,7 @@ def shared_share(
         shares.append(len(first & second) / len(first))
     return float(np.mean(shares))
 
-# %% ../../nbs/7_training/05_preflight.ipynb #c0adfb23
+# %% ../../nbs/7_training/05_preflight.ipynb #6772b469
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
