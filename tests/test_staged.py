@@ -114,6 +114,8 @@ def test_larger_actors_move_as_far(stills, scale):
     assert torch.allclose(*middles, atol=1e-3)
     small, large = ([float(source.mask(i).float().mean()) for i in range(60)] for source in (usual, other))
     assert np.mean(large) / np.mean(small) == pytest.approx(scale**2, rel=0.15)
+    with pytest.raises(ValueError, match="above 0"):
+        BeforeStills("test", square, scale=-scale)
 
 
 def test_puppets_are_people_who_move_like_discs(cast, stills):

@@ -109,6 +109,8 @@ class BeforeStills(ClipTruth):
         puppets: torch.Tensor | None = None,  # float (n, 4, TILE, TILE), from `cut_puppets`; None: SceneBias' shapes
         scale: float = 1.0,        # how large the actors are, ÷ those of SceneBias
     ):
+        if scale <= 0:
+            raise ValueError(f"scale is how large the actors are, so it lies above 0; got {scale}.")
         super().__init__(split, rho, seed, size)
         self.scale, self.puppets = scale, puppets  # which of them acts is drawn from a stream that does not know ρ
         rng = np.random.default_rng((seed, 60 + SPLITS[split][0]))
