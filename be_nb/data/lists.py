@@ -92,7 +92,7 @@ def read_classes(path):
     "Class names, one per line; none where there is no such file."
     return [line for _, line in _lines(path)] if Path(path).is_file() else []
 
-# %% ../../nbs/5_data/03_lists.ipynb #95a8fc59
+# %% ../../nbs/5_data/03_lists.ipynb #207ed5e0
 def read_list(
     path,  # text file with one `path label` per line
     labels=True,  # must every line have a label? False: a line without one gets −1
@@ -110,7 +110,7 @@ def read_list(
             entries.append((line, -1, where))
     paths, numbers, where = zip(*entries)
     classes = read_classes(Path(path).parent / "classes.txt")
-    if not classes and len(set(numbers)) > 1 and set(numbers) == set(range(1, max(numbers) + 1)):
+    if not classes and min(numbers) == 1 and max(numbers) == len(set(numbers)) > 1:
         warnings.warn(f"{path}: no video has the label 0, where counting begins. If 1 is your first class, subtract 1 "
                       "in all lists; as they stand, there is a class that no video belongs to", stacklevel=2)
     return Split(list(paths), numbers, classes, list(where))

@@ -92,7 +92,7 @@ def shift(
     grid = F.affine_grid(theta, [*pictures.shape[:2], tall - 2 * margin, wide - 2 * margin], align_corners=False)
     return F.grid_sample(pictures, grid, align_corners=False)
 
-# %% ../../nbs/5_data/15_staged.ipynb #265a10b2
+# %% ../../nbs/5_data/15_staged.ipynb #3e753911
 class BeforeStills(ClipTruth):
     """SceneBias with other pictures behind its actors; motions, actors, camera and light are its own.
 
