@@ -99,7 +99,7 @@ def shared_share(
         shares.append(len(first & second) / len(first))
     return float(np.mean(shares))
 
-# %% ../../nbs/7_training/05_preflight.ipynb #6772b469
+# %% ../../nbs/7_training/05_preflight.ipynb #172eac7a
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -129,5 +129,5 @@ def preflight(
     if config.negative == "intra_video" and dataset.windows > 1 and (share := shared_share(dataset)) > 0.5:
         lines.append(f"the negatives show {share:.0%} of their window again: these videos are short for windows of "
                      f"{dataset.span} frames, or negative_offset={config.negative_offset} is small. Fewer frames, a "
-                     "smaller stride, a larger offset or negative='none' helps")
+                     "smaller stride or negative='none' helps; in long videos a larger offset, too")
     return lines
