@@ -94,6 +94,17 @@ def test_arms_differ_by_the_method_alone(rung, config):
     assert made["triplet"].method == "triplet"
 
 
+def test_a_change_picks_another_half_and_adds_none():
+    change = ("distractor=merged_background", "negative=other_video", "gamma=0.5")
+    made = {arm: L.cell_config("scenebias", arm, 0, LadderConfig(footage="x", change=change)) for arm in L.WAYS}
+    assert {settings.gamma for settings in made.values()} == {0.5}
+    for arm, settings in made.items():
+        for half, usual, other in (("distractor", "intra_frame", "merged_background"),
+                                   ("negative", "intra_video", "other_video")):
+            on = L.WAYS[arm].get(half, usual) != "none"
+            assert getattr(settings, half) == (other if on else "none"), (arm, half)
+
+
 @pytest.mark.parametrize("name, fit, asked", [("scenebias", "unbiased", "swapped"),
                                               ("both", "unbiased.txt", "swapped.txt"),
                                               ("mine", "train.txt", "val.txt")])

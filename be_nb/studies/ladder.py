@@ -231,7 +231,9 @@ def cell_config(
     "The run of one cell. Its folder is called by what it depends on, so that no cell is taken for another."
     settings: dict[str, Any] = dict(out=config.out, seed=seed, device=config.device, steps=config.steps,
                                     checkpoint_every=50)
-    settings |= data_settings(name, config) | parse_changes(config.change) | WAYS[arm]
+    changes, way = parse_changes(config.change), WAYS[arm]
+    halves = {key: changes[key] for key in ("distractor", "negative") if key in changes and way.get(key) != "none"}
+    settings |= data_settings(name, config) | changes | way | halves  # a change picks another half, it adds none
     made = PretrainConfig(**settings)
     return name_by_settings(made, f"{name}-{arm}-seed{seed}", videos=config.videos, rho=config.rho, clips=CLIPS)
 
