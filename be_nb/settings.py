@@ -71,13 +71,13 @@ class AugmentationSettings(Config):
     saturation: NonNegative = 0.2  # factor drawn from 1 ± saturation
     hue: Annotated[float, Range(0, 0.5)] = 0.05     # shift up to ± hue turns of the colour circle
 
-# %% ../nbs/7_training/02_settings.ipynb #82146877
+# %% ../nbs/7_training/02_settings.ipynb #3ecc1d92
 @dataclass(frozen=True)
 class MethodSettings(Config):
     "What is learned from the clips, and by which network. Each method adds knobs of its own."
 
     method: str = "moco"            # a name in be_nb.methods.METHODS, or your module:Class
-    backbone: str = "tiny"          # network: a name in be_nb.backbones.list_backbones()
+    backbone: str = "tiny"          # network: a name in list_backbones(), or your module:Class
     distractor: str = "intra_frame"  # first half of BE: one of be_nb.distractor.VARIANTS
     gamma: Share = 0.3              # weight of the added frame: λ ~ U(0, gamma), one per clip
     negative: Negative = "intra_video"  # second half: intra_video, other_video or none

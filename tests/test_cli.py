@@ -289,6 +289,24 @@ TINY = ["--steps", "3", "--data-size", "16", "--batch-size", "8", "--frames", "2
         "--amp", "fp32", "--device", "cpu"]
 
 
+def test_a_backbone_of_ones_own_from_the_command_line(mine):
+    "It is trained, judged and exported by its name, and loaded again where its module is; a mistake is told in a line."
+    folder, run = mine
+    (folder / "nets.py").write_text("from be_nb.backbones.tiny import Tiny\n\nclass Other:\n    pass\n\n"
+                                    "class Wide(Tiny):\n    def __init__(self):\n        super().__init__(width=24)\n")
+    script = str(Path(sys.executable).with_name("be-nb"))
+    done = run(script, "pretrain", "--backbone", "nets:Wide", *TINY)
+    assert done.returncode == 0, done.stderr
+    checkpoint, = (folder / "runs").glob("*nets.Wide*/step-00000003.pt")
+    assert run(script, "export", "--checkpoint", str(checkpoint), "--out", "wide.safetensors").returncode == 0
+    code = "import be_nb; print(be_nb.load('wide.safetensors').feature_dim)"
+    assert run(sys.executable, "-c", code).stdout.strip() == "96"
+    for wrong, told in (("nets:Thin", "nets has nothing named 'Thin'"), ("net:Wide", "no module 'net' here"),
+                        ("nets:Other", "no backbone"), ("os:getcwd", "no backbone"), ("wide", "written module:Class")):
+        done = run(script, "pretrain", "--backbone", wrong, *TINY)
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_method_of_ones_own_from_the_command_line(mine):
     "Its class's settings are flags with their comments; a mistake in its name is told in a line."
     folder, run = mine

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'list_backbones', 'create_backbone']
 
-# %% ../../nbs/1_core/06_backbone.ipynb #63e9afd6
+# %% ../../nbs/1_core/06_backbone.ipynb #b0709f0f
 import difflib
-import importlib
 from typing import Any
+
+from ..config import import_named
 
 # %% ../../nbs/1_core/06_backbone.ipynb #aa3f6c16
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
@@ -29,20 +30,27 @@ BACKBONES = {
     "vit_base": "be_nb.backbones.vit:vit_base",
 }
 
-# %% ../../nbs/1_core/06_backbone.ipynb #fc611ea7
+# %% ../../nbs/1_core/06_backbone.ipynb #4f904aa1
 def list_backbones() -> list:
     "The names that `create_backbone` knows."
     return sorted(BACKBONES)
 
 
 def create_backbone(
-    name: str,  # one of `list_backbones()`
+    name: str,  # one of `list_backbones()`, or "module:Class" for one of your own
     **kwargs,   # passed on to the backbone, such as `in_channels` or `width`
 ) -> Any:        # a network: has `feature_dim`, `features(clips)` and `forward(clips)`
-    "Build a backbone by name, with fresh weights. An unknown name is a ValueError that lists the nearest ones."
-    if name not in BACKBONES:
+    "Build a backbone by name, with fresh weights. A name that leads to none is a ValueError that says what would."
+    if name in BACKBONES:
+        return import_named("backbone", BACKBONES[name])(**kwargs)
+    if ":" not in name:
         near = difflib.get_close_matches(str(name).lower(), BACKBONES, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"No backbone named {name!r}.{hint} Known: {', '.join(list_backbones())}.")
-    module, attribute = BACKBONES[name].split(":")
-    return getattr(importlib.import_module(module), attribute)(**kwargs)
+        raise ValueError(f"No backbone named {name!r}.{hint} Known: {', '.join(list_backbones())}; your own is "
+                         "written module:Class.")
+    own = import_named("backbone", name)
+    network = own(**kwargs) if isinstance(own, type) and hasattr(own, "features") else None  # a file may name anything
+    if not hasattr(network, "feature_dim"):
+        raise ValueError(f"backbone={name!r} is no backbone. That is a class of networks with a number `feature_dim` "
+                         "and a method `features`: clips (b, c, t, h, w) → map (b, feature_dim, t', h', w').")
+    return network

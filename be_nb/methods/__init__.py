@@ -5,11 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'SHARED', 'find_method']
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #86158e6e
-import importlib
-import sys
-
-from ..config import check_choice
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #c9eae3db
+from ..config import check_choice, import_named
 
 # %% ../../nbs/2_methods/00_adding_a_method.ipynb #af884480
 # name -> "module:Class". A module is imported only when its method is asked for, so one line adds a method.
@@ -53,7 +50,7 @@ def _checked(found, name):
         raise ValueError(f"method={name!r}: `uses` is a tuple out of {', '.join(SHARED)}; got {', '.join(strange)}.")
     return found
 
-# %% ../../nbs/2_methods/00_adding_a_method.ipynb #433c3003
+# %% ../../nbs/2_methods/00_adding_a_method.ipynb #04719c5a
 def find_method(
     name: str,  # a key of `METHODS`, or "module:Class" for one of your own
 ) -> type:      # the class
@@ -63,16 +60,4 @@ def find_method(
         return _checked(place, name)
     if ":" not in place:
         check_choice("method", name, METHODS)
-    module, _, attribute = place.partition(":")
-    if "" not in sys.path:  # a console script does not look into the folder where it was called
-        sys.path.append("")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0] and error.name != module:
-            raise  # a module of theirs wants another one
-        raise ValueError(f"method={name!r}: there is no module {module!r} here. Write module:Class, and call from the "
-                         "folder of that module or install it.") from error
-    except AttributeError as error:
-        raise ValueError(f"method={name!r}: {module} has nothing named {attribute!r}.") from error
-    return _checked(found, name)
+    return _checked(import_named("method", place), name)

@@ -221,7 +221,7 @@ def supervise(
     sizes = tuple(len(lists.sources[name]) for name in lists.fair)
     return learn_labels(settings, fit, asked, sizes).tests[asked].top1
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #40f88d8d
+# %% ../../nbs/8_studies/03_ladder.ipynb #d72ffd0e
 def cell_config(
     name: str,   # of the rung
     arm: str,    # a key of `WAYS`

@@ -280,7 +280,7 @@ def write_result(
     text = json.dumps(report, indent=1)
     write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
 
-# %% ../../nbs/7_training/09_finetune.ipynb #48a1ee4b
+# %% ../../nbs/7_training/09_finetune.ipynb #1db8beca
 def resolve_config(
     config: FinetuneConfig,  # as the user gave it
     backbone: str,           # name of the network
@@ -288,7 +288,8 @@ def resolve_config(
 ) -> FinetuneConfig:
     "The config with everything named that followed from something else: network, name of the run, number of steps."
     start = "pretrained" if config.checkpoint else "random"
-    name = config.name or f"finetune-{backbone}-{start}{'-frozen' if config.freeze else ''}-seed{config.seed}"
+    network = backbone.replace(":", ".")  # some disks take no colon
+    name = config.name or f"finetune-{network}-{start}{'-frozen' if config.freeze else ''}-seed{config.seed}"
     steps = math.ceil(config.epochs * len(clips) / config.batch_size) if config.epochs else config.steps
     return override(config, backbone=backbone, name=name, steps=steps)
 

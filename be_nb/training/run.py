@@ -146,7 +146,7 @@ class Rows:
     def close(self):
         "Nothing is open."
 
-# %% ../../nbs/7_training/06_run.ipynb #501c083b
+# %% ../../nbs/7_training/06_run.ipynb #d7bf5e74
 def run_folder(
     config: PretrainConfig,  # the run
 ) -> Path:
@@ -154,8 +154,8 @@ def run_folder(
 
     An empty name is made from method, distractor, negative, backbone and seed.
     """
-    parts = (config.method.replace(":", "."), config.distractor, config.negative, config.backbone, f"seed{config.seed}")
-    name = config.name or "-".join(parts)
+    parts = (config.method, config.distractor, config.negative, config.backbone, f"seed{config.seed}")
+    name = config.name or "-".join(parts).replace(":", ".")  # no colon: some disks take none
     if name in (".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         raise ValueError(f"A run name is one folder name, without slashes; got {name!r}. Use `out` for the place.")
     return Path(config.out) / name
