@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALVES', 'Turned', 'find_sweep', 'sweep_table', 'draw_sweep']
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #84aecdcd
+# %% ../../nbs/8_studies/08_sweeps.ipynb #b2bac68e
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..settings import LadderConfig, NEUTRAL
 from .ladder import COLUMNS
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #d8a18a6f
+# %% ../../nbs/8_studies/08_sweeps.ipynb #c91faae3
 HALVES = {*NEUTRAL, "negatives"}  # settings that MoCo without Background Erasing has no use for
 
 
@@ -51,7 +51,7 @@ def find_sweep(
             arms["moco"] = found[()].get("moco", {})
     return [Turned(change, found[change].get("moco", {}), found[change].get("be", {})) for change in sorted(found)]
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #96005699
+# %% ../../nbs/8_studies/08_sweeps.ipynb #393753dd
 def sweep_table(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
@@ -75,7 +75,7 @@ def sweep_table(
                      f"{numbers(gain, seeds, '{:+.1f}')} | {numbers(moved, list(moved), '{:+.1f}')} |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #7595d8a4
+# %% ../../nbs/8_studies/08_sweeps.ipynb #0610b48a
 def draw_sweep(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
