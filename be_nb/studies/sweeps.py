@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALVES', 'Turned', 'find_sweep', 'sweep_table', 'draw_sweep']
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #b2bac68e
+# %% ../../nbs/8_studies/08_sweeps.ipynb #cefefd5c
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..settings import LadderConfig, NEUTRAL
 from .ladder import COLUMNS
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #c91faae3
+# %% ../../nbs/8_studies/08_sweeps.ipynb #9bc32154
 HALVES = {*NEUTRAL, "negatives"}  # settings that MoCo without Background Erasing has no use for
 
 
@@ -51,7 +51,7 @@ def find_sweep(
             arms["moco"] = found[()].get("moco", {})
     return [Turned(change, found[change].get("moco", {}), found[change].get("be", {})) for change in sorted(found)]
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #393753dd
+# %% ../../nbs/8_studies/08_sweeps.ipynb #ad4647b8
 def sweep_table(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
@@ -59,7 +59,8 @@ def sweep_table(
     key: str = "probe",  # of `be_nb.studies.ladder.COLUMNS`
 ) -> str:
     "One line for each change, values by seed, in percent and points; ready for Markdown."
-    lines = [f"| change | seeds | MoCo, {COLUMNS[key]} | MoCo + BE, {COLUMNS[key]} | lead of BE | the lead changes by |",
+    title = COLUMNS[key]
+    lines = [f"| change | seeds | MoCo, {title} | MoCo + BE, {title} | lead of BE | the lead changes by |",
              "|---|---|---|---|---|---|"]
     usual, *_ = found = find_sweep(rows, rung, steps, key)
 
@@ -75,7 +76,7 @@ def sweep_table(
                      f"{numbers(gain, seeds, '{:+.1f}')} | {numbers(moved, list(moved), '{:+.1f}')} |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #0610b48a
+# %% ../../nbs/8_studies/08_sweeps.ipynb #726dd537
 def draw_sweep(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
@@ -98,7 +99,6 @@ def draw_sweep(
         values = [getattr(found[0], arm)[seed] for seed in seeds]
         axes.axvline(float(np.mean(values)), color=colour, linestyle="--", linewidth=0.8, label=f"{title} as it is")
     axes.set_yticks(range(len(found)), [", ".join(turned.change) or "as it is" for turned in found], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{COLUMNS[key]}, %")
-    axes.legend(fontsize=7)
+    axes.set(ylim=(len(found) - 0.5, -0.5), xlabel=f"{COLUMNS[key]}, %")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
