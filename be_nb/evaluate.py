@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate', 'retrieve', 'extract_features', 'linear_probe', 'knn', 'retrieval']
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #db624142
+# %% ../nbs/6_judging/03_evaluate.ipynb #4de2e066
 import json
 import warnings
 from functools import partial
@@ -88,7 +88,7 @@ class Twins(torch.nn.Module):
         return torch.cat([network(clips) for network in self.networks], 1)
 
 
-# %% ../nbs/6_judging/03_evaluate.ipynb #22ff6b26
+# %% ../nbs/6_judging/03_evaluate.ipynb #4be680f9
 def interval(
     share: float,  # of the tested videos that are right
     videos: int,   # how many were tested

@@ -30,7 +30,7 @@ def _shown(clip):
     """A normalised clip (c, t, h, w) → what `strip` draws, (t, c, h, w) in [0, 1]."""
     return denormalize(clip).transpose(0, 1)
 
-# %% ../../nbs/8_studies/07_labs.ipynb #459ec9a9
+# %% ../../nbs/8_studies/07_labs.ipynb #54848ab8
 def distractor_lab(
     clips: torch.Tensor,  # uint8 (b, t, 3, h, w), b ≥ 2: some variants borrow from the next clip
     side: int = 30,       # pixels that the network sees
