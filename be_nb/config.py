@@ -63,8 +63,8 @@ def import_named(
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0] and error.name != module:
             raise  # a module of theirs wants another one
-        raise ValueError(f"{kind}={place!r}: there is no module {module!r} here. Write module:Class, and call from the "
-                         "folder of that module or install it.") from error
+        raise ValueError(f"{kind}={place!r}: there is no module {module!r} here. Write module:Class, without .py, and "
+                         "call from the folder of that module or install it.") from error
     except (AttributeError, ValueError) as error:  # ValueError: no module before the colon
         raise ValueError(f"{kind}={place!r}: {module or 'nothing'} has nothing named {attribute!r}.") from error
 
