@@ -49,7 +49,7 @@ def check_choice(
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(map(str, known))}."
     raise ValueError(f"Unknown {kind} {name!r}. {hint}")
 
-# %% ../nbs/7_training/01_config.ipynb #f03fc95b
+# %% ../nbs/7_training/01_config.ipynb #cceb87cb
 def import_named(
     kind: str,   # what is being chosen, for the message ("method", "backbone", …)
     place: str,  # "module:Class"
