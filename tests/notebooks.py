@@ -215,17 +215,30 @@ def promise(path):
     return title, re.split(r"(?<=[.:!?]) (?=[A-Z])", text)[0]
 
 
+def reading_minutes(path):
+    "How long a lesson takes to read: 200 words or 15 lines of open code a minute, without answers and further reading."
+    minutes = 0.0
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"<details>.*?</details>|^## Further reading.*", "", cell.source, flags=re.S | re.M)
+            minutes += len(text.split()) / 200
+        elif cell.cell_type == "code" and not boilerplate(cell.source):
+            minutes += len(cell.source.splitlines()) / 15
+    return minutes
+
+
 def course():
     "The list of lessons as Markdown: the core as a table, of each other wing a line, folded."
     parts, folded = [], ["<details><summary>The other eight wings, lesson by lesson</summary>", ""]
     for folder, (wing, about) in WINGS.items():
-        lessons = [(f"[{promise(path)[0]}]({folder}/{path.name})", promise(path)[1])
-                   for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))]
+        paths = sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))
+        lessons = [(f"[{promise(path)[0]}]({folder}/{path.name})", promise(path)[1], path) for path in paths]
         if folder == "1_core":
-            parts += ["| lesson | what you build |", "|---|---|",
-                      *(f"| {k} {link} | {text} |" for k, (link, text) in enumerate(lessons, 1)), ""]
+            parts += ["| lesson | what you build | minutes |", "|---|---|---:|",
+                      *(f"| {k} {link} | {text} | {reading_minutes(path):.0f} |"
+                        for k, (link, text, path) in enumerate(lessons, 1)), ""]
         else:
-            folded.append(f"- **{wing}**, {about}: " + " · ".join(link for link, _ in lessons))
+            folded.append(f"- **{wing}**, {about}: " + " · ".join(link for link, *_ in lessons))
     return "\n".join(["<!-- lessons -->", *parts, *folded, "", "</details>", "<!-- end of lessons -->"])
 
 
