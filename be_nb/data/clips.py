@@ -48,6 +48,7 @@ def window_frames(
     return (window + np.arange(frames) // period % (num_frames // period)) % num_frames
 
 # %% ../../nbs/1_core/02_clips.ipynb #32df7e8a
+#| code-fold: true
 def uniform_starts(
     num_frames,  # length of the video, in frames
     frames,  # frames in a window
@@ -70,6 +71,7 @@ def uniform_starts(
     return np.arange(clips, dtype=np.int64) * last // (clips - 1)
 
 # %% ../../nbs/1_core/02_clips.ipynb #30cf6664
+#| code-fold: true
 def draw_starts(
     rng,  # numpy Generator
     positions,  # the starts allowed are 0 … positions − 1
@@ -100,7 +102,7 @@ def draw_starts(
     return (starts + rng.integers(positions)) % positions
 
 # %% ../../nbs/1_core/02_clips.ipynb #df8e06fe
-_CLIPS, _ORDER = 1, 2
+_CLIPS, _ORDER = 1, 2  # two streams of one seed
 
 
 def clip_generator(seed, epoch, index):
@@ -223,6 +225,7 @@ class EpochSampler:
             yield batch
 
 # %% ../../nbs/1_core/02_clips.ipynb #71e915b0
+#| code-fold: true
 def collate(
     items,  # items of a `ClipDataset`
 ):
