@@ -45,6 +45,7 @@ def mix_static_frame(
     return torch.lerp(clips, frames.to(clips.dtype).unsqueeze(2), _per_clip(lam, clips))
 
 # %% ../nbs/1_core/05_distractor.ipynb #9066d044
+#| code-fold: true
 class Draw(NamedTuple):
     """What was drawn for a batch: tensors `(b,)` on the CPU, and a seed. Make one by hand to choose λ yourself."""
     lam: torch.Tensor     # float32, share of the distractor
@@ -60,6 +61,7 @@ def _check_draw(clips, draw):
                          f"the clips are {tuple(clips.shape)}")
 
 # %% ../nbs/1_core/05_distractor.ipynb #db29c495
+#| code-fold: true
 def draw_distractors(
     batch: int,               # number of clips, b
     frames: int,              # of a clip, t
@@ -85,6 +87,7 @@ def intra_frame(clips, draw):
     return mix_static_frame(clips, frames, draw.lam)
 
 # %% ../nbs/1_core/05_distractor.ipynb #84c62b46
+#| code-fold: true
 def _partners(clips, draw, variant):
     if len(clips) == 1:
         raise ValueError(f"{variant} takes its distractor from another clip of the batch, and this is a batch of one; "
@@ -99,6 +102,7 @@ def inter_frame(clips, draw):
     return mix_static_frame(clips, frames, draw.lam)
 
 # %% ../nbs/1_core/05_distractor.ipynb #3f15b0e8
+#| code-fold: true
 def gaussian_noise(clips, draw):
     """The still frame is white noise, N(0, 1) in each pixel; a seed gives the same noise on the same kind of device."""
     generator = torch.Generator(clips.device).manual_seed(draw.seed)
@@ -106,12 +110,14 @@ def gaussian_noise(clips, draw):
     return mix_static_frame(clips, torch.randn(shape, generator=generator, device=clips.device), draw.lam)
 
 # %% ../nbs/1_core/05_distractor.ipynb #d238aeef
+#| code-fold: true
 def video_mixup(clips, draw):
     """Blend with another clip of the batch, which moves: `(1 − lam)·clip + lam·other`."""
     mixed = clips[_partners(clips, draw, "video_mixup")]
     return mixed.lerp_(clips, 1 - _per_clip(draw.lam, clips))
 
 # %% ../nbs/1_core/05_distractor.ipynb #0f0267a1
+#| code-fold: true
 def cutmix_box(
     draw: Draw,
     height: int,     # of the frames, pixels
@@ -128,6 +134,7 @@ def cutmix_box(
     return (rows[:, :, None] & columns[:, None, :])[:, None, None]
 
 # %% ../nbs/1_core/05_distractor.ipynb #ee38b39a
+#| code-fold: true
 def video_cutmix(clips, draw):
     """Paste a box of another clip of the batch, `lam` of the area, the same place in all frames."""
     other = clips[_partners(clips, draw, "video_cutmix")]
@@ -135,6 +142,7 @@ def video_cutmix(clips, draw):
     return torch.where(box, other, clips, out=other)
 
 # %% ../nbs/1_core/05_distractor.ipynb #3038e202
+#| code-fold: true
 VARIANTS = {"none": lambda clips, draw: clips, "gaussian_noise": gaussian_noise, "video_mixup": video_mixup,
             "video_cutmix": video_cutmix, "inter_frame": inter_frame, "intra_frame": intra_frame}
 
@@ -185,6 +193,7 @@ class Distractor(nn.Module):
         return self.mix(clips, self.sample(clips, generator))
 
 # %% ../nbs/1_core/05_distractor.ipynb #9717313b
+#| code-fold: true
 def _elsewhere(name):
     def variant(clips, draw):
         return getattr(importlib.import_module("be_nb.methods.distractors"), name)(clips, draw)
