@@ -66,6 +66,7 @@ def _check_clips(clips):
         raise ValueError(f"clips are empty: {tuple(clips.shape)}")
 
 # %% ../nbs/1_core/04_views.ipynb #533f4b64
+#| code-fold: true
 def _pack(clips, parameters):
     """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made."""
     _check_clips(clips)
@@ -78,6 +79,7 @@ def _pack(clips, parameters):
     return packed.to(clips.device, non_blocking=True), made
 
 # %% ../nbs/1_core/04_views.ipynb #d3fbbce0
+#| code-fold: true
 def _paint(clips, packed, made, size):
     """The part that touches pixels. It looks at no value of a tensor, so it never waits and can be compiled."""
     matrix, colour = packed.split([6, 4], dim=1)
@@ -103,6 +105,7 @@ def augment_clips(
     return _paint(clips, *_pack(clips, parameters), size)
 
 # %% ../nbs/1_core/04_views.ipynb #2e27021b
+#| code-fold: true
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -115,6 +118,7 @@ def _statistics(mean, std):
     return mean.view(3, 1, 1, 1), std.view(3, 1, 1, 1)
 
 # %% ../nbs/1_core/04_views.ipynb #7aefd318
+#| code-fold: true
 def denormalize(
     clips: torch.Tensor,          # float (b, 3, t, h, w) or (3, t, h, w), as the network sees them
     mean: tuple = IMAGENET_MEAN,  # what was subtracted: of R, G, B in [0, 1]
@@ -125,6 +129,7 @@ def denormalize(
     return (clips * scale + shift).clamp_(0, 1)
 
 # %% ../nbs/1_core/04_views.ipynb #1c8d27b7
+#| code-fold: true
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 
