@@ -65,7 +65,8 @@ def _check_clips(clips):
     if clips.numel() == 0:
         raise ValueError(f"clips are empty: {tuple(clips.shape)}")
 
-# %% ../nbs/1_core/04_views.ipynb #533f4b64
+# %% ../nbs/1_core/04_views.ipynb #4c8971d7
+#| code-fold: true
 def _pack(clips, parameters):
     """What `_paint` needs: one tensor (b, 10) on the clips' device, and which of three colour changes are made."""
     _check_clips(clips)
@@ -77,7 +78,8 @@ def _pack(clips, parameters):
     made = bool((parameters.contrast != 1).any()), bool((parameters.saturation != 1).any()), bool(parameters.hue.any())
     return packed.to(clips.device, non_blocking=True), made
 
-# %% ../nbs/1_core/04_views.ipynb #d3fbbce0
+# %% ../nbs/1_core/04_views.ipynb #98eecd26
+#| code-fold: true
 def _paint(clips, packed, made, size):
     """The part that touches pixels. It looks at no value of a tensor, so it never waits and can be compiled."""
     matrix, colour = packed.split([6, 4], dim=1)
@@ -102,7 +104,8 @@ def augment_clips(
     """Turn, crop, mirror and recolour each clip by its own parameters, all its frames alike."""
     return _paint(clips, *_pack(clips, parameters), size)
 
-# %% ../nbs/1_core/04_views.ipynb #2e27021b
+# %% ../nbs/1_core/04_views.ipynb #85f2558d
+#| code-fold: true
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -114,7 +117,8 @@ def _statistics(mean, std):
         raise ValueError(f"mean and std must be three numbers each, std > 0, got {mean.tolist()} and {std.tolist()}")
     return mean.view(3, 1, 1, 1), std.view(3, 1, 1, 1)
 
-# %% ../nbs/1_core/04_views.ipynb #7aefd318
+# %% ../nbs/1_core/04_views.ipynb #4215d869
+#| code-fold: true
 def denormalize(
     clips: torch.Tensor,          # float (b, 3, t, h, w) or (3, t, h, w), as the network sees them
     mean: tuple = IMAGENET_MEAN,  # what was subtracted: of R, G, B in [0, 1]
@@ -124,7 +128,8 @@ def denormalize(
     shift, scale = (s.to(clips.device, clips.dtype) for s in _statistics(mean, std))
     return (clips * scale + shift).clamp_(0, 1)
 
-# %% ../nbs/1_core/04_views.ipynb #1c8d27b7
+# %% ../nbs/1_core/04_views.ipynb #7874883a
+#| code-fold: true
 class _View(nn.Module):
     """What training and test views share: the size and the normalisation."""
 

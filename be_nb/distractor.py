@@ -44,7 +44,8 @@ def mix_static_frame(
         raise ValueError(f"lam must be ({b},), one number per clip, got {tuple(lam.shape)}")
     return torch.lerp(clips, frames.to(clips.dtype).unsqueeze(2), _per_clip(lam, clips))
 
-# %% ../nbs/1_core/05_distractor.ipynb #9066d044
+# %% ../nbs/1_core/05_distractor.ipynb #9c41075b
+#| code-fold: true
 class Draw(NamedTuple):
     """What was drawn for a batch: tensors `(b,)` on the CPU, and a seed. Make one by hand to choose λ yourself."""
     lam: torch.Tensor     # float32, share of the distractor
@@ -59,7 +60,8 @@ def _check_draw(clips, draw):
         raise ValueError(f"the draw is for {len(draw.lam)} clips and frame {int(draw.frame.max())}, "
                          f"the clips are {tuple(clips.shape)}")
 
-# %% ../nbs/1_core/05_distractor.ipynb #db29c495
+# %% ../nbs/1_core/05_distractor.ipynb #d20d2334
+#| code-fold: true
 def draw_distractors(
     batch: int,               # number of clips, b
     frames: int,              # of a clip, t
@@ -84,7 +86,8 @@ def intra_frame(clips, draw):
     frames = clips[own, :, draw.frame.to(clips.device, non_blocking=True)]
     return mix_static_frame(clips, frames, draw.lam)
 
-# %% ../nbs/1_core/05_distractor.ipynb #84c62b46
+# %% ../nbs/1_core/05_distractor.ipynb #27d99265
+#| code-fold: true
 def _partners(clips, draw, variant):
     if len(clips) == 1:
         raise ValueError(f"{variant} takes its distractor from another clip of the batch, and this is a batch of one; "
@@ -98,20 +101,23 @@ def inter_frame(clips, draw):
     frames = clips[other, :, draw.frame.to(clips.device, non_blocking=True)]
     return mix_static_frame(clips, frames, draw.lam)
 
-# %% ../nbs/1_core/05_distractor.ipynb #3f15b0e8
+# %% ../nbs/1_core/05_distractor.ipynb #75e09cd2
+#| code-fold: true
 def gaussian_noise(clips, draw):
     """The still frame is white noise, N(0, 1) in each pixel; a seed gives the same noise on the same kind of device."""
     generator = torch.Generator(clips.device).manual_seed(draw.seed)
     shape = clips.shape[:2] + clips.shape[3:]
     return mix_static_frame(clips, torch.randn(shape, generator=generator, device=clips.device), draw.lam)
 
-# %% ../nbs/1_core/05_distractor.ipynb #d238aeef
+# %% ../nbs/1_core/05_distractor.ipynb #625db777
+#| code-fold: true
 def video_mixup(clips, draw):
     """Blend with another clip of the batch, which moves: `(1 − lam)·clip + lam·other`."""
     mixed = clips[_partners(clips, draw, "video_mixup")]
     return mixed.lerp_(clips, 1 - _per_clip(draw.lam, clips))
 
-# %% ../nbs/1_core/05_distractor.ipynb #0f0267a1
+# %% ../nbs/1_core/05_distractor.ipynb #cf8d9ded
+#| code-fold: true
 def cutmix_box(
     draw: Draw,
     height: int,     # of the frames, pixels
@@ -127,14 +133,16 @@ def cutmix_box(
     rows, columns = inside
     return (rows[:, :, None] & columns[:, None, :])[:, None, None]
 
-# %% ../nbs/1_core/05_distractor.ipynb #ee38b39a
+# %% ../nbs/1_core/05_distractor.ipynb #b6acd67d
+#| code-fold: true
 def video_cutmix(clips, draw):
     """Paste a box of another clip of the batch, `lam` of the area, the same place in all frames."""
     other = clips[_partners(clips, draw, "video_cutmix")]
     box = cutmix_box(draw, *clips.shape[-2:]).to(clips.device, non_blocking=True)
     return torch.where(box, other, clips, out=other)
 
-# %% ../nbs/1_core/05_distractor.ipynb #3038e202
+# %% ../nbs/1_core/05_distractor.ipynb #9d873526
+#| code-fold: true
 VARIANTS = {"none": lambda clips, draw: clips, "gaussian_noise": gaussian_noise, "video_mixup": video_mixup,
             "video_cutmix": video_cutmix, "inter_frame": inter_frame, "intra_frame": intra_frame}
 
@@ -184,7 +192,8 @@ class Distractor(nn.Module):
         """float `(b, c, t, h, w)` → the same, distracted; `generator` is on the CPU."""
         return self.mix(clips, self.sample(clips, generator))
 
-# %% ../nbs/1_core/05_distractor.ipynb #9717313b
+# %% ../nbs/1_core/05_distractor.ipynb #bf172970
+#| code-fold: true
 def _elsewhere(name):
     def variant(clips, draw):
         return getattr(importlib.import_module("be_nb.methods.distractors"), name)(clips, draw)

@@ -88,7 +88,8 @@ def adjust_saturation(
     grey = _grey(clips)
     return torch.mul(clips, factor, out=out).add_(grey.mul_(1 - factor)).clamp_(0, 1)
 
-# %% ../nbs/1_core/03_pixels.ipynb #093a6650
+# %% ../nbs/1_core/03_pixels.ipynb #85a4c5fc
+#| code-fold: true
 def adjust_hue(
     clips: torch.Tensor,               # float (b, 3, t, h, w) in [0, 1]
     shift: torch.Tensor,               # (b,) from −0.5 to 0.5, in turns; 0 changes nothing

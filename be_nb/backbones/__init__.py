@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config import import_named
 
-# %% ../../nbs/1_core/06_backbone.ipynb #aa3f6c16
+# %% ../../nbs/1_core/06_backbone.ipynb #ac595c49
+#| code-fold: true
 # name -> "module:callable". A module is imported only when its backbone is asked for, so one line adds a backbone.
 BACKBONES = {
     "tiny": "be_nb.backbones.tiny:Tiny",

@@ -47,7 +47,8 @@ def window_frames(
     period = num_frames // np.gcd(stride, num_frames)  # steps until the same frames come again: then one frame later
     return (window + np.arange(frames) // period % (num_frames // period)) % num_frames
 
-# %% ../../nbs/1_core/02_clips.ipynb #32df7e8a
+# %% ../../nbs/1_core/02_clips.ipynb #e6a3101a
+#| code-fold: true
 def uniform_starts(
     num_frames,  # length of the video, in frames
     frames,  # frames in a window
@@ -69,7 +70,8 @@ def uniform_starts(
         return np.array([last // 2], dtype=np.int64)
     return np.arange(clips, dtype=np.int64) * last // (clips - 1)
 
-# %% ../../nbs/1_core/02_clips.ipynb #30cf6664
+# %% ../../nbs/1_core/02_clips.ipynb #7038d2ce
+#| code-fold: true
 def draw_starts(
     rng,  # numpy Generator
     positions,  # the starts allowed are 0 … positions − 1
@@ -99,8 +101,8 @@ def draw_starts(
     starts = np.concatenate([[0], rng.permutation(starts + apart)])
     return (starts + rng.integers(positions)) % positions
 
-# %% ../../nbs/1_core/02_clips.ipynb #df8e06fe
-_CLIPS, _ORDER = 1, 2
+# %% ../../nbs/1_core/02_clips.ipynb #15568e0e
+_CLIPS, _ORDER = 1, 2  # two streams of one seed
 
 
 def clip_generator(seed, epoch, index):
@@ -222,7 +224,8 @@ class EpochSampler:
             position += self.batch_size
             yield batch
 
-# %% ../../nbs/1_core/02_clips.ipynb #71e915b0
+# %% ../../nbs/1_core/02_clips.ipynb #8eadedc5
+#| code-fold: true
 def collate(
     items,  # items of a `ClipDataset`
 ):
