@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/1_core/07_losses.ipynb #11a00dda
+#| code-fold: true
 def in_full_precision(
     *tensors: torch.Tensor,  # any dtypes, one device
 ) -> list:                   # the same in float32, or in float64 if the first one is
