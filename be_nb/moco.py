@@ -64,6 +64,7 @@ def momentum_update(
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
 # %% ../nbs/1_core/09_moco.ipynb #c1a7a909
+#| code-fold: true
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -155,6 +156,7 @@ def contrast(
     return loss, metrics
 
 # %% ../nbs/1_core/09_moco.ipynb #187579ab
+#| code-fold: true
 class MoCoCard(MethodCard):
     "What MoCo says of itself."
 
