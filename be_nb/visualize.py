@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['to_png', 'Picture', 'strip', 'curves', 'Animation', 'animate', 'neighbours', 'embedding', 'Explorer', 'explore']
 
-# %% ../nbs/9_reference/01_visualize.ipynb #3b1a2391
+# %% ../nbs/9_reference/01_visualize.ipynb #caecbdac
 import base64
 import functools
 import html
+import inspect
 import io
 import math
 import sys
@@ -244,7 +245,7 @@ def embedding(
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
-# %% ../nbs/9_reference/01_visualize.ipynb #886c5290
+# %% ../nbs/9_reference/01_visualize.ipynb #0e9de139
 def _png(drawn):
     """What `draw` returned, a Figure or a uint8 array `(h, w, 3)` → PNG bytes."""
     if isinstance(drawn, Picture):
@@ -261,17 +262,19 @@ def _png(drawn):
     return to_png(Image.fromarray(drawn))
 
 
-def _control(name, abbreviation):
-    """A widget, or what ipywidgets can make one from."""
+def _control(name, abbreviation, start):
+    """A widget, or what ipywidgets can make one from. It stands at `start` if that is not `inspect.Parameter.empty`."""
     from ipywidgets import interactive  # not above: it brings IPython along, which a training run does not need
-    control: Any = interactive.widget_from_abbrev(abbreviation)
+    control: Any = interactive.widget_from_abbrev(abbreviation, start)
     if control is None:
         raise ValueError(f"cannot make a control from {name}={abbreviation!r}: give (low, high[, step]) for a slider, "
                          "a list for a dropdown, a bool for a checkbox, or a widget")
     control.description = control.description or name
+    if "description_width" in getattr(control.style, "keys", ()):
+        control.style.description_width = "initial"  # a long name is shown whole
     return control
 
-# %% ../nbs/9_reference/01_visualize.ipynb #523ab2e9
+# %% ../nbs/9_reference/01_visualize.ipynb #2a6680a7
 class Explorer:
     """Controls beside a picture that follows them: live in JupyterLab, a still of the first state elsewhere.
 
@@ -282,8 +285,11 @@ class Explorer:
     def __init__(self, draw, controls):
         from ipywidgets import HTML, HBox, Image, VBox
         self.draw, self.error = draw, ""
-        self.controls = {name: _control(name, abbreviation) for name, abbreviation in controls.items()}
-        self._image = Image(value=_png(draw(**self.values)), format="png")
+        starts = {name: argument.default for name, argument in inspect.signature(draw).parameters.items()}
+        self.controls = {name: _control(name, abbreviation, starts.get(name, inspect.Parameter.empty))
+                         for name, abbreviation in controls.items()}
+        natural = {"align_self": "flex-start", "max_width": "100%"}  # not stretched to the width of the notebook
+        self._image = Image(value=_png(draw(**self.values)), format="png", layout=natural)
         self._message = HTML()
         knobs = HBox([*self.controls.values()], layout={"flex_flow": "row wrap"})
         self.widget = VBox([knobs, self._message, self._image])
@@ -312,10 +318,10 @@ class Explorer:
         text = f"Explorer({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
         return {**live, "image/png": base64.b64encode(self.png).decode(), "text/plain": text}
 
-# %% ../nbs/9_reference/01_visualize.ipynb #d66a0009
+# %% ../nbs/9_reference/01_visualize.ipynb #31d3a264
 def explore(
     draw,        # draw(**values) returns a Figure or a uint8 array (h, w, 3)
     **controls,  # by argument: (low, high[, step]) for a slider, a list for a dropdown, a bool, or any ipywidget
 ) -> Explorer:
-    """Show `draw` with controls. Every move draws anew, so `draw` should take less than 200 ms."""
+    """Show `draw` with controls that start at its defaults. Every move draws anew: it should take less than 200 ms."""
     return Explorer(draw, controls)

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from be_nb import evaluate
@@ -180,11 +181,11 @@ def test_bias_finetuning_and_online_knn_ask_too(made, run, tmp_path):
 
 # what a score is worth
 
-def test_the_interval_is_the_bootstraps():
+def test_the_interval_of_many_videos_is_nearly_the_bootstraps():
     hits = np.random.default_rng(3).random(200) < 0.7
     drawn = Bootstrap(200, resamples=10_000)(hits)
     assert interval(hits.mean(), 200) == pytest.approx(drawn[1:], abs=0.011)  # a video is 0.005
-    assert interval(0.0, 50) == [0, 0] and interval(1.0, 50) == [1, 1]
+    assert interval(0.0, 50)[0] == 0 < interval(0.0, 50)[1] and interval(1.0, 50)[0] < 1 == interval(1.0, 50)[1]
     low, high = interval(0.5, 100)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
 
@@ -193,6 +194,13 @@ def test_the_interval_is_the_bootstraps():
 def small_set(monkeypatch):
     real = sources.SceneBias
     monkeypatch.setattr(sources, "SceneBias", lambda split, *a, **k: real(split, *a[:2], **k | {"size": 24}))
+
+
+@pytest.mark.parametrize("hits, videos", [(0, 3), (3, 3), (1, 7), (40, 100), (700, 1000)])
+def test_an_interval_is_wilsons(hits, videos):
+    theirs = scipy.stats.binomtest(hits, videos).proportion_ci(method="wilson")
+    low, high = interval(hits / videos, videos)
+    assert (low, high) == pytest.approx(theirs, abs=2e-4) and low <= hits / videos <= high and low < high
 
 
 def test_a_score_has_an_interval_and_a_neighbour(run, small_set, tmp_path, capsys):

@@ -113,8 +113,15 @@ def test_curves_of_one_run():
             curves(empty)
 
 
-def flat(red=0, green=0):
+def flat(red, green=0):
     return np.full((8, 8, 3), (red, green, 0), dtype=np.uint8)
+
+
+def test_an_explorer_starts_at_the_defaults():
+    controls = dict(red=(0, 255), green=[0, 100, 200], blue=(0.0, 1.0))
+    start = explore(lambda red, green=100, blue=0.25: flat(red, green), **controls)
+    assert start.values == {"red": 127, "green": 100, "blue": 0.25}
+    assert explore(lambda n=99: flat(n, 0), n=(0, 5)).values == {"n": 5}  # a default outside: the nearest place
 
 
 def test_explorer():

@@ -30,7 +30,7 @@ def _shown(clip):
     """A normalised clip (c, t, h, w) → what `strip` draws, (t, c, h, w) in [0, 1]."""
     return denormalize(clip).transpose(0, 1)
 
-# %% ../../nbs/8_studies/07_labs.ipynb #459ec9a9
+# %% ../../nbs/8_studies/07_labs.ipynb #54848ab8
 def distractor_lab(
     clips: torch.Tensor,  # uint8 (b, t, 3, h, w), b ≥ 2: some variants borrow from the next clip
     side: int = 30,       # pixels that the network sees
@@ -42,14 +42,14 @@ def distractor_lab(
     _check_clips(clips, 2)
     views, b, t = CenterCrop(side)(clips), len(clips), clips.shape[1]
 
-    def draw(clip, variant, lam, frame):
+    def draw(clip, frame, variant="intra_frame", lam=0.3):
         pair = views[[clip, (clip + 1) % b]]
         chosen = Draw(torch.full((2,), lam), torch.full((2,), frame), torch.tensor([1, 0]), torch.full((2, 2), .5), 0)
         mixed = VARIANTS[variant](pair, chosen)[0]
         changes = (mixed.diff(dim=1).transpose(0, 1) / 6 + .5).clamp(0, 1)
         return strip([_shown(pair[0]), _shown(mixed), changes], n=7, titles=["clip", "distracted", "changes"], dpi=70)
 
-    return explore(draw, clip=(0, b - 1), variant=list(VARIANTS)[::-1], lam=(0., 1., .05), frame=(0, t - 1))
+    return explore(draw, clip=(0, b - 1), variant=list(VARIANTS), lam=(0., 1., .05), frame=(0, t - 1))
 
 # %% ../../nbs/8_studies/07_labs.ipynb #6b834602
 def augmentation_lab(

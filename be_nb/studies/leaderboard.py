@@ -26,7 +26,7 @@ from .cells import (ALL_ROWS, arm_settings, BE_ARMS, DAMPING, find_cell, find_ro
                                  Row, run_cell)
 from .ladder import gains
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #41a90e70
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #fc21f250
 LITTLE = 5.0  # points on the motion probe
 EXPECTED = {
     "helps": ("moco", "simclr", "byol", "vicreg"),
@@ -57,9 +57,9 @@ def verdict(
     "What came of the expectation."
     told, mean, up = expected(row), float(np.mean(list(found.values()))), all(d > 0 for d in found.values())
     if not told:
-        return "nothing was expected"
+        return "no forecast"
     if len(found) < pairs:
-        return f"{told}? open: {len(found)} of {pairs} pairs"
+        return f"forecast: {told}; {len(found)} of {pairs} pairs run"
     right = {"helps": mean > LITTLE and up, "changes little": abs(mean) < LITTLE, "may hurt": mean < LITTLE}[told]
     return f"{told}: {'as expected' if right else 'falsified'}"
 

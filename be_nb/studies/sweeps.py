@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALVES', 'Turned', 'find_sweep', 'sweep_table', 'draw_sweep']
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #cefefd5c
+# %% ../../nbs/8_studies/08_sweeps.ipynb #45a7535a
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..settings import LadderConfig, NEUTRAL
 from .ladder import COLUMNS
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #9bc32154
+# %% ../../nbs/8_studies/08_sweeps.ipynb #c776add6
 HALVES = {*NEUTRAL, "negatives"}  # settings that MoCo without Background Erasing has no use for
 
 
@@ -51,7 +51,7 @@ def find_sweep(
             arms["moco"] = found[()].get("moco", {})
     return [Turned(change, found[change].get("moco", {}), found[change].get("be", {})) for change in sorted(found)]
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #ad4647b8
+# %% ../../nbs/8_studies/08_sweeps.ipynb #355f0517
 def sweep_table(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
@@ -76,7 +76,7 @@ def sweep_table(
                      f"{numbers(gain, seeds, '{:+.1f}')} | {numbers(moved, list(moved), '{:+.1f}')} |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #726dd537
+# %% ../../nbs/8_studies/08_sweeps.ipynb #5b812321
 def draw_sweep(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
