@@ -47,6 +47,7 @@ def check_pair(
     return first_x, first_y, second_x, second_y
 
 # %% ../../nbs/1_core/11_judge.ipynb #dd2205d8
+#| code-fold: true
 @dataclass(repr=False)
 class Classification:
     "What a classifier on frozen features got right."
@@ -62,6 +63,7 @@ class Classification:
                 f"worst class {worst}: {self.per_class[worst]:.1%})")
 
 # %% ../../nbs/1_core/11_judge.ipynb #371f3923
+#| code-fold: true
 def classification(
     predictions: torch.Tensor,  # (n,) int64
     labels: torch.Tensor,       # (n,) int64
@@ -110,6 +112,7 @@ def largest(
     return columns
 
 # %% ../../nbs/1_core/11_judge.ipynb #ed8b65b6
+#| code-fold: true
 _SLICE = 2**23  # similarities held at a time: 64 MiB
 
 
@@ -152,6 +155,7 @@ def knn(
     return classification(votes.argmax(1), test_y)
 
 # %% ../../nbs/1_core/11_judge.ipynb #44690778
+#| code-fold: true
 @dataclass(repr=False)
 class RetrievalResult:
     "R@k, and what it was measured with."

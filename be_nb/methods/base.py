@@ -56,6 +56,7 @@ class Batch(Piece):
         return self.clips[:, number]
 
 # %% ../../nbs/1_core/08_method.ipynb #4986dd31
+#| code-fold: true
 def augmentation(
     config,     # a `PretrainConfig`
 ) -> Augment:
@@ -132,6 +133,7 @@ class Views(ViewMaker):
         return torch.cat([self.view(clips, batch) for clips in batch.next_ones(batch.window(), n)])
 
 # %% ../../nbs/1_core/08_method.ipynb #dcf70279
+#| code-fold: true
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 
