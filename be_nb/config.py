@@ -49,7 +49,7 @@ def check_choice(
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(map(str, known))}."
     raise ValueError(f"Unknown {kind} {name!r}. {hint}")
 
-# %% ../nbs/7_training/01_config.ipynb #f03fc95b
+# %% ../nbs/7_training/01_config.ipynb #cceb87cb
 def import_named(
     kind: str,   # what is being chosen, for the message ("method", "backbone", …)
     place: str,  # "module:Class"
@@ -63,8 +63,8 @@ def import_named(
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0] and error.name != module:
             raise  # a module of theirs wants another one
-        raise ValueError(f"{kind}={place!r}: there is no module {module!r} here. Write module:Class, and call from the "
-                         "folder of that module or install it.") from error
+        raise ValueError(f"{kind}={place!r}: there is no module {module!r} here. Write module:Class, without .py, and "
+                         "call from the folder of that module or install it.") from error
     except (AttributeError, ValueError) as error:  # ValueError: no module before the colon
         raise ValueError(f"{kind}={place!r}: {module or 'nothing'} has nothing named {attribute!r}.") from error
 

@@ -168,13 +168,18 @@ def repository():
 def add_badge(nb, path):
     """A link to Colab under the promise, and before all other code a hidden cell that installs the package on Colab.
 
-    Anywhere else that cell does nothing. Doing it twice changes nothing.
+    A lesson that reads a record gets the repository, too. Anywhere else that cell does nothing. Doing it twice changes
+    nothing.
     """
     where, branch, folder = repository()
     link = f"https://colab.research.google.com/github/{where}/blob/{branch}/{folder}/{path.relative_to(ROOT / folder)}"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
     install = ('#| hide\nimport sys\n\nif "google.colab" in sys.modules:  # nothing happens elsewhere\n'
                f"    %pip install --quiet git+https://github.com/{where}@{branch}")
+    if any('"../results' in cell.source for cell in nb.cells):
+        copy = f"/content/{where.split('/')[1]}"
+        install += (f"\n    !git clone --quiet --depth 1 -b {branch} https://github.com/{where} {copy}"
+                    f"\n    %cd -q {copy}/{path.relative_to(ROOT).parent}")
     first = nb.cells[0]
     kept = re.sub(r"\n\n\[!\[Open in Colab\]\([^\n]*", "", first.source)
     first.source = re.sub(r"\A(# .+\n\n> .+)", lambda start: f"{start[1]}\n\n{badge}", kept)

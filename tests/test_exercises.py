@@ -47,6 +47,10 @@ def test_badge_is_added_once_and_keeps_the_promise():
     assert re.match(r"# T\n\n> P\n\n\[!\[Open in Colab\].*1_core/some_lesson\.ipynb\)$", sources[0])
     assert "google.colab" in sources[1] and sources[2] == "base = 41"
     assert [c.source for c in notebooks.add_badge(once, SOME_LESSON).cells] == sources
+    assert "git clone" not in sources[1]
+    once.cells[2].source = 'open("../results/x.json")'  # of the repository, not of the package
+    reads = notebooks.add_badge(once, SOME_LESSON).cells[1].source
+    assert "git clone" in reads and reads.endswith(f"/be_nb/{SOME_LESSON.relative_to(notebooks.ROOT).parent}")
 
 
 def test_badge_cell_does_nothing_here():

@@ -49,6 +49,9 @@ def test_a_seed_without_its_pair_has_no_gain(rows):
     assert set(found["temperature=0.2",]) == {0, 1} and set(found["gamma=0.7",]) == {0, 1, 2}
     assert "| temperature=0.2 | 0, 1, 2 |" in sweep_table(alone, "r") and "–" in sweep_table(alone, "r")
 
+    waiting = [row for row in rows if not (row["arm"] == "be" and row["change"] == ["temperature=0.2"])]
+    assert "| temperature=0.2 | 0, 1, 2 |" in sweep_table(waiting, "r")  # MoCo's cells are shown before BE has any
+
 
 def test_table_and_picture_show_every_change_once(rows):
     lines = sweep_table(rows, "r").splitlines()

@@ -48,7 +48,7 @@ def find_sweep(
                          f"be-nb ladder --rungs {rung} --arms moco be --steps {steps} --footage …")
     for change, arms in found.items():
         if change and {part.split("=")[0] for part in change} <= HALVES:
-            arms["moco"] = found[()].get("moco", {})
+            arms["moco"] = {seed: v for seed, v in found[()].get("moco", {}).items() if seed in arms.get("be", {})}
     return [Turned(change, found[change].get("moco", {}), found[change].get("be", {})) for change in sorted(found)]
 
 # %% ../../nbs/8_studies/08_sweeps.ipynb #355f0517
@@ -68,8 +68,7 @@ def sweep_table(
         return ", ".join(form.format(values[seed]) if seed in values else "–" for seed in seeds)
 
     for turned in found:
-        seeds = sorted(turned.be.keys() | (turned.moco.keys() if turned.be.keys() != turned.gain.keys() else set()))
-        gain = turned.gain
+        seeds, gain = sorted(turned.be.keys() | turned.moco.keys()), turned.gain
         moved = {seed: gain[seed] - usual.gain[seed] for seed in gain if seed in usual.gain and turned.change}
         lines.append(f"| {', '.join(turned.change) or 'as it is'} | {', '.join(map(str, seeds))} | "
                      f"{numbers(turned.moco, seeds, '{:.1f}')} | {numbers(turned.be, seeds, '{:.1f}')} | "
