@@ -14,7 +14,7 @@ from ..settings import LadderConfig, NEUTRAL
 from .ladder import COLUMNS
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #8f20ddd3
+# %% ../../nbs/8_studies/08_sweeps.ipynb #c776add6
 HALVES = {*NEUTRAL, "negatives"}  # settings that MoCo without Background Erasing has no use for
 
 
@@ -51,7 +51,7 @@ def find_sweep(
             arms["moco"] = {seed: v for seed, v in found[()].get("moco", {}).items() if seed in arms.get("be", {})}
     return [Turned(change, found[change].get("moco", {}), found[change].get("be", {})) for change in sorted(found)]
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #7da0fc74
+# %% ../../nbs/8_studies/08_sweeps.ipynb #355f0517
 def sweep_table(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
