@@ -9,7 +9,8 @@ __all__ = ['unit', 'info_nce_logits', 'info_nce', 'be_consistency', 'triplet']
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/1_core/07_losses.ipynb #11a00dda
+# %% ../nbs/1_core/07_losses.ipynb #5e7c5cd4
+#| code-fold: true
 def in_full_precision(
     *tensors: torch.Tensor,  # any dtypes, one device
 ) -> list:                   # the same in float32, or in float64 if the first one is

@@ -63,7 +63,8 @@ def momentum_update(
     "slow ← m · slow + (1 − m) · fast for every parameter (He et al., equation 2); buffers stay the slow one's own."
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
-# %% ../nbs/1_core/09_moco.ipynb #c1a7a909
+# %% ../nbs/1_core/09_moco.ipynb #7e0511f7
+#| code-fold: true
 class EncoderPair(Method):
     "A query encoder that learns by gradient, a key encoder with the same weights, and a queue for its keys."
 
@@ -154,7 +155,8 @@ def contrast(
             metrics["extra_negative"] = similarity[:, 1 + len(queue):].mean()
     return loss, metrics
 
-# %% ../nbs/1_core/09_moco.ipynb #187579ab
+# %% ../nbs/1_core/09_moco.ipynb #9221b4c7
+#| code-fold: true
 class MoCoCard(MethodCard):
     "What MoCo says of itself."
 

@@ -46,7 +46,8 @@ def check_pair(
         raise ValueError(f"The {first} has features of length {first_x.shape[1]}, the {second} of {second_x.shape[1]}.")
     return first_x, first_y, second_x, second_y
 
-# %% ../../nbs/1_core/11_judge.ipynb #dd2205d8
+# %% ../../nbs/1_core/11_judge.ipynb #a1461635
+#| code-fold: true
 @dataclass(repr=False)
 class Classification:
     "What a classifier on frozen features got right."
@@ -61,7 +62,8 @@ class Classification:
         return (f"Classification({self.accuracy:.1%} of {self.tested} videos; "
                 f"worst class {worst}: {self.per_class[worst]:.1%})")
 
-# %% ../../nbs/1_core/11_judge.ipynb #371f3923
+# %% ../../nbs/1_core/11_judge.ipynb #2f3ded9b
+#| code-fold: true
 def classification(
     predictions: torch.Tensor,  # (n,) int64
     labels: torch.Tensor,       # (n,) int64
@@ -109,7 +111,8 @@ def largest(
         columns[unclear] = scores[unclear].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 
-# %% ../../nbs/1_core/11_judge.ipynb #ed8b65b6
+# %% ../../nbs/1_core/11_judge.ipynb #24010911
+#| code-fold: true
 _SLICE = 2**23  # similarities held at a time: 64 MiB
 
 
@@ -151,7 +154,8 @@ def knn(
     votes.scatter_add_(1, train_y[rows], ((similarity - 1) / temperature).exp())
     return classification(votes.argmax(1), test_y)
 
-# %% ../../nbs/1_core/11_judge.ipynb #44690778
+# %% ../../nbs/1_core/11_judge.ipynb #baf0bc1b
+#| code-fold: true
 @dataclass(repr=False)
 class RetrievalResult:
     "R@k, and what it was measured with."

@@ -55,7 +55,8 @@ class Batch(Piece):
                              f"the loader gives them: ClipDataset(…, windows={number + 1}).")
         return self.clips[:, number]
 
-# %% ../../nbs/1_core/08_method.ipynb #4986dd31
+# %% ../../nbs/1_core/08_method.ipynb #39537404
+#| code-fold: true
 def augmentation(
     config,     # a `PretrainConfig`
 ) -> Augment:
@@ -131,7 +132,8 @@ class Views(ViewMaker):
             return torch.cat([self.clean(batch, max(1, batch.clips.shape[1] - n) + k) for k in range(n)])
         return torch.cat([self.view(clips, batch) for clips in batch.next_ones(batch.window(), n)])
 
-# %% ../../nbs/1_core/08_method.ipynb #dcf70279
+# %% ../../nbs/1_core/08_method.ipynb #ffca9b7e
+#| code-fold: true
 class MethodCard:
     "What a method says of itself before there is one; with answers that fit most methods."
 

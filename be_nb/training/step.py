@@ -31,7 +31,8 @@ def learning_rate(
         return config.lr * config.lr_drop ** sum(step >= m * config.steps for m in config.milestones)
     return config.lr
 
-# %% ../../nbs/1_core/10_train.ipynb #30e59f9d
+# %% ../../nbs/1_core/10_train.ipynb #df35fa86
+#| code-fold: true
 def build_optimizer(
     config,                   # the run
     method: torch.nn.Module,  # what is trained: its parameters that ask for a gradient
@@ -70,7 +71,8 @@ def accumulate_gradient(
         (loss / batch.parts).backward()
     return {"loss": loss.detach(), **metrics}
 
-# %% ../../nbs/1_core/10_train.ipynb #93e2ebba
+# %% ../../nbs/1_core/10_train.ipynb #6fa260f4
+#| code-fold: true
 def as_batch(
     found: dict,   # of the loader: `clips` uint8 (b, windows, t, c, h, w) on the device, `index`, `starts`
     step: int,     # number of the step
@@ -80,7 +82,7 @@ def as_batch(
     draw, done = torch.Generator().manual_seed(seed_of(config.seed, step)), step / max(1, config.steps)
     return Batch(found["clips"], draw, found.get("index"), found.get("starts"), done, label=found.get("label"))
 
-
+# %% ../../nbs/1_core/10_train.ipynb #42fab73d
 def train_step(
     method: torch.nn.Module,           # loss and weights; with several ranks from `wrap`
     found: dict,                       # of the loader, its clips on the device: this rank's part of the batch
