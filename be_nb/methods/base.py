@@ -182,7 +182,8 @@ class Method(MethodCard, nn.Module):
 
     def reference_loss(self, batch_size: int) -> float:
         "The loss of a network that tells nothing apart, with `batch_size` clips in a piece of the batch."
-        raise NotImplementedError(f"{type(self).__name__} lacks `reference_loss(batch_size)`: math.log(classes), say.")
+        raise NotImplementedError(f"{type(self).__name__} lacks `reference_loss(batch_size)`: what constant "
+                                  "features pay, math.log(classes) or 0 for a cosine.")
 
     def forward(self, batch: Batch) -> tuple:
         "Batch → loss, metrics."
