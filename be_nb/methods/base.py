@@ -172,7 +172,7 @@ class MethodCard:
         "Work for each video, in forward passes of a clip `frames` × `size`²: 3 if it learns, 1 if it does not."
         raise NotImplementedError(f"{cls.__name__} lacks `passes(config)`: its work for each video, 3 for a clip.")
 
-# %% ../../nbs/1_core/08_method.ipynb #dad97529
+# %% ../../nbs/1_core/08_method.ipynb #89b209da
 class Method(MethodCard, nn.Module):
     """Base of all methods: what the trainer needs to know.
 
