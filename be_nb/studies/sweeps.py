@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['HALVES', 'Turned', 'find_sweep', 'sweep_table', 'draw_sweep']
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #45a7535a
+# %% ../../nbs/8_studies/08_sweeps.ipynb #29f6deda
 from typing import NamedTuple
-
-import numpy as np
 
 from ..settings import LadderConfig, NEUTRAL
 from .ladder import COLUMNS
@@ -75,17 +73,17 @@ def sweep_table(
                      f"{numbers(gain, seeds, '{:+.1f}')} | {numbers(moved, list(moved), '{:+.1f}')} |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #5b812321
+# %% ../../nbs/8_studies/08_sweeps.ipynb #35f79c96
 def draw_sweep(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name
     steps: int = 500,    # of each cell
     key: str = "probe",  # of `be_nb.studies.ladder.COLUMNS`
 ) -> Picture:
-    "A line for each change: from MoCo (orange) to MoCo + BE (blue), a pair of dots for each seed."
+    "A line for each change: from MoCo (orange) to MoCo + BE (blue), a pair of dots for each seed; strokes: as it is."
     found = find_sweep(rows, rung, steps, key)
     found = [found[0], *(turned for turned in found[1:] if turned.gain)]
-    picture = Picture(figsize=(7, 1.2 + 0.3 * len(found)), dpi=75, layout="constrained")
+    picture = Picture(figsize=(8, 1.2 + 0.3 * len(found)), dpi=96, layout="constrained")
     axes = picture.subplots()
     for y, turned in enumerate(found):
         for place, seed in enumerate(turned.gain):
@@ -93,10 +91,11 @@ def draw_sweep(
             axes.plot([turned.moco[seed], turned.be[seed]], [at, at], color="0.7", zorder=1)
             for arm, colour in (("moco", "tab:orange"), ("be", "tab:blue")):
                 axes.plot(getattr(turned, arm)[seed], at, "o", color=colour, markersize=5)
-    for arm, colour, title in (("moco", "tab:orange", "MoCo"), ("be", "tab:blue", "MoCo + BE")):
-        seeds = {seed for turned in found[1:] for seed in turned.gain} & found[0].gain.keys() or found[0].gain.keys()
-        values = [getattr(found[0], arm)[seed] for seed in seeds]
-        axes.axvline(float(np.mean(values)), color=colour, linestyle="--", linewidth=0.8, label=f"{title} as it is")
+                if seed in getattr(found[0], arm) and turned.change:
+                    axes.plot(getattr(found[0], arm)[seed], at, "|", color=colour, markersize=9)
+    for colour, title in (("tab:orange", "MoCo"), ("tab:blue", "MoCo + BE")):
+        axes.plot([], [], "o", color=colour, markersize=5, label=title)
+    axes.plot([], [], "|", color="0.4", markersize=9, label="the same seed, as it is")
     axes.set_yticks(range(len(found)), [", ".join(turned.change) or "as it is" for turned in found], fontsize=8)
     axes.set(ylim=(len(found) - 0.5, -0.5), xlabel=f"{COLUMNS[key]}, %")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
