@@ -37,7 +37,8 @@ def to_png(
 class Picture(Figure):
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
 
-    `Picture(figsize=…, dpi=…)` takes what `matplotlib.figure.Figure` takes, and what it makes is one.
+    `Picture(figsize=…, dpi=…)` takes what `matplotlib.figure.Figure` takes, and what it makes is one. Text that a page at
+    100 % would show smaller than 7 points is enlarged to that.
     """
 
     def __new__(cls, *args, **settings):
@@ -45,6 +46,11 @@ class Picture(Figure):
 
     def png(self):
         """The picture as PNG bytes at its own dpi."""
+        least = 7 * 96 / self.dpi  # a page has 96 pixels an inch, this figure `dpi`
+        for axis in (axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)):
+            axis.get_majorticklabels()  # without it there are none yet
+        for text in self.findobj(lambda artist: hasattr(artist, "set_fontsize")):
+            text.set_fontsize(max(text.get_fontsize(), least))
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi)
         return to_png(Image.open(buffer).convert("RGB"))

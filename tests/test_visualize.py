@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from PIL import Image
 
 from be_nb.data.scenebias import SceneBias
@@ -111,6 +112,22 @@ def test_curves_of_one_run():
     for empty in ([], [{"step": 1}], {"a": []}):
         with pytest.raises(ValueError, match="nothing to draw"):
             curves(empty)
+
+
+@pytest.mark.parametrize("dpi", [60, 75, 144])
+def test_text_of_a_picture_can_be_read(dpi):
+    "At 100 % a page shows 7 points as 7 · 96 / 72 pixels; nothing is smaller, and what is larger stays as it is."
+    figure = Picture(figsize=(4, 3), dpi=dpi, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 3], label="a line")
+    axes.set_title("a title", fontsize=40)
+    axes.tick_params(labelsize=3)
+    axes.legend(fontsize=4)
+    figure.text(0, 0, "a foot", fontsize=5)
+    figure.png()
+    sizes = {text.get_text(): text.get_fontsize() * dpi / 72 for text in figure.findobj(Text) if text.get_text()}
+    assert min(sizes.values()) > 7 * 96 / 72 - 1e-6 and sizes["a title"] == pytest.approx(40 * dpi / 72)
+    assert {"a line", "a foot"} <= set(sizes) and len(sizes) > 8  # ticks among them
 
 
 def flat(red, green=0):
