@@ -73,7 +73,7 @@ def sweep_table(
                      f"{numbers(gain, seeds, '{:+.1f}')} | {numbers(moved, list(moved), '{:+.1f}')} |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/08_sweeps.ipynb #35f79c96
+# %% ../../nbs/8_studies/08_sweeps.ipynb #e0cdd335
 def draw_sweep(
     rows: list,          # from `be_nb.studies.ladder.run_cell`
     rung: str,           # its name

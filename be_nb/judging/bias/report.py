@@ -32,7 +32,7 @@ from ...saving.checkpoint import CheckpointError, read_torch
 from ...settings import BiasConfig
 from ...visualize import Picture, strip
 
-# %% ../../../nbs/6_judging/12_bias_report.ipynb #f0d3237d
+# %% ../../../nbs/6_judging/12_bias_report.ipynb #bbf4f6bf
 def draw_scores(
     report: dict,         # from `bias`
     judge: str = "probe",  # probe, knn or r1
@@ -51,7 +51,7 @@ def draw_scores(
     axes.set(yticks=np.arange(len(keys)) + 0.4 - height / 2, yticklabels=[titles[key] for key in keys],
              xlabel="right, %", xlim=(0, 100))
     axes.invert_yaxis()
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
 # %% ../../../nbs/6_judging/12_bias_report.ipynb #fdee4dee
