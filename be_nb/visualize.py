@@ -33,12 +33,12 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #f55523d0
+# %% ../nbs/9_reference/01_visualize.ipynb #ec265cac
 class Picture(Figure):
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
 
-    `Picture(figsize=…, dpi=…)` takes what `matplotlib.figure.Figure` takes, and what it makes is one. Text that a page at
-    100 % would show smaller than 7 points is enlarged to that.
+    `Picture(figsize=…, dpi=…)` takes what `matplotlib.figure.Figure` takes, and what it makes is one. Text that a page
+    at 100 % would show smaller than 7 points is enlarged to that.
     """
 
     def __new__(cls, *args, **settings):
