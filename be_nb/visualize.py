@@ -33,7 +33,7 @@ def to_png(
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/9_reference/01_visualize.ipynb #ec265cac
+# %% ../nbs/9_reference/01_visualize.ipynb #ff87fc39
 class Picture(Figure):
     """A matplotlib Figure outside pyplot: shown once, by the cell that returns it, and freed when nobody holds it.
 
@@ -49,7 +49,8 @@ class Picture(Figure):
         least = 7 * 96 / self.dpi  # a page has 96 pixels an inch, this figure `dpi`
         for axis in (axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)):
             axis.get_majorticklabels()  # without it there are none yet
-        for text in self.findobj(lambda artist: hasattr(artist, "set_fontsize")):
+        texts: Any = self.findobj(lambda artist: hasattr(artist, "set_fontsize"))
+        for text in texts:
             text.set_fontsize(max(text.get_fontsize(), least))
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi)
