@@ -49,24 +49,27 @@ def check_choice(
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(map(str, known))}."
     raise ValueError(f"Unknown {kind} {name!r}. {hint}")
 
-# %% ../nbs/7_training/01_config.ipynb #cceb87cb
+# %% ../nbs/7_training/01_config.ipynb #33252960
 def import_named(
     kind: str,   # what is being chosen, for the message ("method", "backbone", …)
     place: str,  # "module:Class"
 ) -> Any:        # what stands there
     "Import something of the user's own. The folder of the call is searched, too. Not there: a `ValueError`."
     module, _, attribute = place.partition(":")
+    if not module or module.startswith(".") or not attribute:
+        raise ValueError(f"{kind}={place!r}: write module:Class, such as mine:Mine for a class in mine.py.")
     if "" not in sys.path:  # a console script does not look into the folder where it was called
         sys.path.append("")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)  # what is wrong inside their module is shown as it is
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0] and error.name != module:
             raise  # a module of theirs wants another one
         raise ValueError(f"{kind}={place!r}: there is no module {module!r} here. Write module:Class, without .py, and "
                          "call from the folder of that module or install it.") from error
-    except (AttributeError, ValueError) as error:  # ValueError: no module before the colon
-        raise ValueError(f"{kind}={place!r}: {module or 'nothing'} has nothing named {attribute!r}.") from error
+    if not hasattr(found, attribute):
+        raise ValueError(f"{kind}={place!r}: {module} has nothing named {attribute!r}.")
+    return getattr(found, attribute)
 
 # %% ../nbs/7_training/01_config.ipynb #f2f037a8
 class Range(NamedTuple):

@@ -172,6 +172,15 @@ def test_unknown_name_is_told_the_nearest(wrong, right):
 def test_hopeless_name_is_told_the_list():
     with pytest.raises(ValueError, match="Known: c3d, i3d, .* tiny"):
         create_backbone("")
+    with pytest.raises(ValueError, match="No backbone named None"):  # what a file may say
+        create_backbone(None)
+
+
+def test_a_fault_inside_their_own_module_is_shown_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "faulty_nets.py").write_text("import math\nmath.no_such_thing\nclass Mine: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        create_backbone("faulty_nets:Mine")
 
 
 def test_a_new_backbone_is_one_line(monkeypatch):

@@ -302,7 +302,8 @@ def test_a_backbone_of_ones_own_from_the_command_line(mine):
     code = "import be_nb; print(be_nb.load('wide.safetensors').feature_dim)"
     assert run(sys.executable, "-c", code).stdout.strip() == "96"
     for wrong, told in (("nets:Thin", "nets has nothing named 'Thin'"), ("net:Wide", "no module 'net' here"),
-                        ("nets:Other", "no backbone"), ("os:getcwd", "no backbone"), ("wide", "written module:Class")):
+                        ("nets:Other", "no backbone"), ("os:getcwd", "no backbone"), ("wide", "written module:Class"),
+                        *((half, "write module:Class") for half in (":Wide", ".nets:Wide", "nets:"))):
         done = run(script, "pretrain", "--backbone", wrong, *TINY)
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
 

@@ -31,7 +31,7 @@ BACKBONES = {
     "vit_base": "be_nb.backbones.vit:vit_base",
 }
 
-# %% ../../nbs/1_core/06_backbone.ipynb #4f904aa1
+# %% ../../nbs/1_core/06_backbone.ipynb #d1f6a0a8
 def list_backbones() -> list:
     "The names that `create_backbone` knows."
     return sorted(BACKBONES)
@@ -44,7 +44,7 @@ def create_backbone(
     "Build a backbone by name, with fresh weights. A name that leads to none is a ValueError that says what would."
     if name in BACKBONES:
         return import_named("backbone", BACKBONES[name])(**kwargs)
-    if ":" not in name:
+    if ":" not in str(name):
         near = difflib.get_close_matches(str(name).lower(), BACKBONES, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"No backbone named {name!r}.{hint} Known: {', '.join(list_backbones())}; your own is "
