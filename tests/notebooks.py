@@ -129,7 +129,7 @@ def execute(nb, folder, timeout=600, kernels=AsyncKernelManager):
         run.cells[i] = nbformat.v4.new_raw_cell("")
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
            "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    NotebookClient(run, timeout=timeout, kernel_name="python3", kernel_manager_class=kernels,
+    NotebookClient(run, timeout=timeout, kernel_name="python3", kernel_manager_class=kernels, coalesce_streams=True,
                    resources={"metadata": {"path": str(folder)}}).execute(env=env)
     for i, cell in kept.items():
         run.cells[i] = cell
