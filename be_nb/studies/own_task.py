@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'KINDS', 'Need', 'run_videos', 'needs_time', 'OwnTaskConfig', 'ask_runs', 'Pair', 'find_pairs', 'draw_need',
            'main']
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #47d63302
+# %% ../../nbs/8_studies/09_own_task.ipynb #a3f3cad7
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .cells import held_out
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #8936b9f7
+# %% ../../nbs/8_studies/09_own_task.ipynb #8bab3fba
 class Need(NamedTuple):
     "How often a method does its own task rightly, in [0, 1]."
 
@@ -73,7 +73,7 @@ def needs_time(
         raise ValueError(f"{config.method} has no right answers, only losses; ask a method that chooses.")
     return Need(*(each["accuracy"] for each in told))
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #215e1e10
+# %% ../../nbs/8_studies/09_own_task.ipynb #9844eb6d
 KEPT = ("rung", "arm", "seed", "steps", "change", "probe", "commit")  # of a cell of the ladder
 
 
@@ -106,7 +106,7 @@ def ask_runs(
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #b5776e4f
+# %% ../../nbs/8_studies/09_own_task.ipynb #b71170cf
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -128,7 +128,7 @@ def find_pairs(
     return sorted(Pair(*key, lost(known["moco", *key]), lost(row), 100 * (row["probe"] - known["moco", *key]["probe"]))
                   for (arm, *key), row in known.items() if arm == "be" and ("moco", *key) in known)
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #d3103faf
+# %% ../../nbs/8_studies/09_own_task.ipynb #bc6b452a
 KINDS = {"SceneBias' motions": ("scenebias", "scenes", "scenes-small", "puppets-large"),
          "SceneBias' motions, by small people": ("puppets",), "filmed people and real video": None}  # None: the others
 
@@ -152,7 +152,7 @@ def draw_need(
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #95b3a3e0
+# %% ../../nbs/8_studies/09_own_task.ipynb #31876b7d
 def main():
     "`python -m be_nb.studies.own_task`."
     import tyro  # not above: runs are also asked where there is no command line
