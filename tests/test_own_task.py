@@ -1,4 +1,4 @@
-"""What a run loses when time stops: nothing where nothing moves; kept run by run; paired only with what differs in BE."""
+"""What a run loses when time stops: nothing where nothing moves; kept run by run; paired by all that is not BE."""
 import json
 import random
 from pathlib import Path
