@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'KINDS', 'Need', 'run_videos', 'needs_time', 'OwnTaskConfig', 'ask_runs', 'Pair', 'find_pairs', 'draw_need',
            'main']
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #57b933c6
+# %% ../../nbs/8_studies/09_own_task.ipynb #e9afb08e
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .cells import held_out
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #d25bd91f
+# %% ../../nbs/8_studies/09_own_task.ipynb #3ab7ec05
 class Need(NamedTuple):
     "How often a method does its own task rightly, in [0, 1]."
 
@@ -73,7 +73,7 @@ def needs_time(
         raise ValueError(f"{config.method} has no right answers, only losses; ask a method that chooses.")
     return Need(*(each["accuracy"] for each in told))
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #2f7d2f4b
+# %% ../../nbs/8_studies/09_own_task.ipynb #5c7f2f74
 KEPT = ("rung", "arm", "seed", "steps", "change", "probe", "commit")  # of a cell of the ladder
 
 
@@ -106,7 +106,7 @@ def ask_runs(
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #e4827d0e
+# %% ../../nbs/8_studies/09_own_task.ipynb #66ad69d1
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -125,11 +125,14 @@ def find_pairs(
     "Every cell of MoCo + BE beside the MoCo that differs from it in nothing else; runs without a partner are left out."
     known = {(r["arm"], r["rung"], r["steps"], r["seed"], tuple(r["change"])): r for r in rows if "rung" in r}
     lost = lambda row: 100 * (row["own"] - row["own_still"])
-    both = ((key, known.get(("moco", *key)), row) for (arm, *key), row in known.items() if arm == "be")
-    return sorted(Pair(*key, lost(moco), lost(be), 100 * (be["probe"] - moco["probe"]))
-                  for key, moco, be in both if moco)
+    found = []
+    for (arm, rung, steps, seed, change), be in known.items():
+        moco = known.get(("moco", rung, steps, seed, change))
+        if arm == "be" and moco:
+            found.append(Pair(rung, steps, seed, change, lost(moco), lost(be), 100 * (be["probe"] - moco["probe"])))
+    return sorted(found)
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #85efc39c
+# %% ../../nbs/8_studies/09_own_task.ipynb #37e74273
 KINDS = {"SceneBias' motions": ("scenebias", "scenes", "scenes-small", "puppets-large"),
          "SceneBias' motions, by small people": ("puppets",), "filmed people and real video": None}  # None: the others
 
@@ -153,7 +156,7 @@ def draw_need(
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #338f7826
+# %% ../../nbs/8_studies/09_own_task.ipynb #1e4cf58f
 def main():
     "`python -m be_nb.studies.own_task`."
     import tyro  # not above: runs are also asked where there is no command line
