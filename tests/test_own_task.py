@@ -92,6 +92,12 @@ def test_a_record_keeps_what_was_said_before_a_stop(run, tmp_path, monkeypatch):
     assert rows[0] == {"run": "a", "own": 0.5, "own_still": 0.25, "rung": "r", "arm": "be", "seed": 1}
 
 
+def test_the_command_says_a_mistake_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["own_task", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no intact step"):
+        own_task.main()
+
+
 def cell(arm, rung="r", seed=0, steps=5, change=(), own=0.5, still=0.5, probe=0.5):
     return dict(run=f"{arm}{rung}{seed}{steps}{change}", arm=arm, rung=rung, seed=seed, steps=steps,
                 change=list(change), own=own, own_still=still, probe=probe)

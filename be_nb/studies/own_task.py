@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'KINDS', 'Need', 'run_videos', 'needs_time', 'OwnTaskConfig', 'ask_runs', 'Pair', 'find_pairs', 'draw_need',
            'main']
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #c4e4ff46
+# %% ../../nbs/8_studies/09_own_task.ipynb #b89062a0
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from ..data.sources import open_source
 from ..machine.device import machine, pick_device
 from ..machine.files import write_atomically
 from ..methods.base import build_method
-from ..saving.checkpoint import newest_checkpoint, read_checkpoint
+from ..saving.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint
 from ..settings import saved_config
 from .cells import held_out
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #04ed5de6
+# %% ../../nbs/8_studies/09_own_task.ipynb #4e034133
 class Need(NamedTuple):
     "How often a method does its own task rightly, in [0, 1]."
 
@@ -36,21 +36,19 @@ class Need(NamedTuple):
 
 
 def run_videos(
-    config,             # of a pretraining run
-    data: str = "",     # others, a folder or scenebias; empty: those of the run
-    most: int = 512,    # no more than these
-):                      # a source
+    config,            # of a pretraining run
+    most: int = 512,   # no more than these
+):                     # a source
     "The videos from which a run learned."
-    data = data or config.data
-    return open_source(data, "pretrain" if data == "scenebias" else config.split, frame_size=config.frame_size,
-                       on_error=config.on_error, rho=config.rho, data_seed=config.data_seed, size=config.data_size,
-                       damping=config.damping, most=most)
+    split = "pretrain" if config.data == "scenebias" else config.split
+    return open_source(config.data, split, frame_size=config.frame_size, on_error=config.on_error, rho=config.rho,
+                       data_seed=config.data_seed, size=config.data_size, damping=config.damping, most=most)
 
 
 def needs_time(
-    checkpoint,         # of a pretraining run: a step-….pt file, or the folder of the run
-    source=None,        # videos to ask about; None: `run_videos`
-    device: str = "",   # where to compute; empty: where the run did
+    checkpoint,            # of a pretraining run: a step-….pt file, or the folder of the run
+    source=None,           # videos to ask about; None: `run_videos`
+    device: str = "auto",  # where to compute: auto, cpu, cuda or cuda:N
 ) -> Need:
     """Let a method do its own task once more, in evaluation mode, moving and with time stopped.
 
@@ -63,7 +61,7 @@ def needs_time(
     config = saved_config(state["config"])
     method: Any = build_method(config)
     method.load_state_dict(state["method"])
-    method.to(pick_device(device or config.device))
+    method.to(pick_device(device))
     source = run_videos(config) if source is None else source
     if len(source) < config.batch_size:
         raise ValueError(f"{len(source)} videos are fewer than a batch of this run has, {config.batch_size}: it cannot "
@@ -73,7 +71,7 @@ def needs_time(
         raise ValueError(f"{config.method} has no right answers, only losses; ask a method that chooses.")
     return Need(*(each["accuracy"] for each in told))
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #a832cb42
+# %% ../../nbs/8_studies/09_own_task.ipynb #b6e1bfc7
 KEPT = ("rung", "arm", "seed", "steps", "change", "probe", "commit")  # of a cell of the ladder
 
 
@@ -82,7 +80,7 @@ class OwnTaskConfig(Config):
     "What `python -m be_nb.studies.own_task` needs."
 
     runs: tuple[str, ...]   # folders of pretraining runs
-    device: str = ""        # where to compute; empty: where each run did
+    device: str = "auto"    # where to compute: auto, cpu, cuda or cuda:N
     record: str = ""        # JSON file that keeps what was said; empty: none
 
 
@@ -102,11 +100,11 @@ def ask_runs(
         print(f"{run.name}: {need.moving:.1%} of its own task, {need.stopped:.1%} with time stopped, "
               f"{need.time:+.1f} points", flush=True)
         if config.record:
-            text = json.dumps(kept | {"machine": machine(pick_device(config.device or "auto"))}, indent=1)
+            text = json.dumps(kept | {"machine": machine(pick_device(config.device))}, indent=1)
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #d561d964
+# %% ../../nbs/8_studies/09_own_task.ipynb #d3414541
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -132,7 +130,7 @@ def find_pairs(
             found.append(Pair(rung, steps, seed, change, lost(moco), lost(be), 100 * (be["probe"] - moco["probe"])))
     return sorted(found)
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #30fad597
+# %% ../../nbs/8_studies/09_own_task.ipynb #d3103faf
 KINDS = {"SceneBias' motions": ("scenebias", "scenes", "scenes-small", "puppets-large"),
          "SceneBias' motions, by small people": ("puppets",), "filmed people and real video": None}  # None: the others
 
@@ -156,12 +154,16 @@ def draw_need(
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #f21c60c8
+# %% ../../nbs/8_studies/09_own_task.ipynb #fef08f72
 def main():
     "`python -m be_nb.studies.own_task`."
     import tyro  # not above: runs are also asked where there is no command line
 
-    ask_runs(tyro.cli(OwnTaskConfig, prog="python -m be_nb.studies.own_task"))
+    config = tyro.cli(OwnTaskConfig, prog="python -m be_nb.studies.own_task")
+    try:
+        ask_runs(config)
+    except (CheckpointError, FileNotFoundError, ValueError) as error:  # what the reader can mend
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is called __main__, too, but has no file
