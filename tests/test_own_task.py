@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from be_nb.data.scenebias import SceneBias
+from be_nb.saving.checkpoint import CheckpointError
 from be_nb.settings import PretrainConfig
 from be_nb.studies import own_task
 from be_nb.studies.own_task import ask_runs, draw_need, find_pairs, Need, needs_time, OwnTaskConfig
@@ -66,7 +67,7 @@ def test_who_has_no_right_answers_is_refused(tmp_path, run):
         needs_time(checkpoint)
     with pytest.raises(ValueError, match="fewer than a batch"):
         needs_time(run, SceneBias("pretrain", size=7))
-    with pytest.raises(FileNotFoundError, match="no intact step"):
+    with pytest.raises(CheckpointError, match="no intact step"):
         needs_time(tmp_path)
 
 

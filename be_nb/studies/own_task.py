@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .cells import held_out
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #4e034133
+# %% ../../nbs/8_studies/09_own_task.ipynb #b2bcfcbf
 class Need(NamedTuple):
     "How often a method does its own task rightly, in [0, 1]."
 
@@ -52,12 +52,13 @@ def needs_time(
 ) -> Need:
     """Let a method do its own task once more, in evaluation mode, moving and with time stopped.
 
-    `ValueError` for a method without right answers and for fewer videos than a batch has.
+    `ValueError` for a method without right answers and for fewer videos than a batch has, `CheckpointError` for what is
+    no run.
     """
     path = Path(checkpoint)
     state = newest_checkpoint(path)[1] if path.is_dir() else read_checkpoint(path)
     if state is None:
-        raise FileNotFoundError(f"There is no intact step-….pt in {path}. Give the folder of a pretraining run.")
+        raise CheckpointError(f"There is no intact step-….pt in {path}. Give the folder of a pretraining run.")
     config = saved_config(state["config"])
     method: Any = build_method(config)
     method.load_state_dict(state["method"])
@@ -154,7 +155,7 @@ def draw_need(
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #fef08f72
+# %% ../../nbs/8_studies/09_own_task.ipynb #a68acb3e
 def main():
     "`python -m be_nb.studies.own_task`."
     import tyro  # not above: runs are also asked where there is no command line
@@ -162,7 +163,7 @@ def main():
     config = tyro.cli(OwnTaskConfig, prog="python -m be_nb.studies.own_task")
     try:
         ask_runs(config)
-    except (CheckpointError, FileNotFoundError, ValueError) as error:  # what the reader can mend
+    except (FileNotFoundError, ValueError) as error:  # what the reader can mend
         raise SystemExit(str(error)) from None
 
 
