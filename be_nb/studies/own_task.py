@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'KINDS', 'Need', 'run_videos', 'needs_time', 'OwnTaskConfig', 'ask_runs', 'Pair', 'find_pairs', 'draw_need',
            'main']
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #1c869b7b
+# %% ../../nbs/8_studies/09_own_task.ipynb #b89062a0
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .cells import held_out
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #676a8bb2
+# %% ../../nbs/8_studies/09_own_task.ipynb #b2bcfcbf
 class Need(NamedTuple):
     "How often a method does its own task rightly, in [0, 1]."
 
@@ -72,7 +72,7 @@ def needs_time(
         raise ValueError(f"{config.method} has no right answers, only losses; ask a method that chooses.")
     return Need(*(each["accuracy"] for each in told))
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #6a6c8e2e
+# %% ../../nbs/8_studies/09_own_task.ipynb #b6e1bfc7
 KEPT = ("rung", "arm", "seed", "steps", "change", "probe", "commit")  # of a cell of the ladder
 
 
@@ -105,7 +105,7 @@ def ask_runs(
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #f4a490c5
+# %% ../../nbs/8_studies/09_own_task.ipynb #d3414541
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -131,7 +131,7 @@ def find_pairs(
             found.append(Pair(rung, steps, seed, change, lost(moco), lost(be), 100 * (be["probe"] - moco["probe"])))
     return sorted(found)
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #082d8221
+# %% ../../nbs/8_studies/09_own_task.ipynb #d3103faf
 KINDS = {"SceneBias' motions": ("scenebias", "scenes", "scenes-small", "puppets-large"),
          "SceneBias' motions, by small people": ("puppets",), "filmed people and real video": None}  # None: the others
 
@@ -155,7 +155,7 @@ def draw_need(
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #7996b7d4
+# %% ../../nbs/8_studies/09_own_task.ipynb #a68acb3e
 def main():
     "`python -m be_nb.studies.own_task`."
     import tyro  # not above: runs are also asked where there is no command line
