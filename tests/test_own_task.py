@@ -49,6 +49,16 @@ def test_a_file_and_its_folder_are_the_same_run(run):
     assert needs_time(run) == needs_time(next(run.glob("step-*.pt")))
 
 
+def test_without_its_negative_a_run_is_asked_as_moco_is(run, tmp_path):
+    "The same weights, asked without the wrong answer of the same video; three of them are left out as well as one."
+    several = pretrain("scenebias-be", out=str(tmp_path), name="three", negatives=3, **SMALL, queue_size=16).checkpoint
+    for path in (run, several):
+        asked = needs_time(path, Photos(SceneBias("pretrain", size=24)), negative=False)
+        assert asked.moving == asked.stopped
+    plain = pretrain("scenebias-moco", out=str(tmp_path), name="plain", **SMALL, queue_size=16).checkpoint
+    assert needs_time(plain) == needs_time(plain, negative=False)
+
+
 def test_time_is_the_difference_in_points():
     assert Need(0.75, 0.5).time == 25 and Need(0.25, 0.5).time == -25
 
@@ -77,7 +87,9 @@ def test_a_record_keeps_what_was_said_before_a_stop(run, tmp_path, monkeypatch):
     (tmp_path / "a" / "cell.json").write_text(json.dumps({"rung": "r", "arm": "be", "seed": 1, "other": 5}))
     asked = []
 
-    def say(path, source, device):
+    def say(path, source, device, negative):
+        if not negative:
+            return Need(0.75, 0.5)
         if path.name == "c" and "c" not in asked:
             asked.append("c")
             raise KeyboardInterrupt
@@ -90,7 +102,8 @@ def test_a_record_keeps_what_was_said_before_a_stop(run, tmp_path, monkeypatch):
         ask_runs(config)
     rows = ask_runs(config)
     assert asked == ["a", "b", "c", "c"] and json.loads((tmp_path / "record.json").read_text())["rows"] == rows
-    assert rows[0] == {"run": "a", "own": 0.5, "own_still": 0.25, "rung": "r", "arm": "be", "seed": 1}
+    told = {"own": 0.5, "own_still": 0.25, "others": 0.75, "others_still": 0.5}
+    assert rows[0] == {"run": "a", **told, "rung": "r", "arm": "be", "seed": 1}
 
 
 def test_the_command_says_a_mistake_in_a_line(tmp_path, monkeypatch):
@@ -101,7 +114,7 @@ def test_the_command_says_a_mistake_in_a_line(tmp_path, monkeypatch):
 
 def cell(arm, rung="r", seed=0, steps=5, change=(), own=0.5, still=0.5, probe=0.5):
     return dict(run=f"{arm}{rung}{seed}{steps}{change}", arm=arm, rung=rung, seed=seed, steps=steps,
-                change=list(change), own=own, own_still=still, probe=probe)
+                change=list(change), own=own, own_still=still, others=still, others_still=own, probe=probe)
 
 
 def test_pairs_differ_in_background_erasing_alone():
@@ -120,6 +133,7 @@ def test_pairs_differ_in_background_erasing_alone():
                          == (pair.rung, pair.steps, pair.seed, pair.change)) for arm in ("moco", "be"))
         assert pair.gain == pytest.approx(100 * (be["probe"] - moco["probe"]))
         assert pair.be == pytest.approx(100 * (be["own"] - be["own_still"]))
+        assert pair.others == pytest.approx(-pair.be)
         assert pair.moco == pytest.approx(100 * (moco["own"] - moco["own_still"]))
 
 

@@ -6,9 +6,9 @@
 __all__ = ['KEPT', 'KINDS', 'Need', 'run_videos', 'needs_time', 'OwnTaskConfig', 'ask_runs', 'Pair', 'find_pairs', 'draw_need',
            'main']
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #b89062a0
+# %% ../../nbs/8_studies/09_own_task.ipynb #e9c95123
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..settings import saved_config
 from .cells import held_out
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #b2bcfcbf
+# %% ../../nbs/8_studies/09_own_task.ipynb #7176da77
 class Need(NamedTuple):
     "How often a method does its own task rightly, in [0, 1]."
 
@@ -49,6 +49,7 @@ def needs_time(
     checkpoint,            # of a pretraining run: a step-….pt file, or the folder of the run
     source=None,           # videos to ask about; None: `run_videos`
     device: str = "auto",  # where to compute: auto, cpu, cuda or cuda:N
+    negative: bool = True,  # False: leave out the wrong answer of the same video, where the run has one
 ) -> Need:
     """Let a method do its own task once more, in evaluation mode, moving and with time stopped.
 
@@ -60,6 +61,8 @@ def needs_time(
     if state is None:
         raise CheckpointError(f"There is no intact step-….pt in {path}. Give the folder of a pretraining run.")
     config = saved_config(state["config"])
+    if not negative:
+        config = replace(config, negative="none", **{key: 1 for key in ("negatives",) if hasattr(config, key)})
     method: Any = build_method(config)
     method.load_state_dict(state["method"])
     method.to(pick_device(device))
@@ -72,7 +75,7 @@ def needs_time(
         raise ValueError(f"{config.method} has no right answers, only losses; ask a method that chooses.")
     return Need(*(each["accuracy"] for each in told))
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #b6e1bfc7
+# %% ../../nbs/8_studies/09_own_task.ipynb #12ba03f6
 KEPT = ("rung", "arm", "seed", "steps", "change", "probe", "commit")  # of a cell of the ladder
 
 
@@ -87,25 +90,30 @@ class OwnTaskConfig(Config):
 
 def ask_runs(
     config: OwnTaskConfig,
-) -> list:  # rows: run, own and own_still in [0, 1], and of a cell of the ladder its `KEPT`
-    "Ask every run that is not in the record yet; print a line for each, and write the record after each."
+) -> list:  # rows: run; own and own_still, others and others_still in [0, 1]; of a cell of the ladder its `KEPT`
+    """Ask every run that is not in the record yet; print a line for each, and write the record after each.
+
+    `own` is the task as it was trained, `others` the same without the wrong answer of the same video.
+    """
     path = Path(config.record)
     kept = json.loads(path.read_text(encoding="utf8")) if config.record and path.is_file() else {"rows": []}
     rows = kept["rows"]
     known = {row["run"] for row in rows}
     for run in (Path(run) for run in config.runs if Path(run).name not in known):
-        need, cell = needs_time(run, None, config.device), run / "cell.json"
+        need, others = (needs_time(run, None, config.device, negative) for negative in (True, False))
+        cell = run / "cell.json"
         about = json.loads(cell.read_text(encoding="utf8")) if cell.is_file() else {}
         rows.append({"run": run.name, "own": round(need.moving, 4), "own_still": round(need.stopped, 4),
+                     "others": round(others.moving, 4), "others_still": round(others.stopped, 4),
                      **{key: about[key] for key in KEPT if key in about}})
         print(f"{run.name}: {need.moving:.1%} of its own task, {need.stopped:.1%} with time stopped, "
-              f"{need.time:+.1f} points", flush=True)
+              f"{need.time:+.1f} points; against other videos alone {others.time:+.1f}", flush=True)
         if config.record:
             text = json.dumps(kept | {"machine": machine(pick_device(config.device))}, indent=1)
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #d3414541
+# %% ../../nbs/8_studies/09_own_task.ipynb #f0f5b616
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -115,6 +123,7 @@ class Pair(NamedTuple):
     change: tuple
     moco: float  # points of its own task that MoCo loses when time stops
     be: float    # the same of MoCo + BE
+    others: float  # what MoCo + BE loses without the wrong answer of the same video
     gain: float  # points of the linear probe that BE is ahead
 
 
@@ -123,12 +132,13 @@ def find_pairs(
 ) -> list[Pair]:        # sorted
     "Every cell of MoCo + BE beside the MoCo that differs from it in nothing else; runs without a partner are left out."
     known = {(r["arm"], r["rung"], r["steps"], r["seed"], tuple(r["change"])): r for r in rows if "rung" in r}
-    lost = lambda row: 100 * (row["own"] - row["own_still"])
+    lost = lambda row, key="own": 100 * (row[key] - row[f"{key}_still"])
     found = []
     for (arm, rung, steps, seed, change), be in known.items():
         moco = known.get(("moco", rung, steps, seed, change))
         if arm == "be" and moco:
-            found.append(Pair(rung, steps, seed, change, lost(moco), lost(be), 100 * (be["probe"] - moco["probe"])))
+            gain = 100 * (be["probe"] - moco["probe"])
+            found.append(Pair(rung, steps, seed, change, lost(moco), lost(be), lost(be, "others"), gain))
     return sorted(found)
 
 # %% ../../nbs/8_studies/09_own_task.ipynb #d3103faf
