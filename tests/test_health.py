@@ -154,16 +154,20 @@ def ready():
 def test_preflight_leaves_no_trace_and_is_not_needed(straight, tmp_path):
     method, optimizer, dataset = ready()
     before = {k: v.clone() for k, v in method.state_dict().items()}
-    quiet = override(CONFIG, queue_size=16)  # a quarter of the videos
+    quiet = override(CONFIG, queue_size=32)  # nothing is said of so few
     lines = P.preflight(method, optimizer, dataset, tmp_path / "new", quiet)
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items()) and not (tmp_path / "new").exists()
     assert torch.__version__ in lines[0] and "64 videos" in lines[1]
-    for negative, size, crowded in (("intra_video", 16, False), ("intra_video", 17, True), ("intra_video", 320, True),
+    for negative, size, crowded in (("intra_video", 32, False), ("intra_video", 33, True), ("intra_video", 320, True),
                                     ("none", 64, False), ("none", 65, True)):
         asked = override(CONFIG, queue_size=size, negative=negative)
         more = P.preflight(method, optimizer, dataset, tmp_path / "new", asked)[2:]
         assert [line for line in more if "queue_size" in line] == more and bool(more) == crowded
         assert not more or f"{size / 64:.1f} times" in more[0]
+    many = ClipDataset(SceneBias("pretrain", size=256), CONFIG.frames, windows=2)
+    for size, crowded in ((64, False), (65, True)):  # a quarter of the videos
+        more = P.preflight(method, optimizer, many, tmp_path / "new", override(CONFIG, queue_size=size))[2:]
+        assert bool(more) == crowded and all("queue_size=64 is" in line for line in more)
     small(tmp_path, checks=False)
     assert_same_run(straight, tmp_path / "run")
 

@@ -78,14 +78,15 @@ def list_names(
     train, test = usual_lists(config.data)[:2]
     return config.train_split or train, config.test_split or test
 
-# %% ../../nbs/5_data/11_sources.ipynb #f029c4f9
+# %% ../../nbs/5_data/11_sources.ipynb #c5c32403
 def build_source(
     config: PretrainConfig,  # the run
+    most: int | None = None,  # no more videos than this; None: all
 ):
     "The videos to pretrain on."
     return open_source(config.data, "pretrain" if config.data == "scenebias" else config.split,
                        frame_size=config.frame_size, cache=config.cache, on_error=config.on_error, rho=config.rho,
-                       data_seed=config.data_seed, size=config.data_size, damping=config.damping)
+                       data_seed=config.data_seed, size=config.data_size, damping=config.damping, most=most)
 
 
 def on_error_of(

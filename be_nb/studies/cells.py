@@ -30,14 +30,13 @@ from ..judging.bias.exam import Exam, make_exam
 from ..judging.bias.score import drifts, predict_versions
 from ..judging.features import clip_batches, evaluating, extract_features, mean_features
 from ..judging.judges import knn, linear_probe
-from ..judging.questions import answered
+from ..judging.questions import answered, trained_method
 from ..machine.device import autocast, machine, pick_device
 from ..methods import find_method, METHODS
-from ..methods.base import Batch, build_method
+from ..methods.base import Batch
 from ..recipes import passes
-from ..saving.checkpoint import read_checkpoint
 from ..saving.weights import load
-from ..settings import BiasConfig, LeaderboardConfig, NEUTRAL, PretrainConfig, saved_config
+from ..settings import BiasConfig, LeaderboardConfig, NEUTRAL, PretrainConfig
 from .ladder import learn_labels
 from .miniature import (features_by_set, keep_cell, name_by_settings, read_record, score_features,
                                      StillFrames, what_counts)
@@ -280,10 +279,7 @@ def own_task(
     is what a guess gets, where the answers are a fixed set; `own_reference` the loss of a network that tells nothing
     apart.
     """
-    state = read_checkpoint(checkpoint)
-    config, found = saved_config(state["config"]), {}
-    method: Any = build_method(config)
-    method.load_state_dict(state["method"])
+    (method, config), found = trained_method(checkpoint), {}
     source = SceneBias("unbiased", seed=config.data_seed, size=size, damping=config.damping)
     for ending in ("", "_still"):
         told = held_out(method, source, config, stopped=bool(ending))

@@ -99,7 +99,7 @@ def shared_share(
         shares.append(len(first & second) / len(first))
     return float(np.mean(shares))
 
-# %% ../../nbs/7_training/05_preflight.ipynb #bc2f5103
+# %% ../../nbs/7_training/05_preflight.ipynb #08f99fe3
 def preflight(
     method: nn.Module,        # on the device
     optimizer: torch.optim.Optimizer,
@@ -123,11 +123,11 @@ def preflight(
     if gap > 0.1 or not math.isfinite(gap):
         lines.append(f"warning: the number format changes the loss by {gap:.0%}. Compare with amp='fp32' before you "
                      "trust it; on a GPU look at the versions of torch and cuDNN.")
-    enough = len(dataset) // (4 if config.negative == "intra_video" else 1)
+    enough = max(len(dataset) // 4, 32) if config.negative == "intra_video" else len(dataset)
     if hasattr(method, "queue") and config.queue_size > enough:
         lines.append(f"queue_size={config.queue_size} is long beside {len(dataset)} videos: in each step a clip meets "
                      f"its own video {config.queue_size / len(dataset):.1f} times among the keys, and the more keys, "
-                     f"the less an intra-video negative counts. queue_size={max(enough, 1)} is worth a try")
+                     f"the less an intra-video negative counts. queue_size={enough} is worth a try")
     if config.negative == "intra_video" and dataset.windows > 1 and (share := shared_share(dataset)) > 0.5:
         lines.append(f"the negatives show {share:.0%} of their window again: these videos are short for windows of "
                      f"{dataset.span} frames, or negative_offset={config.negative_offset} is small. Fewer frames, a "
