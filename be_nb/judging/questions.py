@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['trained_method', 'answered']
 
-# %% ../../nbs/6_judging/04_questions.ipynb #7e8a3ce0
+# %% ../../nbs/6_judging/04_questions.ipynb #a34074a4
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def right_answers(
             hits.append(method.answer(questions)[0].argmax(1) == target)
     return torch.cat(hits).float().mean().item()
 
-# %% ../../nbs/6_judging/04_questions.ipynb #0e74ec46
+# %% ../../nbs/6_judging/04_questions.ipynb #62a7d8d2
 def trained_method(
     path,     # a step-….pt file, or the folder of a pretraining run: its newest intact one
 ) -> tuple:   # the method with its weights, on the CPU, and the config of the run

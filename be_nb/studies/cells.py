@@ -8,7 +8,7 @@ __all__ = ['DAMPING', 'ALL_ROWS', 'BE_ARMS', 'Row', 'find_row', 'arm_settings', 
            'time_probes', 'held_out', 'own_task', 'judge_cell', 'lr_scores', 'biased_knn', 'run_cell', 'best_lr',
            'make_cell', 'changes_of', 'recorded', 'find_cell', 'is_asked_for']
 
-# %% ../../nbs/8_studies/04_cells.ipynb #4338c878
+# %% ../../nbs/8_studies/04_cells.ipynb #055ac061
 import functools
 import json
 import time
@@ -243,7 +243,7 @@ def time_probes(backbone, source, frames: int = 8, size: int = 24, device=None) 
                                 windows=partial(centred_windows, frames=frames, speed=speed), batch_size=256).features
     return {"speed_probe": pair_probe(seen(1), seen(2)), "arrow_probe": pair_probe(seen(3), seen(-3))}
 
-# %% ../../nbs/8_studies/04_cells.ipynb #77265070
+# %% ../../nbs/8_studies/04_cells.ipynb #b63a2b6c
 @torch.no_grad()
 def held_out(
     method,                 # as it was trained
