@@ -208,7 +208,8 @@ class Augment(_View):
         _check_clips(clips)
         return self.view(clips, self.sample(len(clips), *clips.shape[-2:], generator=generator))
 
-# %% ../nbs/1_core/04_views.ipynb #1f3dc726
+# %% ../nbs/1_core/04_views.ipynb #a88389be
+#| code-fold: true
 class CenterCrop(_View):
     """The deterministic view for tests: the central square, resized and normalised like those of `Augment`.
 

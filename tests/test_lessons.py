@@ -66,9 +66,14 @@ def test_lesson_teaches(path):
     pictures = [o for c in cells(nb, "code") for o in c.outputs
                 if any(k.startswith("image/") for k in o.get("data", {}))]
     assert pictures, "no picture is stored"
-    assert prose.count("<details>") >= 3, "at least three exercises with folded answers"
+    assert prose.count("<details><summary>answer</summary>") >= 3, "at least three exercises with folded answers"
     assert "summary" in prose and "exercises" in prose
     assert any(re.search(r"^\s*assert |test_", c.source, re.M) for c in cells(nb, "code")), "nothing is tested"
+
+
+def test_the_core_is_an_afternoon():
+    minutes = [notebooks.reading_minutes(path) for path in (notebooks.ROOT / "nbs/1_core").glob("[0-9]*.ipynb")]
+    assert len(minutes) == 12 and sum(minutes) <= 170 and max(minutes) < 20
 
 
 @each_lesson

@@ -107,7 +107,9 @@ def server():
     if not running:
         folder = tempfile.TemporaryDirectory(prefix="warm")
         path = os.path.join(folder.name, "socket")
-        process = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        env = {"OMP_NUM_THREADS": "1"} | os.environ  # a notebook's default, too; torch reads it once, before the fork
+        process = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   env=env)
         assert process.stdout is not None and process.stdout.readline() == b"ready\n", "the server has not started"
         running.update(folder=folder, path=path, process=process)
     return running["path"]

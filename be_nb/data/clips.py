@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-# %% ../../nbs/1_core/02_clips.ipynb #6c8e1c4b
+# %% ../../nbs/1_core/02_clips.ipynb #c110545d
+#| code-fold: true
 SHORT = ("loop", "clamp", "drop")
 
 
@@ -23,7 +24,7 @@ def check_window(frames, stride, short):
     if short not in SHORT:
         raise ValueError(f"short must be one of {', '.join(SHORT)}, not {short!r}")
 
-
+# %% ../../nbs/1_core/02_clips.ipynb #8735fab2
 def window_frames(
     num_frames,  # length of the video, in frames
     frames,  # frames in the window
