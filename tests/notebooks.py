@@ -216,7 +216,7 @@ def promise(path):
 
 
 def reading_minutes(path):
-    "How long a lesson takes to read: 200 words or 15 lines of code a minute, without what is folded and further reading."
+    "Minutes to read a lesson: 200 words or 15 lines of code each, without what is folded and further reading."
     minutes = 0.0
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
