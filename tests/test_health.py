@@ -257,6 +257,16 @@ def test_precision_gap_is_that_of_the_losses():
     assert P.precision_gap(method, batch, "fp32") == (loss, 0) and 0 < gap < .1
 
 
+def test_dropout_is_not_taken_for_rounding():
+    config = override(CONFIG, method="opn", negative="none", distractor="none", frames=4, short="drop")
+    method = build_method(config).train()
+    batch = Batch(torch.randint(256, (4, 1, 40, 3, 30, 30), dtype=torch.uint8))
+    before = torch.get_rng_state()
+    loss, gap = P.precision_gap(method, batch, "fp32")
+    assert gap == 0 and P.precision_gap(method, batch, "fp32")[0] == loss
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_knn_takes_labelled_videos_and_at_most_so_many(tmp_path):
     assert knn_sources(CONFIG) == ()
     assert [len(s) for s in knn_sources(override(CONFIG, knn_every=1, knn_videos=700))] == [700, 512]

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import re
+import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -1075,3 +1076,20 @@ def test_batches_are_the_same_for_any_number_of_workers(root):
             assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     items = [ds[0, 0], ds[0, 1]]
     assert all(torch.equal(a, b) for a, b in zip(collate(items).values(), default_collate(items).values()))
+
+
+WRITE = """
+import hashlib, sys
+from pathlib import Path
+from be_nb.data.scenebias import SceneBias
+from be_nb.data.videos import write_folder
+write_folder(sys.argv[1], {"all.txt": SceneBias("probe", size=40)})
+print(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(sys.argv[1], "all").iterdir())))
+"""
+
+
+def test_a_clip_gives_the_same_file_in_any_process(tmp_path):
+    "Small frames, of which an encoder left to itself makes other files each time."
+    written = {subprocess.run([sys.executable, "-c", WRITE, str(tmp_path / name)], capture_output=True, text=True,
+                              check=True).stdout for name in "abc"}
+    assert len(written) == 1 and len(written.pop().split()) == 40

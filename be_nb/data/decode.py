@@ -300,7 +300,7 @@ def jpegs_to_frames(
             raise ValueError(f"is no JPEG picture ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
     return torch.from_numpy(frames)
 
-# %% ../../nbs/5_data/02_decode.ipynb #4cd2610d
+# %% ../../nbs/5_data/02_decode.ipynb #2425d4d9
 def write_video(
     path,                # an .mp4 file
     clip: torch.Tensor,  # uint8 (t, 3, h, w)
@@ -308,7 +308,8 @@ def write_video(
 ):
     "Write a clip as H.264 in red, green and blue, nearly without loss, under exactly this name, whatever its ending."
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264rgb", rate=rate, options={"crf": "10", "preset": "veryfast"})
+        same = {"x264-params": "mbtree=0"}  # with it, files of small frames differ from process to process
+        stream = container.add_stream("libx264rgb", rate=rate, options={"crf": "10", "preset": "veryfast"} | same)
         stream.height, stream.width, stream.pix_fmt = clip.shape[2], clip.shape[3], "rgb24"
         stream.codec_context.thread_count = 1
         for image in clip.permute(0, 2, 3, 1).contiguous().numpy():

@@ -40,7 +40,7 @@ def sample_clips(
     "Clips of the first, the last and evenly spread videos between; raises what reading raises."
     return collate([dataset[0, int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()])
 
-# %% ../../nbs/7_training/05_preflight.ipynb #36ef961c
+# %% ../../nbs/7_training/05_preflight.ipynb #3f359cff
 @torch.no_grad()
 def precision_gap(
     method: nn.Module,    # on the device; its buffers are left as they were
@@ -48,9 +48,10 @@ def precision_gap(
     amp: str,             # auto, bf16 or fp32
 ) -> tuple:               # loss in float32, relative difference of the loss in the format of the run
     "How far the loss of a batch in the format of the run is from that in float32."
-    losses = []
+    losses, gpus = [], [batch.clips.device] if batch.clips.device.type == "cuda" else []
     for precision in ("fp32", amp):
-        with keep_buffers(method), autocast(batch.clips.device, precision):
+        with keep_buffers(method), torch.random.fork_rng(gpus), autocast(batch.clips.device, precision):
+            torch.manual_seed(0)  # dropout draws from the global generator, the same in both formats
             found = method(replace(batch, draw=torch.Generator().manual_seed(0)))
             if not (isinstance(found, tuple) and len(found) == 2):
                 raise ValueError(f"{type(method).__name__}.forward must return two things, the loss and a dict of "
