@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'extremes', 'VideoRowsConfig', 'video_run', 'judge_videos', 'run_row', 'asked_of', 'find_cells', 'video_rows',
            'keep', 'video_gains', 'video_table', 'draw_carried', 'carried', 'main']
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #d25efd7a
+# %% ../../nbs/8_studies/10_video_rows.ipynb #2b3badb3
 import json
 import time
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ..train import pretrain
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #053b3df7
+# %% ../../nbs/8_studies/10_video_rows.ipynb #f99052b1
 def extremes(
     cells: list,      # of the leaderboard
     count: int = 5,   # how many of each end
@@ -38,7 +38,7 @@ def extremes(
     order = sorted(found, key=lambda row: -found[row])
     return tuple(order if len(order) <= 2 * count else order[:count] + order[-count:])
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #31a3ccf6
+# %% ../../nbs/8_studies/10_video_rows.ipynb #b52c762c
 @dataclass(frozen=True)
 class VideoRowsConfig(Config):
     "What `python -m be_nb.studies.video_rows` needs."
@@ -60,7 +60,7 @@ class VideoRowsConfig(Config):
         "The folders, as the ladder asks for them."
         return LadderConfig(footage=self.footage or ".", rungs=(self.learned, *self.judged), out=self.out)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #7b9c3d43
+# %% ../../nbs/8_studies/10_video_rows.ipynb #b948d06c
 def video_run(
     name: str,                # of a row of the leaderboard
     arm: str,                 # plain or both
@@ -104,7 +104,7 @@ def asked_of(name: str, arm: str, seed: int, config: VideoRowsConfig) -> tuple:
     "By what a cell is known, values of `ASKED`."
     return name, arm, seed, config.learned, config.steps
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #9cc1e582
+# %% ../../nbs/8_studies/10_video_rows.ipynb #99bd6fa5
 def find_cells(
     config: VideoRowsConfig,
 ) -> dict:  # (row, arm, seed) → row, None where it is missing; row by row
@@ -148,7 +148,7 @@ def keep(config: VideoRowsConfig) -> list:
     write_atomically(out / "rows.json", lambda path: path.write_text(text, encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #dfe5e660
+# %% ../../nbs/8_studies/10_video_rows.ipynb #bf1dbd45
 def video_gains(
     rows: list,            # from `video_rows`
     folder: str,           # where they are judged
@@ -206,13 +206,14 @@ def draw_carried(
 
 
 def carried(rows: list, board: list, folder: str, key: str = "probe") -> float:
-    "Rank correlation of what BE does to the rows on the leaderboard and on a folder: 1, the same order; 0, none."
+    "Spearman's rank correlation of what BE does to the rows on the leaderboard and on a folder; 1: the same order."
+    from scipy.stats import spearmanr  # not above: slow to load
+
     known, here = differences(board), video_gains(rows, folder, key)
     pairs = [(np.mean([*known[name].values()]), np.mean([*here[name].values()])) for name in here if known.get(name)]
-    ranks = [np.argsort(np.argsort(values)) for values in zip(*pairs)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(spearmanr(*zip(*pairs)).statistic)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #c6ae8cd4
+# %% ../../nbs/8_studies/10_video_rows.ipynb #d086ffda
 def main():
     "`python -m be_nb.studies.video_rows`."
     import tyro  # not above: a study is also run where there is no command line
