@@ -1,4 +1,4 @@
-"""The miniature's network, wider. In the repository's root: `be-nb ladder --change backbone=benchmarks.networks:Wide`."""
+"""The miniature's network, wider: `be-nb ladder --change backbone=benchmarks.networks:Wide`, in the repository's root."""
 from be_nb.backbones.tiny import Tiny
 
 
