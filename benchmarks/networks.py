@@ -1,4 +1,4 @@
-"""The miniature's network, wider: `be-nb ladder --change backbone=benchmarks.networks:Wide`, in the repository's root."""
+"""The network of the miniature, wider: `be-nb ladder --change backbone=benchmarks.networks:Wide`, in the root folder."""
 from be_nb.backbones.tiny import Tiny
 
 
