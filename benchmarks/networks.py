@@ -1,4 +1,4 @@
-"""The network of the miniature, wider: `be-nb ladder --change backbone=benchmarks.networks:Wide`, in the root folder."""
+"""The network of the miniature, wider. In the root folder: `be-nb ladder --change backbone=benchmarks.networks:Wide`."""
 from be_nb.backbones.tiny import Tiny
 
 
