@@ -1,4 +1,4 @@
-"""The network of the miniature, wider. In the root folder: `be-nb ladder --change backbone=benchmarks.networks:Wide`."""
+"""The miniature's network, wider: `be-nb ladder --change backbone=benchmarks.networks:Wide`, run in the root."""
 from be_nb.backbones.tiny import Tiny
 
 
