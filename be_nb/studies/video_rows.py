@@ -6,12 +6,13 @@
 __all__ = ['ASKED', 'extremes', 'VideoRowsConfig', 'video_run', 'judge_videos', 'run_row', 'asked_of', 'find_cells', 'video_rows',
            'keep', 'video_gains', 'video_table', 'draw_carried', 'carried', 'main']
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #2b3badb3
+# %% ../../nbs/8_studies/10_video_rows.ipynb #9dfcb232
 import json
 import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from ..train import pretrain
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #f99052b1
+# %% ../../nbs/8_studies/10_video_rows.ipynb #f357843c
 def extremes(
     cells: list,      # of the leaderboard
     count: int = 5,   # how many of each end
@@ -38,7 +39,7 @@ def extremes(
     order = sorted(found, key=lambda row: -found[row])
     return tuple(order if len(order) <= 2 * count else order[:count] + order[-count:])
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #b52c762c
+# %% ../../nbs/8_studies/10_video_rows.ipynb #eeecc9b5
 @dataclass(frozen=True)
 class VideoRowsConfig(Config):
     "What `python -m be_nb.studies.video_rows` needs."
@@ -60,7 +61,7 @@ class VideoRowsConfig(Config):
         "The folders, as the ladder asks for them."
         return LadderConfig(footage=self.footage or ".", rungs=(self.learned, *self.judged), out=self.out)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #b948d06c
+# %% ../../nbs/8_studies/10_video_rows.ipynb #9ce31802
 def video_run(
     name: str,                # of a row of the leaderboard
     arm: str,                 # plain or both
@@ -76,7 +77,7 @@ def video_run(
 
 def judge_videos(backbone, lists: dict, device: str = "auto") -> dict:
     "Probe, R@1 and stopped probe on every folder, as the ladder has them."
-    how = dict(frames=PretrainConfig.frames, size=PretrainConfig.size, device=device)
+    how: dict[str, Any] = dict(frames=PretrainConfig.frames, size=PretrainConfig.size, device=device)
     return {name: judge_rung(backbone, each, stride=rung_of(name).stride, **how) for name, each in lists.items()}
 
 
@@ -104,7 +105,7 @@ def asked_of(name: str, arm: str, seed: int, config: VideoRowsConfig) -> tuple:
     "By what a cell is known, values of `ASKED`."
     return name, arm, seed, config.learned, config.steps
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #99bd6fa5
+# %% ../../nbs/8_studies/10_video_rows.ipynb #163e119b
 def find_cells(
     config: VideoRowsConfig,
 ) -> dict:  # (row, arm, seed) → row, None where it is missing; row by row
@@ -148,7 +149,7 @@ def keep(config: VideoRowsConfig) -> list:
     write_atomically(out / "rows.json", lambda path: path.write_text(text, encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #bf1dbd45
+# %% ../../nbs/8_studies/10_video_rows.ipynb #ea61157e
 def video_gains(
     rows: list,            # from `video_rows`
     folder: str,           # where they are judged
@@ -210,10 +211,12 @@ def carried(rows: list, board: list, folder: str, key: str = "probe") -> float:
     from scipy.stats import spearmanr  # not above: slow to load
 
     known, here = differences(board), video_gains(rows, folder, key)
-    pairs = [(np.mean([*known[name].values()]), np.mean([*here[name].values()])) for name in here if known.get(name)]
-    return float(spearmanr(*zip(*pairs)).statistic)
+    both = [name for name in here if known.get(name)]
+    there, here = ([float(np.mean([*pairs[name].values()])) for name in both] for pairs in (known, here))
+    found: Any = spearmanr(there, here)
+    return float(found.statistic)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #d086ffda
+# %% ../../nbs/8_studies/10_video_rows.ipynb #61c5a927
 def main():
     "`python -m be_nb.studies.video_rows`."
     import tyro  # not above: a study is also run where there is no command line
