@@ -115,6 +115,8 @@ def test_mistakes_are_told_before_any_run(study, tmp_path):
     missing = V.VideoRowsConfig(**vars(study.config) | {"learned": "nowhere"})
     with pytest.raises(FileNotFoundError, match=r"nowhere with train\.txt and val\.txt"):
         V.video_rows(missing)
+    with pytest.raises(ValueError, match="here needs footage"):
+        V.video_rows(V.VideoRowsConfig(**vars(study.config) | {"footage": ""}))
     with pytest.raises(ValueError, match="Name rows, or a board"):
         V.video_rows(V.VideoRowsConfig(**vars(study.config) | {"rows": ()}))
     with pytest.raises(ValueError, match="simclr"):

@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'extremes', 'VideoRowsConfig', 'video_run', 'judge_videos', 'run_row', 'asked_of', 'find_cells', 'video_rows',
            'keep', 'video_gains', 'video_table', 'draw_carried', 'carried', 'main']
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #9dfcb232
+# %% ../../nbs/8_studies/10_video_rows.ipynb #928fb2d0
 import json
 import time
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from ..train import pretrain
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #f357843c
+# %% ../../nbs/8_studies/10_video_rows.ipynb #d428624e
 def extremes(
     cells: list,      # of the leaderboard
     count: int = 5,   # how many of each end
@@ -39,7 +39,7 @@ def extremes(
     order = sorted(found, key=lambda row: -found[row])
     return tuple(order if len(order) <= 2 * count else order[:count] + order[-count:])
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #eeecc9b5
+# %% ../../nbs/8_studies/10_video_rows.ipynb #c56a754c
 @dataclass(frozen=True)
 class VideoRowsConfig(Config):
     "What `python -m be_nb.studies.video_rows` needs."
@@ -59,9 +59,9 @@ class VideoRowsConfig(Config):
     @property
     def places(self) -> LadderConfig:
         "The folders, as the ladder asks for them."
-        return LadderConfig(footage=self.footage or ".", rungs=(self.learned, *self.judged), out=self.out)
+        return LadderConfig(footage=self.footage, rungs=(self.learned, *self.judged), out=self.out)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #9ce31802
+# %% ../../nbs/8_studies/10_video_rows.ipynb #b88133f7
 def video_run(
     name: str,                # of a row of the leaderboard
     arm: str,                 # plain or both
@@ -105,7 +105,7 @@ def asked_of(name: str, arm: str, seed: int, config: VideoRowsConfig) -> tuple:
     "By what a cell is known, values of `ASKED`."
     return name, arm, seed, config.learned, config.steps
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #163e119b
+# %% ../../nbs/8_studies/10_video_rows.ipynb #5d879242
 def find_cells(
     config: VideoRowsConfig,
 ) -> dict:  # (row, arm, seed) → row, None where it is missing; row by row
@@ -149,7 +149,7 @@ def keep(config: VideoRowsConfig) -> list:
     write_atomically(out / "rows.json", lambda path: path.write_text(text, encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #ea61157e
+# %% ../../nbs/8_studies/10_video_rows.ipynb #0780d12a
 def video_gains(
     rows: list,            # from `video_rows`
     folder: str,           # where they are judged
@@ -216,7 +216,7 @@ def carried(rows: list, board: list, folder: str, key: str = "probe") -> float:
     found: Any = spearmanr(there, here)
     return float(found.statistic)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #61c5a927
+# %% ../../nbs/8_studies/10_video_rows.ipynb #8833af28
 def main():
     "`python -m be_nb.studies.video_rows`."
     import tyro  # not above: a study is also run where there is no command line
