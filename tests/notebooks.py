@@ -244,11 +244,9 @@ def course():
 
 def board():
     "The head of the leaderboard as Markdown, from its record: what BE helps most, and where it helps least or hurts."
-    from be_nb.studies.leaderboard import differences, headline_table
+    from be_nb.studies.leaderboard import extremes, headline_table
     record = json.loads((ROOT / "nbs/results/leaderboard.json").read_text(encoding="utf8"))
-    found = {row: sum(pairs.values()) / len(pairs) for row, pairs in differences(record["cells"]).items() if pairs}
-    order = sorted(found, key=lambda row: -found[row])
-    shown = order if len(order) <= 8 else order[:4] + order[-4:]
+    shown = extremes(record["cells"], 4)
     return f"<!-- leaderboard -->\n{headline_table(record, shown)}\n<!-- end of leaderboard -->"
 
 

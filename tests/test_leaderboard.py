@@ -1,6 +1,7 @@
 """The leaderboard: equal work, cells done once, judges that give a known answer, and a page that can be read."""
 import json
 import math
+import random
 import re
 import shlex
 import subprocess
@@ -338,3 +339,16 @@ def test_the_page_is_sorted_in_a_browser(tmp_path):
             page.click("table.board tbody tr >> nth=0 >> a >> nth=2")
             assert page.url.endswith("#byol-both") and page.locator("details#byol-both table").is_visible()
         assert complaints == []
+
+
+def test_extremes_are_both_ends_and_means_are_sorted():
+    names = [f"row{k}" for k in range(11)]
+    cells = [{"row": row, "arm": arm, "seed": seed, "work": 1, "train_minutes": 1, "scores": {
+        "motion_probe": 0.3 + (arm == "both") * (11 - k + seed) / 100, "still_probe": 0.2, "probe_test": 0.8,
+        "probe_swapped": 0.2}} for k, row in enumerate(names) for arm in ("plain", "both") for seed in (0, 1)]
+    random.Random(0).shuffle(cells)
+    found = B.means(B.differences(cells))
+    assert list(found) == names and all(found[f"row{k}"] == pytest.approx(11.5 - k) for k in range(11))
+    assert B.extremes(cells, 2) == ("row0", "row1", "row9", "row10") and B.extremes(cells, 6) == tuple(names)
+    lonely = [*cells, dict(next(c for c in cells if c["arm"] == "both"), row="alone")]  # without its plain half
+    assert B.extremes(lonely, 2) == B.extremes(cells, 2)

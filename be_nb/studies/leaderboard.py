@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LITTLE', 'EXPECTED', 'EXPECTATION', 'COLUMNS', 'SPREAD', 'RANK', 'expected', 'verdict', 'wanted', 'fill',
-           'make_record', 'record_text', 'Column', 'values', 'marks', 'differences', 'points', 'by_seed', 'signs',
-           'Line', 'lines_of', 'row_title', 'headline_table', 'board', 'pair_strip', 'headline', 'record_of',
-           'board_page', 'keep', 'leaderboard']
+           'make_record', 'record_text', 'Column', 'values', 'marks', 'differences', 'means', 'extremes', 'points',
+           'by_seed', 'signs', 'Line', 'lines_of', 'row_title', 'headline_table', 'board', 'pair_strip', 'headline',
+           'record_of', 'board_page', 'keep', 'leaderboard']
 
 # %% ../../nbs/8_studies/05_leaderboard.ipynb #ef4296c8
 import json
@@ -200,6 +200,23 @@ def differences(
     return gains(rows, key, arm, base)
 
 
+def means(
+    found: dict,  # row → {seed: points}, as `differences` gives it
+) -> dict:        # row → points, the largest first; rows without a pair are left out
+    "The mean over the pairs of each row."
+    known = {row: float(np.mean([*pairs.values()])) for row, pairs in found.items() if pairs}
+    return dict(sorted(known.items(), key=lambda item: -item[1]))
+
+
+def extremes(
+    cells: list,
+    count: int = 5,  # how many of each end
+) -> tuple:          # names of rows, the most helped first; all of them where there are fewer than twice as many
+    "The methods that Background Erasing helps most, and those that it helps least or hurts."
+    order = tuple(means(differences(cells)))
+    return order if len(order) <= 2 * count else order[:count] + order[-count:]
+
+
 def points(value) -> str:
     "A difference, as it is printed."
     return f"{value:+.1f}".replace("-", "−")
@@ -352,10 +369,9 @@ def headline(record: dict) -> Markup:
     "The paired differences, the largest mean first."
     titles = {line.row: line.title for line in lines_of(record["cells"])}
     found = differences(record["cells"])
-    order = sorted(found, key=lambda row: -float(np.mean(list(found[row].values()))))
     rows = [(titles[row], verdict(row, found[row]), [
-        pair_strip(found[row]), tag("td", tag("b", points(np.mean(list(found[row].values()))))),
-        tag("td", by_seed(found[row])), tag("td", signs(found[row]))]) for row in order]
+        pair_strip(found[row]), tag("td", tag("b", points(mean))),
+        tag("td", by_seed(found[row])), tag("td", signs(found[row]))]) for row, mean in means(found).items()]
     return tag("div", html_table("method", ["−40 … +60 points", "mean", "by seed", "signs"], rows,
                                  "motion probe, + both minus plain, points, paired by seed"), class_="scroll")
 
