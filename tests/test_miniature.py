@@ -1,4 +1,5 @@
 """The main job at a terminal: it can be interrupted without a traceback, and little is done twice after that."""
+import json
 import subprocess
 import sys
 
@@ -97,3 +98,17 @@ def test_runs_of_other_settings_are_neither_taken_nor_drawn(tmp_path, monkeypatc
     assert [len((folder / "history.jsonl").read_text().splitlines()) for folder in folders] == [2]
     (folders[0] / "scores.json").write_text("{")  # a torn record belongs to nobody
     assert miniature.runs_of([long], tmp_path) == []
+
+
+def test_the_rows_of_a_study_are_a_record(tmp_path):
+    rows = [{"arm": "be", "seed": 1, "commit": "c", "date": "d"}, {"arm": "moco", "seed": 2}]
+    miniature.keep_rows(rows, tmp_path / "new")
+    about = {"commit": "", "date": ""}
+    assert miniature.read_record(str(tmp_path / "new/rows.json"), "rows") == [about | row for row in rows]
+    (tmp_path / "kept.json").write_text(json.dumps({"cells": rows, "date": "today"}))
+    last = miniature.read_record(str(tmp_path / "kept.json"), "cells")[1]
+    assert last == {"arm": "moco", "seed": 2, "commit": "", "date": "today"}
+    for text in ('{"rows": 3}', "3", "[3]", "no"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json is no record with rows"):
+            miniature.read_record(str(tmp_path / "bad.json"), "rows")

@@ -28,7 +28,7 @@ from ..machine.device import machine, pick_device
 from ..machine.files import write_atomically
 from ..saving.weights import load
 from ..settings import FinetuneConfig, LadderConfig, PretrainConfig
-from .miniature import ARMS, keep_cell, name_by_settings, read_record, StillFrames, TITLES
+from .miniature import ARMS, keep_cell, keep_rows, name_by_settings, read_record, StillFrames, TITLES
 from ..train import finetune, pretrain
 from ..training.finetune import FinetuneResult
 from ..training.run import run_folder
@@ -410,8 +410,7 @@ def ladder(
 def keep(config: LadderConfig) -> list:
     "Write rows and picture of what is done; the rows."
     rows, out = [row for row in find_rows(config).values() if row], Path(config.out)
-    text = json.dumps(rows, indent=1)
-    write_atomically(out / "rows.json", lambda path: path.write_text(text, encoding="utf8"))
+    keep_rows(rows, out)
     if rows:
         write_atomically(out / "ladder.png", lambda path: draw_ladder(rows).savefig(path, format="png"))
     return rows

@@ -201,6 +201,15 @@ def keep_cell(
     return json.loads(file.read_text(encoding="utf8"))
 
 
+def keep_rows(
+    rows: list,  # of a study
+    out,         # its folder
+):
+    "Write `rows.json`, whole or not at all: a record, as `read_record` reads it."
+    text = json.dumps(rows, indent=1) + "\n"
+    write_atomically(Path(out) / "rows.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
+
+
 def read_record(
     file: str,  # record of a study, JSON; empty: none
     key: str,   # where its rows stand in it
@@ -210,6 +219,8 @@ def read_record(
         return []
     try:
         record = json.loads(Path(file).read_text(encoding="utf8"))
+        if isinstance(record, list):  # the rows.json of a study
+            record = {key: record}
         about = {name: record.get(name, "") for name in ("commit", "date")}
         return [about | row for row in record[key]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -342,8 +353,7 @@ def study(
         sets = judge_sets(rho, data_seed)
         for seed, arm in product(config.seeds, config.arms):
             rows.append(run_arm(arm, seed, data_seed, rho, config.out, sets, steps=config.steps))
-    text = json.dumps(rows, indent=1)
-    write_atomically(Path(config.out) / "rows.json", lambda temporary: temporary.write_text(text, encoding="utf8"))
+    keep_rows(rows, config.out)
     draw(rows, Path(config.out), sets)
     return rows
 

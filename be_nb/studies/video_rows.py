@@ -6,13 +6,12 @@
 __all__ = ['ASKED', 'VideoRowsConfig', 'video_run', 'judge_videos', 'asked_of', 'run_row', 'find_cells', 'check_rows',
            'video_rows', 'keep', 'video_gains', 'folders_of', 'video_table', 'draw_carried', 'carried', 'main']
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #031e1169
+# %% ../../nbs/8_studies/10_video_rows.ipynb #00d25a7f
 import json
 import time
 import warnings
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +19,19 @@ import numpy as np
 from ..config import Amount, Config, Count, override
 from ..data.sources import build_source, method_windows
 from ..machine.device import machine, pick_device
-from ..machine.files import write_atomically
 from ..methods import find_method
 from ..saving.weights import load
 from ..settings import LadderConfig, LeaderboardConfig, PretrainConfig
 from .cells import arm_settings, cell_settings, find_row, train_minutes
 from .ladder import chance, check_footage, data_settings, gains, judge_rung, open_lists, rung_of
 from .leaderboard import by_seed, differences, extremes, means, points
-from .miniature import keep_cell, name_by_settings, read_record
+from .miniature import keep_cell, keep_rows, name_by_settings, read_record
 from ..train import pretrain
 from ..training.divergence import Diverged
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #76dcaed7
+# %% ../../nbs/8_studies/10_video_rows.ipynb #3bd6c78e
 @dataclass(frozen=True)
 class VideoRowsConfig(Config):
     "What `python -m be_nb.studies.video_rows` needs."
@@ -55,7 +53,7 @@ class VideoRowsConfig(Config):
         "The folders, as the ladder asks for them."
         return LadderConfig(footage=self.footage, rungs=(self.learned, *self.judged), out=self.out)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #5197c36b
+# %% ../../nbs/8_studies/10_video_rows.ipynb #bf1c4b94
 def video_run(
     name: str,                # of a row of the leaderboard
     arm: str,                 # of `be_nb.studies.cells.BE_ARMS`, one that the row has
@@ -87,7 +85,7 @@ def asked_of(name: str, arm: str, seed: int, config: VideoRowsConfig) -> tuple:
     "By what a cell is known, values of `ASKED`."
     return name, arm, seed, config.learned, config.judged, config.steps
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #38fd5d5c
+# %% ../../nbs/8_studies/10_video_rows.ipynb #ce58fcd9
 def run_row(
     name: str,
     arm: str,
@@ -114,7 +112,7 @@ def run_row(
 
     return keep_cell(run_folder(settings) / "cell.json", make)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #54928553
+# %% ../../nbs/8_studies/10_video_rows.ipynb #dcbf7937
 def find_cells(
     config: VideoRowsConfig,
 ) -> dict:  # (row, arm, seed) → row, None where it is missing; row by row
@@ -151,7 +149,7 @@ def check_rows(config: VideoRowsConfig):
             except ValueError as error:
                 raise ValueError(f"row {name} cannot learn from {config.learned}: {error} Leave it out.") from None
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #80d56391
+# %% ../../nbs/8_studies/10_video_rows.ipynb #1a1b8d36
 def video_rows(
     config: VideoRowsConfig,
 ) -> list:  # rows as `run_row` returns them
@@ -179,11 +177,10 @@ def video_rows(
 def keep(config: VideoRowsConfig) -> list:
     "Write the rows of what is done; the rows."
     rows = [row for row in find_cells(config).values() if row]
-    text = json.dumps({"rows": rows}, indent=1) + "\n"
-    write_atomically(Path(config.out) / "rows.json", lambda path: path.write_text(text, encoding="utf8"))
+    keep_rows(rows, config.out)
     return rows
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #2dd931be
+# %% ../../nbs/8_studies/10_video_rows.ipynb #65105082
 def video_gains(
     rows: list,            # from `video_rows`
     folder: str,           # where they are judged
@@ -226,7 +223,7 @@ def video_table(
         lines.append(f"| {next(row['title'] for row in rows if row['row'] == name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #da30d25b
+# %% ../../nbs/8_studies/10_video_rows.ipynb #f85670e5
 def draw_carried(
     rows: list,    # from `video_rows`
     board: list,   # cells of the leaderboard
@@ -271,7 +268,7 @@ def carried(
     found: Any = spearmanr([known[name] for name in both], [here[name] for name in both])
     return float(found.statistic)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #f0cf7451
+# %% ../../nbs/8_studies/10_video_rows.ipynb #80eee894
 def main():
     "`python -m be_nb.studies.video_rows`."
     import tyro  # not above: a study is also run where there is no command line
