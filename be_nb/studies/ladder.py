@@ -7,7 +7,7 @@ __all__ = ['RUNGS', 'JUDGED', 'COLUMNS', 'CLIPS', 'WAYS', 'ASKED', 'Rung', 'rung
            'judge_rung', 'learn_labels', 'supervise', 'run_cell', 'make_cell', 'asked_of', 'chance', 'gains',
            'standard', 'rung_table', 'draw_ladder', 'changed_share', 'covered_share']
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #6224eb54
+# %% ../../nbs/8_studies/03_ladder.ipynb #475a292a
 import json
 import time
 from itertools import product
@@ -380,7 +380,7 @@ def find_rows(
                         else known.get(asked_of(*place, config)))
     return found
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #e7789f75
+# %% ../../nbs/8_studies/03_ladder.ipynb #f0be9f41
 def ladder(
     config: LadderConfig | None = None,  # None: the lowest rung, which needs no footage
     progress: bool = True,               # say which cell is being done

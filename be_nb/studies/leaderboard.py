@@ -187,7 +187,7 @@ def marks(
                     f"{100 * scores['largest_class']:.1f} %")
     return told
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #793f6453
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #b5c8d5fd
 def differences(
     cells: list,
     key: str = "motion_probe",  # of `COLUMNS`
@@ -356,7 +356,7 @@ def board(lines: list) -> Markup:
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_="board")
     return tag("div", table, class_="scroll")
 
-# %% ../../nbs/8_studies/05_leaderboard.ipynb #b8524eff
+# %% ../../nbs/8_studies/05_leaderboard.ipynb #a9d8c532
 def pair_strip(found: dict, low: float = -40, high: float = 60) -> Markup:
     "Differences in points as dots on a line, a dot for each seed; the mean as a stroke; dotted: no difference."
     at = lambda points: f"left:{100 * (min(max(points, low), high) - low) / (high - low):.1f}%"

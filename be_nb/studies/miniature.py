@@ -180,7 +180,7 @@ def name_by_settings(config: PretrainConfig, name: str, **more) -> PretrainConfi
     digest = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
     return override(config, name=f"{name}-{digest}")
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #47eaf987
+# %% ../../nbs/8_studies/01_miniature.ipynb #8ab2f8ae
 def keep_cell(
     file,            # where its row stands, in a folder of its own
     make,            # called without arguments where there is no row yet: gives it
@@ -342,7 +342,7 @@ def draw(
     figure = strip(clips, n=10, titles=titles)
     write_atomically(out / "clips.png", lambda temporary: figure.savefig(temporary, format="png"))
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #594eff38
+# %% ../../nbs/8_studies/01_miniature.ipynb #e349d9a6
 def study(
     config: StudyConfig | None = None,  # None: one seed of random, MoCo and MoCo + BE
 ) -> list:                              # rows as `run_arm` returns them
