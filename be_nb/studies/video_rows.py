@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'VideoRowsConfig', 'video_run', 'judge_videos', 'asked_of', 'run_row', 'find_cells', 'check_rows',
            'video_rows', 'keep', 'video_gains', 'folders_of', 'video_table', 'draw_carried', 'carried', 'main']
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #00d25a7f
+# %% ../../nbs/8_studies/10_video_rows.ipynb #69734c95
 import json
 import time
 import warnings
@@ -31,7 +31,7 @@ from ..training.divergence import Diverged
 from ..training.run import run_folder
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #3bd6c78e
+# %% ../../nbs/8_studies/10_video_rows.ipynb #99107fd5
 @dataclass(frozen=True)
 class VideoRowsConfig(Config):
     "What `python -m be_nb.studies.video_rows` needs."
@@ -53,7 +53,7 @@ class VideoRowsConfig(Config):
         "The folders, as the ladder asks for them."
         return LadderConfig(footage=self.footage, rungs=(self.learned, *self.judged), out=self.out)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #bf1c4b94
+# %% ../../nbs/8_studies/10_video_rows.ipynb #3d89fadf
 def video_run(
     name: str,                # of a row of the leaderboard
     arm: str,                 # of `be_nb.studies.cells.BE_ARMS`, one that the row has
@@ -85,7 +85,7 @@ def asked_of(name: str, arm: str, seed: int, config: VideoRowsConfig) -> tuple:
     "By what a cell is known, values of `ASKED`."
     return name, arm, seed, config.learned, config.judged, config.steps
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #ce58fcd9
+# %% ../../nbs/8_studies/10_video_rows.ipynb #187630e6
 def run_row(
     name: str,
     arm: str,
@@ -112,7 +112,7 @@ def run_row(
 
     return keep_cell(run_folder(settings) / "cell.json", make)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #dcbf7937
+# %% ../../nbs/8_studies/10_video_rows.ipynb #407278cc
 def find_cells(
     config: VideoRowsConfig,
 ) -> dict:  # (row, arm, seed) → row, None where it is missing; row by row
@@ -149,7 +149,7 @@ def check_rows(config: VideoRowsConfig):
             except ValueError as error:
                 raise ValueError(f"row {name} cannot learn from {config.learned}: {error} Leave it out.") from None
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #1a1b8d36
+# %% ../../nbs/8_studies/10_video_rows.ipynb #ec304e6c
 def video_rows(
     config: VideoRowsConfig,
 ) -> list:  # rows as `run_row` returns them
@@ -180,7 +180,7 @@ def keep(config: VideoRowsConfig) -> list:
     keep_rows(rows, config.out)
     return rows
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #65105082
+# %% ../../nbs/8_studies/10_video_rows.ipynb #8f931126
 def video_gains(
     rows: list,            # from `video_rows`
     folder: str,           # where they are judged
@@ -223,7 +223,7 @@ def video_table(
         lines.append(f"| {next(row['title'] for row in rows if row['row'] == name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #f85670e5
+# %% ../../nbs/8_studies/10_video_rows.ipynb #70b9ba53
 def draw_carried(
     rows: list,    # from `video_rows`
     board: list,   # cells of the leaderboard
@@ -243,6 +243,8 @@ def draw_carried(
         axes.axhline(0, color="0.6", linewidth=1)
         axes.axvline(0, color="0.6", linewidth=1)
         axes.set_xscale("symlog", linthresh=10)
+        axes.set_xticks([-10, -5, 0, 5, 10, 50], ["−10", "−5", "0", "5", "10", "50"])
+        axes.margins(x=0.2)
         axes.set_xlabel("BE gains on the built-in set,\npoints of the motion probe")
         axes.set_title(f"judged on {folder}", fontsize=10)
     picture.axes[0].set_ylabel("BE gains on real video,\npoints of the probe")
@@ -268,7 +270,7 @@ def carried(
     found: Any = spearmanr([known[name] for name in both], [here[name] for name in both])
     return float(found.statistic)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #80eee894
+# %% ../../nbs/8_studies/10_video_rows.ipynb #cdd40c17
 def main():
     "`python -m be_nb.studies.video_rows`."
     import tyro  # not above: a study is also run where there is no command line
