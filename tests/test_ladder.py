@@ -222,3 +222,10 @@ def test_the_record_holds_what_the_page_says():
     for row in record["rows"]:
         assert row["arm"] in L.WAYS and 0 <= row["probe"] <= 1 and "settings" not in row and "data" not in row
     assert all({"cells", "expected", "came"} <= note.keys() for note in record["notes"])
+
+
+def test_a_change_that_a_rung_would_not_notice_is_refused(config, runs):
+    asked = LadderConfig(**vars(config) | dict(change=("data_size=100",)))
+    assert len(L.find_rows(asked)) == 6
+    with pytest.raises(ValueError, match="data_size counts clips of SceneBias, rung jhmdb-21"):
+        L.find_rows(LadderConfig(**vars(asked) | dict(rungs=("jhmdb-21",), footage=".")))

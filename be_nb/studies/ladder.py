@@ -221,7 +221,7 @@ def supervise(
     sizes = tuple(len(lists.sources[name]) for name in lists.fair)
     return learn_labels(settings, fit, asked, sizes).tests[asked].top1
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #d72ffd0e
+# %% ../../nbs/8_studies/03_ladder.ipynb #3aadcf32
 def cell_config(
     name: str,   # of the rung
     arm: str,    # a key of `WAYS`
@@ -232,6 +232,9 @@ def cell_config(
     settings: dict[str, Any] = dict(out=config.out, seed=seed, device=config.device, steps=config.steps,
                                     checkpoint_every=50)
     changes, way = parse_changes(config.change), WAYS[arm]
+    if "data_size" in changes and name != "scenebias":
+        raise ValueError(f"data_size counts clips of SceneBias, rung {name} would learn from all of its videos. "
+                         "Leave it out.")
     halves = {key: changes[key] for key in ("distractor", "negative") if key in changes and way.get(key) != "none"}
     settings |= data_settings(name, config) | changes | way | halves  # a change picks another half, it adds none
     made = PretrainConfig(**settings)
@@ -277,7 +280,7 @@ def chance(lists: Lists) -> float:
     labels = np.asarray(lists.sources[lists.fair[1]].labels)
     return round(float(np.bincount(labels).max() / len(labels)), 4)
 
-# %% ../../nbs/8_studies/03_ladder.ipynb #a85128e3
+# %% ../../nbs/8_studies/03_ladder.ipynb #55c6170e
 def gains(
     rows: list,            # from `run_cell`
     key: str = "probe",    # of `COLUMNS`
@@ -300,8 +303,7 @@ def standard(
 ) -> list:       # those that the command makes by itself, without another setting
     "The rows that may stand in one table and one picture."
     usual = {key: getattr(LadderConfig, key) for key in ("steps", "videos", "rho")}
-    beside = RUNGS.keys() - set(LadderConfig.rungs)
-    return [row for row in rows if row["rung"] not in beside and not row["change"]
+    return [row for row in rows if row["rung"] in LadderConfig.rungs and not row["change"]
             and usual == {k: row.get(k, v) for k, v in usual.items()}]
 
 
