@@ -154,9 +154,9 @@ def test_gains_are_paired():
     for other in (dict(change=["gamma=1"]), dict(rho=0.5), dict(videos=24), dict(steps=77)):
         mixed = [row | (other if row["arm"] == "be" else {}) for row in rows]
         assert L.gains(mixed) == {}
-        usual = [row | dict(steps=LadderConfig.steps) for row in rows]
+        usual = [row | dict(steps=LadderConfig.steps, rung={"a": "scenes", "b": "both"}[row["rung"]]) for row in rows]
         assert L.standard(usual) == usual and L.standard([row | other for row in usual]) == []
-        assert L.standard([row | dict(rung="scenes-small") for row in usual]) == []
+        assert all(L.standard([row | dict(rung=rung) for row in usual]) == [] for rung in ("scenes-small", "mine"))
 
 
 def test_the_table_and_the_picture_show_what_is_there():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'find_arm', 'cross_probe', 'judge', 'features_by_set', 'score_features',
-           'judge_sets', 'StudyConfig', 'table', 'study', 'main']
+           'judge_sets', 'keep_rows', 'read_record', 'free_name', 'read_scores', 'StudyConfig', 'table', 'study',
+           'main']
 
 # %% ../../nbs/8_studies/01_miniature.ipynb #ac310fb7
 import hashlib
@@ -180,7 +181,7 @@ def name_by_settings(config: PretrainConfig, name: str, **more) -> PretrainConfi
     digest = hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
     return override(config, name=f"{name}-{digest}")
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #8ab2f8ae
+# %% ../../nbs/8_studies/01_miniature.ipynb #2a9ab82b
 def keep_cell(
     file,            # where its row stands, in a folder of its own
     make,            # called without arguments where there is no row yet: gives it
@@ -200,7 +201,7 @@ def keep_cell(
         return None
     return json.loads(file.read_text(encoding="utf8"))
 
-
+# %% ../../nbs/8_studies/01_miniature.ipynb #f372bed3
 def keep_rows(
     rows: list,  # of a study
     out,         # its folder
