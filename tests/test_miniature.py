@@ -20,7 +20,7 @@ def test_an_interrupted_study_ends_in_a_line(monkeypatch, capsys):
         miniature.main()
     out, err = capsys.readouterr()
     assert stop.value.code == 130 and "3 networks" in out
-    assert err.strip() == "Stopped. The same command goes on from the newest checkpoint."
+    assert err.strip() == "Stopped. The same command goes on with what is not done."
 
 
 @pytest.mark.parametrize("arm", miniature.ARMS)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'TITLES', 'OTHERS', 'COLUMNS', 'find_arm', 'cross_probe', 'judge', 'features_by_set', 'score_features',
-           'judge_sets', 'keep_rows', 'read_record', 'free_name', 'read_scores', 'StudyConfig', 'table', 'study',
-           'main']
+           'judge_sets', 'keep_rows', 'read_record', 'free_name', 'read_scores', 'at_a_terminal', 'StudyConfig',
+           'table', 'study', 'main']
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #ac310fb7
+# %% ../../nbs/8_studies/01_miniature.ipynb #5c517b7e
 import hashlib
 import json
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import product
@@ -251,6 +252,18 @@ def read_scores(
     whole = isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in COLUMNS)
     return row if whole and row.get("settings") == made_from else None
 
+# %% ../../nbs/8_studies/01_miniature.ipynb #810a6da7
+@contextmanager
+def at_a_terminal():
+    "A study as a command: a mistake that the reader can mend, or Ctrl-C, ends in a line and not in a traceback."
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on with what is not done.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+
 # %% ../../nbs/8_studies/01_miniature.ipynb #b648e1cc
 def run_arm(
     arm: str,               # see `find_arm`
@@ -358,7 +371,7 @@ def study(
     draw(rows, Path(config.out), sets)
     return rows
 
-# %% ../../nbs/8_studies/01_miniature.ipynb #4300553c
+# %% ../../nbs/8_studies/01_miniature.ipynb #2bbb222c
 def main():
     "`python -m be_nb.studies.miniature`: what `make pretrain` runs."
     import tyro  # not above: the arms are also run where there is no command line
@@ -372,11 +385,8 @@ def main():
           f"Stop it whenever you like, by Ctrl-C: the same command goes on.\nThe loss of MoCo begins near 0, climbs "
           f"while real clips take the place of the noise in the queue, and then falls.\n"
           f"Machine: {machine(pick_device())}\n")
-    try:
+    with at_a_terminal():
         rows = study(config)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the newest checkpoint.", file=sys.stderr)
-        raise SystemExit(130) from None
     print(f"\n{table(rows)}\n\nChance is {100 / len(CLASSES):.1f}. `test`: scenes as in pretraining; `swapped`: the "
           f"same clips with other scenes;\n`motion`: among clips whose scene says nothing; `still`: the same, with "
           f"time stopped; `scene`: which scene it is.\n"

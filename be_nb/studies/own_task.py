@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'KINDS', 'Need', 'needs_time', 'OwnTaskConfig', 'ask_runs', 'Pair', 'find_pairs', 'draw_need', 'main']
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #559f36f1
+# %% ../../nbs/8_studies/09_own_task.ipynb #76622153
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..machine.files import write_atomically
 from ..methods.base import build_method
 from ..settings import LadderConfig
 from .cells import held_out
+from .miniature import at_a_terminal
 from ..visualize import Picture
 
 # %% ../../nbs/8_studies/09_own_task.ipynb #2d939df9
@@ -151,16 +152,13 @@ def draw_need(
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #a68acb3e
+# %% ../../nbs/8_studies/09_own_task.ipynb #991cc4a7
 def main():
     "`python -m be_nb.studies.own_task`."
     import tyro  # not above: runs are also asked where there is no command line
 
-    config = tyro.cli(OwnTaskConfig, prog="python -m be_nb.studies.own_task")
-    try:
-        ask_runs(config)
-    except (FileNotFoundError, ValueError) as error:  # what the reader can mend
-        raise SystemExit(str(error)) from None
+    with at_a_terminal():
+        ask_runs(tyro.cli(OwnTaskConfig, prog="python -m be_nb.studies.own_task"))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is called __main__, too, but has no file

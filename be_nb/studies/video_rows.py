@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'VideoRowsConfig', 'video_run', 'judge_videos', 'asked_of', 'run_row', 'find_cells', 'check_rows',
            'video_rows', 'keep', 'video_gains', 'folders_of', 'video_table', 'draw_carried', 'carried', 'main']
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #69734c95
+# %% ../../nbs/8_studies/10_video_rows.ipynb #a4709902
 import json
 import time
 import warnings
@@ -25,7 +25,7 @@ from ..settings import LadderConfig, LeaderboardConfig, PretrainConfig
 from .cells import arm_settings, cell_settings, find_row, train_minutes
 from .ladder import chance, check_footage, data_settings, gains, judge_rung, open_lists, rung_of
 from .leaderboard import by_seed, differences, extremes, means, points
-from .miniature import keep_cell, keep_rows, name_by_settings, read_record
+from .miniature import at_a_terminal, keep_cell, keep_rows, name_by_settings, read_record
 from ..train import pretrain
 from ..training.divergence import Diverged
 from ..training.run import run_folder
@@ -223,19 +223,20 @@ def video_table(
         lines.append(f"| {next(row['title'] for row in rows if row['row'] == name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #70b9ba53
+# %% ../../nbs/8_studies/10_video_rows.ipynb #a2879b6c
 def draw_carried(
     rows: list,    # from `video_rows`
     board: list,   # cells of the leaderboard
 ) -> Picture:
     "For each folder: what BE does to a row on the leaderboard, and what it does there; bars from seed to seed."
     folders, known = folders_of(rows), differences(board)
+    gained = means(known)
     picture = Picture(figsize=(3.6 * len(folders), 3.8), dpi=80, layout="constrained")
     for axes, folder in zip(np.ravel(picture.subplots(1, len(folders), sharey=True)), folders):
         found = video_gains(rows, folder)
         for name, y in means(found).items():
-            if known.get(name):
-                x, there, here = means(known)[name], [*known[name].values()], [*found[name].values()]
+            if name in gained:
+                x, there, here = gained[name], [*known[name].values()], [*found[name].values()]
                 axes.plot([x, x], [min(here), max(here)], color="0.8", linewidth=2, zorder=0)
                 axes.plot([min(there), max(there)], [y, y], color="0.8", linewidth=2, zorder=0)
                 axes.plot(x, y, "x", color="tab:blue")
@@ -270,16 +271,13 @@ def carried(
     found: Any = spearmanr([known[name] for name in both], [here[name] for name in both])
     return float(found.statistic)
 
-# %% ../../nbs/8_studies/10_video_rows.ipynb #cdd40c17
+# %% ../../nbs/8_studies/10_video_rows.ipynb #885df272
 def main():
     "`python -m be_nb.studies.video_rows`."
     import tyro  # not above: a study is also run where there is no command line
 
-    config = tyro.cli(VideoRowsConfig, prog="python -m be_nb.studies.video_rows")
-    try:
-        video_rows(config)
-    except (FileNotFoundError, ValueError) as error:  # what the reader can mend
-        raise SystemExit(str(error)) from None
+    with at_a_terminal():
+        video_rows(tyro.cli(VideoRowsConfig, prog="python -m be_nb.studies.video_rows"))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is called __main__, too, but has no file
