@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['leave_out', 'LeftOutConfig', 'ask_left_out', 'leads', 'over_groups', 'lead_table', 'draw_leads', 'main']
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #52e91d06
+# %% ../../nbs/8_studies/11_left_out.ipynb #647ef798
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .miniature import at_a_terminal, StillFrames
 from .own_task import each_run, OwnTaskConfig, partners
 from ..visualize import Picture
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #d355afb5
+# %% ../../nbs/8_studies/11_left_out.ipynb #4187e7f8
 def leave_out(
     x: torch.Tensor,     # (n, d) features of videos
     y: np.ndarray,       # (n,) their classes
@@ -41,7 +41,7 @@ def leave_out(
                              "r1": round(retrieval(*sides, ks=(1,)).recall[1], 4), "videos": int(out.sum())}
     return found
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #60f6eb56
+# %% ../../nbs/8_studies/11_left_out.ipynb #7f9c9425
 @dataclass(frozen=True)
 class LeftOutConfig(OwnTaskConfig):
     "What `python -m be_nb.studies.left_out` needs: runs, device and record as in `OwnTaskConfig`, and videos."
@@ -75,7 +75,7 @@ def ask_left_out(
         return {"groups": found}
     return each_run(config, ask)
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #e0d8f66a
+# %% ../../nbs/8_studies/11_left_out.ipynb #ea43b16f
 def leads(
     rows: list,          # from `ask_left_out`
     key: str = "probe",  # probe, r1 or still
@@ -99,14 +99,15 @@ def over_groups(
             "interval": t_interval([*mean.values()]), "ahead": sum(bool(value > 0) for value in mean.values()),
             "groups": len(groups)}
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #2a04fd2e
+# %% ../../nbs/8_studies/11_left_out.ipynb #bbb5fab8
 def lead_table(
     rows: list,          # from `ask_left_out`
     leave: tuple = (),   # groups that do not count: something was chosen on them
 ) -> str:
     "The leads of each setting over the groups that count, ready for Markdown; named by what not all of them share."
     found = {key: leads(rows, key) for key in ("probe", "r1")}
-    shared = set.intersection(*(set(change) for _, _, *change in found["probe"])) if found["probe"] else set()
+    changed = [set(change) for _, _, *change in found["probe"] if change]
+    shared = set.intersection(*changed) if changed else set()
     lines = ["| rung | steps | change | probe: lead by seed | 95 % over groups | ahead | R@1: lead by seed | "
              "95 % over groups | ahead |", "|---" * 9 + "|"]
     for rung, steps, *change in sorted(found["probe"]):
@@ -119,7 +120,7 @@ def lead_table(
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #5b19a5db
+# %% ../../nbs/8_studies/11_left_out.ipynb #7d43b5f8
 def draw_leads(
     rows: list,          # from `ask_left_out`, of one setting
     chosen: tuple = (),  # groups on which something was chosen: grey, on the right
@@ -139,7 +140,7 @@ def draw_leads(
     axes.set_xticks(range(len(groups)), [f"{group}\nchosen" if group in chosen else group for group in groups])
     return picture
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #7b539fa0
+# %% ../../nbs/8_studies/11_left_out.ipynb #c18ceb5b
 def main():
     "`python -m be_nb.studies.left_out`."
     import tyro  # not above: runs are also judged where there is no command line

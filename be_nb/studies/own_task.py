@@ -62,7 +62,7 @@ def needs_time(
         raise ValueError(f"{config.method} has no right answers, only losses; ask a method that chooses.")
     return Need(*(each["accuracy"] for each in told))
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #12ba03f6
+# %% ../../nbs/8_studies/09_own_task.ipynb #0cdbff83
 KEPT = ("rung", "arm", "seed", "steps", "change", "probe", "commit")  # of a cell of the ladder
 
 
@@ -109,7 +109,7 @@ def each_run(
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #f0f5b616
+# %% ../../nbs/8_studies/09_own_task.ipynb #7f12a2fa
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
