@@ -1,6 +1,7 @@
 """Leaving each person out: against scikit-learn's own splitter, and what is read of the pairs."""
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_both_lists_count_and_nothing_is_asked_twice(asked, monkeypatch):
     assert {group: scores["videos"] for group, scores in row["groups"].items()} == {"0": 8, "1": 8, "2": 8}
     assert all(0 <= scores[key] <= 1 for scores in row["groups"].values() for key in ("probe", "r1", "still"))
     monkeypatch.setattr(L, "trained_method", lambda run: pytest.fail("asked again"))
-    assert L.ask_left_out(asked) == [row] == json.loads(open(asked.record, encoding="utf8").read())["rows"]
+    assert L.ask_left_out(asked) == [row] == json.loads(Path(asked.record).read_text(encoding="utf8"))["rows"]
 
 
 def test_the_command_says_a_mistake_in_a_line(asked, monkeypatch):

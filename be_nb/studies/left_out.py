@@ -99,7 +99,7 @@ def over_groups(
             "interval": t_interval([*mean.values()]), "ahead": sum(bool(value > 0) for value in mean.values()),
             "groups": len(groups)}
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #bbb5fab8
+# %% ../../nbs/8_studies/11_left_out.ipynb #152f82ee
 def lead_table(
     rows: list,          # from `ask_left_out`
     leave: tuple = (),   # groups that do not count: something was chosen on them
@@ -113,7 +113,7 @@ def lead_table(
     for rung, steps, *change in sorted(found["probe"]):
         cells = [rung, str(steps), " ".join(each for each in change if each not in shared)]
         for key in found:
-            told = over_groups(found[key][rung, steps, *change], leave)
+            told = over_groups(found[key][(rung, steps, *change)], leave)
             mean, low, high = told["interval"]
             cells += [", ".join(f"{value:+.1f}" for value in told["seeds"].values()),
                       f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{told['ahead']} of {told['groups']}"]

@@ -109,7 +109,7 @@ def each_run(
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #7f12a2fa
+# %% ../../nbs/8_studies/09_own_task.ipynb #4e309001
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -137,7 +137,7 @@ def partners(
 ) -> list:        # (row of MoCo, row of MoCo + BE): runs that differ in nothing else
     "The rows of cells of the ladder, in pairs."
     known = {(r["arm"], r["rung"], r["steps"], r["seed"], tuple(r["change"])): r for r in rows if "rung" in r}
-    return [(known["moco", *rest], be) for (arm, *rest), be in known.items()
+    return [(known[("moco", *rest)], be) for (arm, *rest), be in known.items()
             if arm == "be" and ("moco", *rest) in known]
 
 # %% ../../nbs/8_studies/09_own_task.ipynb #1e4496fa
