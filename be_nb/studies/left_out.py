@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['leave_out', 'LeftOutConfig', 'ask_left_out', 'leads', 'over_groups', 'lead_table', 'draw_leads', 'main']
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #647ef798
+# %% ../../nbs/8_studies/11_left_out.ipynb #03b66a94
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def leave_out(
                              "r1": round(retrieval(*sides, ks=(1,)).recall[1], 4), "videos": int(out.sum())}
     return found
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #7f9c9425
+# %% ../../nbs/8_studies/11_left_out.ipynb #a2a8d80f
 @dataclass(frozen=True)
 class LeftOutConfig(OwnTaskConfig):
     "What `python -m be_nb.studies.left_out` needs: runs, device and record as in `OwnTaskConfig`, and videos."
@@ -57,8 +58,8 @@ def ask_left_out(
     "Judge every run that is not in the record yet, group by group; print a line for each, write the record after each."
     def ask(run: Path) -> dict:
         past = trained_method(run)[1]
-        how = dict(clips=CLIPS, frames=past.frames, stride=past.stride, size=past.size, short=past.short,
-                   batch_size=256, device=config.device, progress=False)
+        how: dict[str, Any] = dict(clips=CLIPS, frames=past.frames, stride=past.stride, size=past.size,
+                                   short=past.short, batch_size=256, device=config.device, progress=False)
         parts = [open_source(config.data, file, frame_size=past.frame_size, cache=True, labelled=True)
                  for file in config.lists]
         moving = [extract_features(load(run), part, **how) for part in parts]

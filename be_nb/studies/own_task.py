@@ -109,7 +109,7 @@ def each_run(
             write_atomically(path, lambda file, text=text: file.write_text(text + "\n", encoding="utf8"))
     return rows
 
-# %% ../../nbs/8_studies/09_own_task.ipynb #4e309001
+# %% ../../nbs/8_studies/09_own_task.ipynb #32c7cbaf
 class Pair(NamedTuple):
     "Two runs with the same seed and settings, without and with Background Erasing."
 
@@ -136,9 +136,11 @@ def partners(
     rows: list,   # from `each_run`
 ) -> list:        # (row of MoCo, row of MoCo + BE): runs that differ in nothing else
     "The rows of cells of the ladder, in pairs."
-    known = {(r["arm"], r["rung"], r["steps"], r["seed"], tuple(r["change"])): r for r in rows if "rung" in r}
-    return [(known[("moco", *rest)], be) for (arm, *rest), be in known.items()
-            if arm == "be" and ("moco", *rest) in known]
+    by_arm: dict = {"moco": {}, "be": {}}
+    for row in rows:
+        if row.get("arm") in by_arm and "rung" in row:
+            by_arm[row["arm"]][row["rung"], row["steps"], row["seed"], tuple(row["change"])] = row
+    return [(by_arm["moco"][key], be) for key, be in by_arm["be"].items() if key in by_arm["moco"]]
 
 # %% ../../nbs/8_studies/09_own_task.ipynb #1e4496fa
 KINDS = {"SceneBias' motions": ("scenebias", "scenes", "scenes-small", "puppets-large"),
