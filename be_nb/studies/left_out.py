@@ -76,7 +76,7 @@ def ask_left_out(
         return {"groups": found}
     return each_run(config, ask)
 
-# %% ../../nbs/8_studies/11_left_out.ipynb #ea43b16f
+# %% ../../nbs/8_studies/11_left_out.ipynb #5c92fa2f
 def leads(
     rows: list,          # from `ask_left_out`
     key: str = "probe",  # probe, r1 or still
@@ -93,7 +93,7 @@ def over_groups(
     pairs: dict,          # seed → {group: points}, of `leads`
     leave: tuple = (),    # groups that do not count: something was chosen on them
 ) -> dict:                # seeds: mean of each over the groups; interval: [mean, low, high]; ahead: groups with a lead
-    "What holds for a person who was not asked: Student's 95 % interval over the persons, each the mean of its seeds."
+    "Mean over persons, each the mean of its seeds; Student's 95 % interval for that of all persons there could be."
     groups = [group for group in sorted(next(iter(pairs.values()))) if group not in leave]
     mean = {group: np.mean([each[group] for each in pairs.values()]) for group in groups}
     return {"seeds": {seed: float(np.mean([pairs[seed][group] for group in groups])) for seed in sorted(pairs)},
