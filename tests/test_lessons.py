@@ -67,6 +67,7 @@ def test_lesson_teaches(path):
                 if any(k.startswith("image/") for k in o.get("data", {}))]
     assert pictures, "no picture is stored"
     assert prose.count("<details><summary>answer</summary>") >= 3, "at least three exercises with folded answers"
+    assert not re.search(r"[^\n]\n<details>", prose), "without an empty line before it an answer lies open on a page"
     assert "summary" in prose and "exercises" in prose
     assert any(re.search(r"^\s*assert |test_", c.source, re.M) for c in cells(nb, "code")), "nothing is tested"
 
