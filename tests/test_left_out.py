@@ -117,3 +117,8 @@ def test_every_pair_is_a_dot_for_every_group():
         dots = [line for line in axes.lines if line.get_marker() == "o"]
         assert sum(len(line.get_xdata()) for line in dots) == 2 * 3
     assert [label.get_text() for label in picture.axes[1].get_xticklabels()] == ["b", "c", "a\nchosen"]
+
+
+def test_videos_must_be_named(asked):
+    with pytest.raises(ValueError, match="--data FOLDER"):
+        L.ask_left_out(L.LeftOutConfig(runs=asked.runs))
